@@ -1,0 +1,1 @@
+"""DreamPRM: multimodal process reward models trained by bilevel data reweighting."""

@@ -1,0 +1,194 @@
+"""Many prefixes, one forward: token tries packed into a single sequence.
+
+The prefixes of a chain of thought share the image, the question and the earlier steps; the
+candidates of one question share image and question. Prompts about one image therefore form a
+*trie* of token ids: what is equal is computed once, and every prompt keeps its own tail (the chat
+template's ``<|im_end|>\\n<|im_start|>assistant\\n``). A token sees its ancestors only and sits at the
+position it would have alone, so every score equals that of the prompt forwarded by itself.
+
+Tries of different images are laid one after the other without padding; attention runs within each
+of them, so its cost does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .prompts import EncodedPrompts
+
+ATTENTION_NAME = "packed_trees"
+
+
+@dataclass
+class Tree:
+    """One trie within the packed sequence."""
+
+    start: int  # first token in the packed sequence
+    end: int
+    longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
+    ancestors: torch.Tensor | None  # bool [n, n], row sees column; None: one plain causal chain
+
+
+@dataclass
+class PackedTrees:
+    """A batch of prompts as one sequence of N tokens.
+
+    ``read_outs[r]`` is where prompt r ends; prompts keep the order in which they were given.
+    """
+
+    input_ids: torch.Tensor  # [N]
+    depths: torch.Tensor  # [N], position of the token in its own prompt
+    read_outs: torch.Tensor  # [R]
+    trees: list[Tree]
+    pixel_values: torch.Tensor  # [patches, patch_dim], images in the order of the trees
+    image_grid_thw: torch.Tensor  # [trees, 3]
+    prompt_tokens: int  # tokens that separate forwards would have taken
+
+    def to(self, device: torch.device | str) -> PackedTrees:
+        """Copy to ``device`` without waiting for the copy where the memory is pinned."""
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        trees = [
+            replace(tree, ancestors=None if tree.ancestors is None else move(tree.ancestors))
+            for tree in self.trees
+        ]
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            depths=move(self.depths),
+            read_outs=move(self.read_outs),
+            trees=trees,
+            pixel_values=move(self.pixel_values),
+        )
+
+    def pin_memory(self) -> PackedTrees:
+        """Called by the data loader: page-locked memory, so that copies overlap with compute."""
+        pin = torch.Tensor.pin_memory
+        trees = [
+            replace(tree, ancestors=None if tree.ancestors is None else pin(tree.ancestors))
+            for tree in self.trees
+        ]
+        return replace(
+            self,
+            input_ids=pin(self.input_ids),
+            depths=pin(self.depths),
+            read_outs=pin(self.read_outs),
+            trees=trees,
+            pixel_values=pin(self.pixel_values),
+        )
+
+
+def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
+    """Pack prompts into tries, one per distinct image.
+
+    Args:
+        groups: prompts with their image; groups with the same ``image_key`` share a trie, so
+            neither the image nor a common beginning is computed twice.
+    """
+    by_image: dict[str, list[tuple[int, list[int]]]] = {}
+    images = []
+    prompt_count = 0
+    for group in groups:
+        if group.image_key not in by_image:
+            by_image[group.image_key] = []
+            images.append(group.image)
+        for token_ids in group.token_ids:
+            by_image[group.image_key].append((prompt_count, token_ids))
+            prompt_count += 1
+
+    input_ids, depths, trees = [], [], []
+    read_outs = torch.empty(prompt_count, dtype=torch.long)
+    for prompts in by_image.values():
+        start = len(input_ids)
+        nodes, tree_depths, paths, ancestors = build_trie([token_ids for _, token_ids in prompts])
+        for (index, _), path in zip(prompts, paths, strict=True):
+            read_outs[index] = start + path[-1]
+        input_ids += nodes
+        depths += tree_depths
+        longest = max((token_ids for _, token_ids in prompts), key=len)
+        trees.append(Tree(start, len(input_ids), longest, ancestors))
+    return PackedTrees(
+        input_ids=torch.tensor(input_ids),
+        depths=torch.tensor(depths),
+        read_outs=read_outs,
+        trees=trees,
+        pixel_values=torch.cat([image.pixel_values for image in images]),
+        image_grid_thw=torch.stack([image.grid_thw for image in images]),
+        prompt_tokens=sum(len(ids) for group in groups for ids in group.token_ids),
+    )
+
+
+def build_trie(
+    prompts: list[list[int]],
+) -> tuple[list[int], list[int], list[list[int]], torch.Tensor | None]:
+    """The trie of token sequences, its nodes in an order where parents come first.
+
+    Each prompt is tokenised as a whole before it gets here and shares exactly what is equal from
+    the first token on, so a tokenizer that merges across a step boundary changes nothing.
+
+    Returns:
+        token id of every node, its depth, the path of node numbers of every prompt, and the
+        bool matrix ``[nodes, nodes]`` of who sees whom (``None`` if the trie is a single chain).
+    """
+    nodes: list[int] = []
+    depths: list[int] = []
+    paths: list[list[int]] = []
+    branches: list[tuple[list[int], int]] = []  # (path it grows from, number of new nodes)
+    for prompt in prompts:
+        shared: list[int] = []
+        for number, path in enumerate(paths):
+            length = _common_length(prompt, prompts[number])
+            if length > len(shared):
+                shared = path[:length]
+        first_new = len(nodes)
+        nodes += prompt[len(shared) :]
+        depths += range(len(shared), len(prompt))
+        branches.append((shared, len(nodes) - first_new))
+        paths.append(shared + list(range(first_new, len(nodes))))
+    if len(nodes) == max(depths) + 1:
+        return nodes, depths, paths, None
+    ancestors = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    first_new = 0
+    for shared, count in branches:
+        new = slice(first_new, first_new + count)
+        ancestors[new, shared] = True
+        ancestors[new, new] = torch.ones(count, count, dtype=torch.bool).tril()
+        first_new += count
+    return nodes, depths, paths, ancestors
+
+
+def _common_length(left: list[int], right: list[int]) -> int:
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:
+        return limit
+    return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+
+
+def tree_attention(module, query, key, value, attention_mask, **kwargs):
+    """Scaled dot-product attention within each tree of a packed sequence.
+
+    Registered with transformers as ``"packed_trees"``. ``attention_mask`` is the list of trees; a
+    usual mask (from ``generate``, say) falls through to transformers' own SDPA.
+    """
+    if not isinstance(attention_mask, list):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    outputs = []
+    for tree in attention_mask:
+        tokens = slice(tree.start, tree.end)
+        output, _ = sdpa_attention_forward(
+            module,
+            query[:, :, tokens],
+            key[:, :, tokens],
+            value[:, :, tokens],
+            None if tree.ancestors is None else tree.ancestors[None, None],
+            **kwargs,
+        )
+        outputs.append(output)
+    return torch.cat(outputs, dim=1), None
+
+
+AttentionInterface.register(ATTENTION_NAME, tree_attention)

@@ -1,0 +1,131 @@
+"""The process reward model: a vision-language model and a linear head on its vocabulary logits.
+
+    V(x, prefix) = sigmoid(z),   z = LN(logits at the last position of the prompt)
+
+as published (DreamPRM, section 3), so that published checkpoints load. Only the read-out positions
+reach the vocabulary layer, and there the two linear maps are folded into one: for logits W h and
+head weights u, z = u·(W h) + b = (Wᵀu)·h + b, the same number without a vocabulary-sized vector.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from .prefix_tree import ATTENTION_NAME, PackedTrees, pack
+from .prompts import PromptEncoder, chain_prompts
+
+HEAD_FILE = "LN_weights.pt"
+BASE_DIRECTORY = "base_model"
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device | str, precision: str):
+    """Compute in ``precision`` (``bf16``, ``fp16``, ``fp32``) over fp32 parameters."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=_AUTOCAST_DTYPES[precision])
+
+
+class RewardModel(nn.Module):
+    """Process reward model φ.
+
+    Args:
+        base_model: an ``AutoModelForImageTextToText`` of the Qwen2-VL family.
+        encoder: turns images and texts into this model's inputs; only ``score`` and ``select``
+            need it.
+    """
+
+    def __init__(self, base_model: nn.Module, encoder: PromptEncoder | None = None) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.base_model.config.use_cache = False
+        self.base_model.model.language_model.set_attn_implementation(ATTENTION_NAME)
+        self.LN = nn.Linear(base_model.config.get_text_config().vocab_size, 1)
+        self.encoder = encoder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **encoder_options,
+    ) -> RewardModel:
+        """Load a reward model.
+
+        Args:
+            path: a directory written by training (``base_model/`` and ``LN_weights.pt``), or any
+                vision-language checkpoint or hub name, which gets a fresh head.
+            dtype: of the parameters; training keeps fp32 master weights.
+            encoder_options: passed to :class:`~reweighting.prompts.PromptEncoder`.
+        """
+        directory = Path(path)
+        trained = (directory / BASE_DIRECTORY).is_dir()
+        source = str(directory / BASE_DIRECTORY) if trained else str(path)
+        base_model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+        encoder = PromptEncoder(AutoProcessor.from_pretrained(source), **encoder_options)
+        model = cls(base_model, encoder)
+        if trained and (directory / HEAD_FILE).exists():
+            state = torch.load(directory / HEAD_FILE, map_location="cpu", weights_only=True)
+            model.LN.load_state_dict(state)
+        return model.to(device)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``base_model/`` (with the processor) and ``LN_weights.pt`` into ``directory``."""
+        directory = Path(directory)
+        self.base_model.save_pretrained(directory / BASE_DIRECTORY)
+        if self.encoder is not None:
+            self.encoder.processor.save_pretrained(directory / BASE_DIRECTORY)
+        torch.save(self.LN.state_dict(), directory / HEAD_FILE)
+
+    def forward(self, packed: PackedTrees) -> torch.Tensor:
+        """Logits z of all prompts, float32 ``[R]`` in the order given to ``pack``."""
+        outputs = self.base_model.model(
+            input_ids=packed.input_ids[None],
+            position_ids=self._positions(packed)[:, None],
+            # A dictionary reaches the attention function as it is; trees stand in for a mask.
+            attention_mask={"full_attention": packed.trees},
+            pixel_values=packed.pixel_values,
+            image_grid_thw=packed.image_grid_thw,
+            use_cache=False,
+        )
+        hidden = outputs.last_hidden_state[0, packed.read_outs].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
+            direction = self.LN.weight[0].float() @ vocabulary.float()
+            return hidden @ direction + self.LN.bias.float()
+
+    def _positions(self, packed: PackedTrees) -> torch.Tensor:
+        """M-RoPE positions ``[3, N]``: those every token would have in its own prompt.
+
+        The prompts of a tree share everything up to the end of their image and go on with text, so
+        a position depends on the depth alone and the longest prompt knows them all.
+        """
+        lengths = [len(tree.longest_prompt) for tree in packed.trees]
+        ids = torch.zeros(len(packed.trees), max(lengths), dtype=torch.long)
+        for row, tree in enumerate(packed.trees):
+            ids[row, : lengths[row]] = torch.tensor(tree.longest_prompt)
+        image_token = self.base_model.config.image_token_id
+        by_depth, _ = self.base_model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == image_token).int(),
+            image_grid_thw=packed.image_grid_thw,
+            attention_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
+        )
+        tree_of_token = torch.repeat_interleave(
+            torch.tensor([tree.end - tree.start for tree in packed.trees])
+        )
+        device = packed.input_ids.device
+        return by_depth.to(device)[:, tree_of_token.to(device), packed.depths]
+
+    @torch.no_grad()
+    def score(self, image: str | Path | Image.Image, question: str, response: str) -> list[float]:
+        """V of every step prefix of ``response``, shortest first, each in (0, 1)."""
+        packed = pack([self.encoder.encode(image, chain_prompts(question, response))])
+        return torch.sigmoid(self(packed.to(self.LN.weight.device))).tolist()
