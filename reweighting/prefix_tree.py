@@ -2,8 +2,8 @@
 
 The prefixes of a chain of thought share the image, the question and the earlier steps; the
 candidates of one question share image and question. Prompts about one image therefore form a
-*trie* of token ids: what is equal is computed once, and every prompt keeps its own tail (the chat
-template's ``<|im_end|>\\n<|im_start|>assistant\\n``). A token sees its ancestors only and sits at the
+*trie* of token ids: what is equal is computed once, and every prompt keeps its own tail (the end of
+the user turn and the opening of the assistant's). A token sees its ancestors only and sits at the
 position it would have alone, so every score equals that of the prompt forwarded by itself.
 
 Tries of different images are laid one after the other without padding; attention runs within each

@@ -180,8 +180,7 @@ class PromptEncoder:
         # fetch_image has already rounded the sides: the same bounds make this step resize nothing.
         inputs = self.processor.image_processor(
             images=[image],
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
+            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
             return_tensors="pt",
         )
         return EncodedImage(inputs["pixel_values"], inputs["image_grid_thw"][0])

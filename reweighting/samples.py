@@ -21,7 +21,7 @@ from .prompts import chain_prompts, join, open_image, split_question
 
 MAX_LISTED = 20
 # Text that the tokenizer would take for an image or the end of a turn.
-_CONTROL_TOKEN = re.compile(r"<\|(?:image_pad|video_pad|vision_start|vision_end|im_start|im_end)\|>")
+_CONTROL_TOKEN = re.compile(r"<\|(?:(?:image|video)_pad|vision_(?:start|end)|im_(?:start|end))\|>")
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DataError(Exception):
         lines = problems[:MAX_LISTED]
         if len(problems) > 1:
             more = len(problems) - len(lines)
-            lines.append(f"{len(problems)} problems" + (f", {more} more not listed" if more else ""))
+            lines.append(f"{len(problems)} problems" + (f", {more} not listed" if more else ""))
         super().__init__("\n".join(lines))
 
 

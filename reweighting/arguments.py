@@ -1,0 +1,204 @@
+"""The command line of ``main.py``: flags, defaults, and what cannot go together."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import os
+
+import torch
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Every flag with its default, unless the help text already says it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS, False):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def _whole(minimum: int):
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, is {value}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def _real(minimum: float = 0.0, positive: bool = False):
+    def parse(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or value < minimum or (positive and value == minimum):
+            bound = "above" if positive else "at least"
+            raise argparse.ArgumentTypeError(f"must be {bound} {minimum:g}, is {text}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags of training."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Train a multimodal process reward model with learned domain weights "
+        "(DreamPRM, arXiv 2505.20241).",
+        formatter_class=_HelpFormatter,
+    )
+
+    group = parser.add_argument_group("data and model")
+    add = group.add_argument
+    add("--train_json_file", required=True, help="train records: a JSON array or JSON Lines")
+    add("--meta_json_file", help="meta records: whole chains, right or wrong; needed unless "
+        "--baseline")
+    add("--weights_path", required=True, help="directory for checkpoints, weights and metrics")
+    add("--reward_model", default="Qwen/Qwen2-VL-2B-Instruct",
+        help="where training starts: a hub name, a checkpoint directory, or a directory written by "
+        "training (base_model/, LN_weights.pt, domain_weights.pt)")
+    add("--image_root", default=".", help="directory relative image paths start from; images must "
+        "lie inside it")
+    add("--allow_external_images", action="store_true",
+        help="accept http(s) URLs and images outside --image_root")
+    add("--skip_bad_records", action="store_true",
+        help="leave out records with problems, and say how many, instead of stopping")
+    add("--max_image_size", type=_whole(28), default=512,
+        help="longest side of an image in pixels; larger ones are shrunk")
+    add("--min_pixels", type=_whole(1), help="smallest image area in pixels; smaller ones are "
+        "enlarged (default: the processor's)")
+    add("--max_pixels", type=_whole(1), help="largest image area in pixels; larger ones are shrunk "
+        "(default: the processor's)")
+
+    group = parser.add_argument_group("training set-up")
+    add = group.add_argument
+    add("--iteration_num", type=_whole(1), default=10000, help="lower optimizer steps")
+    add("--max_epoch", type=_whole(1), default=120,
+        help="passes over the train records at most; whichever limit comes first ends the run")
+    add("--batch_size", type=_whole(1), default=1, help="train records a forward pass")
+    add("--meta_batch_size", type=_whole(1), default=1, help="meta chains an upper step")
+    add("--device", default="cuda", help="cuda, cuda:N or cpu")
+    add("--local_rank", type=_whole(0), default=0, help="number of the CUDA device that plain "
+        "'cuda' means")
+    add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16",
+        help="of the computation; parameters and the reward head are fp32 throughout")
+    add("--strategy", choices=["default"], default="default",
+        help="one process on one device; the only strategy so far")
+    add("--seed", type=int, default=1, help="of the head's initial weights and the order of data")
+    add("--num_workers", type=_whole(0), default=2,
+        help="processes that read images and tokenise; 0: the training process does it")
+    add("--image_cache_mib", type=_whole(0), default=1024,
+        help="memory for processed images in MiB, shared among the workers; 0: no cache")
+
+    group = parser.add_argument_group("lower level: the reward model")
+    add = group.add_argument
+    add("--loss", choices=["bce", "mse"], default="bce",
+        help="against the Monte-Carlo accuracy: cross-entropy, or squared error as published")
+    add("--lr", type=_real(positive=True), default=5e-7, help="learning rate (AdamW)")
+    add("--weight_decay", type=_real(), default=1e-3, help="decoupled weight decay (AdamW)")
+    add("--scheduler_step_size", type=_whole(1), default=5000,
+        help="lower steps between two cuts of the learning rate")
+    add("--scheduler_gamma", type=_real(positive=True), default=0.5,
+        help="factor of each cut; 1: constant")
+    add("--gradiant_accumulation", "--gradient_accumulation", type=_whole(1), default=1,
+        dest="gradient_accumulation", help="batches a lower step; all count in the hypergradient")
+    add("--max_grad_norm", type=_real(), default=0.0,
+        help="the gradient's norm is clipped to this; 0: no clipping")
+
+    group = parser.add_argument_group("upper level: the domain weights")
+    add = group.add_argument
+    add("--baseline", action="store_true",
+        help="no reweighting: train the vanilla reward model, all weights 1")
+    add("--meta_loss", choices=["mse", "bce"], default="mse",
+        help="of the aggregated score against true/false: squared error as published, or "
+        "cross-entropy")
+    add("--meta_lr", type=_real(positive=True), default=0.01, help="learning rate (AdamW)")
+    add("--meta_weight_decay", type=_real(), default=0.0,
+        help="decoupled weight decay (AdamW); pulls the raw weights to 0, the weights to 1")
+    add("--unroll_steps", type=_whole(1), default=5, help="lower steps before each upper step")
+
+    group = parser.add_argument_group("checkpoints and reports")
+    add = group.add_argument
+    add("--save_every_iterations", type=_whole(1), default=1000,
+        help="lower steps between checkpoints; one is also written at the end, on Ctrl-C and on "
+        "SIGTERM")
+    add("--resume", action="store_true",
+        help="continue the run in --weights_path where its last checkpoint left it; a run that has "
+        "none starts")
+    add("--logging_steps", type=_whole(1), default=10, help="lower steps a line of metrics.jsonl")
+    add("--report_to", choices=["none", "tensorboard", "wandb"], default="none",
+        help="also send the metrics there; metrics.jsonl is always written")
+    add("--dry_run", action="store_true",
+        help="check everything, print the plan with an estimate of memory, and stop")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check; prints one sentence and exits with code 2 if the flags make no sense."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    check(arguments, parser.error)
+    return arguments
+
+
+def check(arguments: argparse.Namespace, error) -> None:
+    """Call ``error(sentence)`` for flags that cannot work, with each other or on this machine."""
+    a = arguments
+    if a.meta_json_file is None and not a.baseline:
+        error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
+    if a.baseline and a.meta_json_file is not None:
+        error("--baseline trains without meta data: leave out --meta_json_file")
+    if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
+        error(f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}")
+    if not a.baseline and a.unroll_steps > a.iteration_num:
+        error(
+            f"--unroll_steps {a.unroll_steps} is above --iteration_num {a.iteration_num}: no upper "
+            "step would ever be taken"
+        )
+    try:
+        device = torch.device(a.device)
+    except RuntimeError:
+        error(f"--device {a.device} is no device: cuda, cuda:N or cpu")
+    if device.type not in ("cuda", "cpu"):
+        error(f"--device {a.device} is not supported: cuda, cuda:N or cpu")
+    if device.type == "cpu" and a.local_rank:
+        error("--local_rank numbers CUDA devices and means nothing with --device cpu")
+    if device.type == "cuda":
+        if device.index is not None and a.local_rank:
+            error(f"--device {a.device} already names a device: leave out --local_rank")
+        index = a.local_rank if device.index is None else device.index
+        if not a.dry_run and index >= torch.cuda.device_count():
+            error(
+                f"--device {a.device}: CUDA device {index} is not there "
+                f"({torch.cuda.device_count()} found); --device cpu runs on the processor"
+            )
+        a.device = f"cuda:{index}"
+    if not 0 <= a.seed < 2**31:
+        error(f"--seed must lie in 0 ... {2**31 - 1}, is {a.seed}")
+    package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(a.report_to)
+    if package and importlib.util.find_spec(package) is None:
+        error(f"--report_to {a.report_to} needs a package: pip install {package}")
+    if not os.path.isdir(a.image_root):
+        error(f"--image_root {a.image_root} is no directory")
+    problem = unwritable(a.weights_path)
+    if problem:
+        error(f"--weights_path {a.weights_path} cannot be written: {problem}")
+
+
+def unwritable(path: str) -> str | None:
+    """Why a directory could not be created or written at ``path``, or None."""
+    present = os.path.abspath(path)
+    while not os.path.lexists(present):
+        present = os.path.dirname(present)
+    if not os.path.isdir(present):
+        return f"{present} is no directory"
+    if not os.access(present, os.W_OK | os.X_OK):
+        return f"no permission in {present}"
+    return None

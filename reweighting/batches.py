@@ -1,0 +1,174 @@
+"""From samples to batches: a resumable random order, workers, collation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from .prefix_tree import PackedTrees, pack
+from .prompts import EncodedPrompts, PromptEncoder
+from .samples import MetaSample, TrainSample
+
+
+@dataclass
+class TrainBatch:
+    """B step prefixes."""
+
+    prompts: PackedTrees
+    accuracy: torch.Tensor  # [B], Monte-Carlo accuracy in [0, 1]
+    domains: torch.Tensor  # [B], domain index
+    records: torch.Tensor  # [B], record number in the file, from 1
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        return replace(
+            self,
+            prompts=self.prompts.to(device),
+            accuracy=self.accuracy.to(device, non_blocking=True),
+            domains=self.domains.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> TrainBatch:
+        return replace(
+            self,
+            prompts=self.prompts.pin_memory(),
+            accuracy=self.accuracy.pin_memory(),
+            domains=self.domains.pin_memory(),
+        )
+
+
+@dataclass
+class MetaBatch:
+    """M whole chains of thought with R step prefixes in all."""
+
+    prompts: PackedTrees
+    chain: torch.Tensor  # [R], which of the M chains a prefix belongs to
+    true_false: torch.Tensor  # [M], 1 right, 0 wrong
+    records: torch.Tensor  # [M], record number in the file, from 1
+
+    def to(self, device: torch.device | str) -> MetaBatch:
+        return replace(
+            self,
+            prompts=self.prompts.to(device),
+            chain=self.chain.to(device, non_blocking=True),
+            true_false=self.true_false.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> MetaBatch:
+        return replace(
+            self,
+            prompts=self.prompts.pin_memory(),
+            chain=self.chain.pin_memory(),
+            true_false=self.true_false.pin_memory(),
+        )
+
+
+class EncodedDataset(Dataset):
+    """Samples with their prompts tokenised and their image processed, inside the worker."""
+
+    def __init__(
+        self, samples: Sequence[TrainSample | MetaSample], encoder: PromptEncoder
+    ) -> None:
+        self.samples = samples
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[TrainSample | MetaSample, EncodedPrompts]:
+        sample = self.samples[index]
+        prompts = [sample.prompt] if isinstance(sample, TrainSample) else sample.prompts
+        return sample, self.encoder.encode(sample.image, prompts)
+
+
+class CollateTrain:
+    """Pack records into a :class:`TrainBatch`; ``domains`` fixes the domain indices."""
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.index = {domain: index for index, domain in enumerate(domains)}
+
+    def __call__(self, items: list[tuple[TrainSample, EncodedPrompts]]) -> TrainBatch:
+        samples = [sample for sample, _ in items]
+        return TrainBatch(
+            prompts=pack([prompts for _, prompts in items]),
+            accuracy=torch.tensor([sample.accuracy for sample in samples], dtype=torch.float32),
+            domains=torch.tensor([self.index[sample.domain] for sample in samples]),
+            records=torch.tensor([sample.record for sample in samples]),
+        )
+
+
+def collate_meta(items: list[tuple[MetaSample, EncodedPrompts]]) -> MetaBatch:
+    """Pack whole chains into a :class:`MetaBatch`."""
+    samples = [sample for sample, _ in items]
+    steps = torch.tensor([len(sample.prompts) for sample in samples])
+    return MetaBatch(
+        prompts=pack([prompts for _, prompts in items]),
+        chain=torch.repeat_interleave(steps),
+        true_false=torch.tensor([float(sample.true_false) for sample in samples]),
+        records=torch.tensor([sample.record for sample in samples]),
+    )
+
+
+class ShuffledStream(Sampler[list[int]]):
+    """Endless batches of indices: one random permutation after the other.
+
+    Batches run across the border of two epochs, so all have the same size. The order depends on
+    the seed alone; ``start`` skips that many batches, which is how a run resumes mid-epoch.
+
+    Args:
+        size: number of items.
+        batch_size: items a batch.
+        seed: of the order; epoch e is permuted by the generator seeded with (seed, e).
+        start: number of batches already used.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self.start * self.batch_size
+        epoch, order = -1, []
+        while True:
+            batch = []
+            for index in range(position, position + self.batch_size):
+                if index // self.size != epoch:
+                    epoch = index // self.size
+                    order = self._permutation(epoch)
+                batch.append(order[index % self.size])
+            position += self.batch_size
+            yield batch
+
+    def _permutation(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.size, generator=generator).tolist()
+
+
+def batch_loader(
+    samples: Sequence[TrainSample | MetaSample],
+    encoder: PromptEncoder,
+    collate,
+    stream: ShuffledStream,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """A loader over ``stream``; ``workers`` = 0 encodes in the training process."""
+    return DataLoader(
+        EncodedDataset(samples, encoder),
+        batch_sampler=stream,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker, and its share of the image cache."""
+    torch.set_num_threads(1)
+    info = get_worker_info()
+    info.dataset.encoder.cache_bytes //= info.num_workers

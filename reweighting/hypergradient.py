@@ -1,0 +1,172 @@
+"""The derivative of the meta loss with respect to the weights of the training data.
+
+One lower step maps the parameters φ to φ' = U(φ, g) with g = 1/B Σ_j w_j(α) ∇ℓ_j(φ). Through this
+step
+
+    dL_meta/dα = Σ_j ∂w_j/∂α · s_j,   s_j = 1/B ⟨∇ℓ_j(φ), u⟩,   u = (∂U/∂g)ᵀ v,   v = ∇L_meta(φ')
+
+which is the *exact* one-step-unrolled hypergradient. For AdamW ∂U/∂g is diagonal and known in
+closed form (SAMA, arXiv 2310.05674, uses the same idea), so no second derivative of the network
+and no finite difference is needed. The inner products s_j come
+
+- from the stored lower gradient, when all records of the step share one weight: for free;
+- from one forward-mode pass at φ along u otherwise, without a graph. φ itself is recovered from
+  φ' by undoing the optimizer step, which costs no memory between steps.
+
+The function is registered with Betty under the name ``unrolled`` and called by its engine.
+"""
+
+from __future__ import annotations
+
+import torch
+from betty.hypergradient import jvp_fn_mapping
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def unrolled(vector, curr, prev, sync):
+    """Hypergradient through the last lower step, in the signature of Betty's table.
+
+    Args:
+        vector: v, the gradient of the meta loss at φ' for each of ``curr``'s parameters.
+        curr: the lower problem.
+        prev: the upper problem, whose ``.grad`` receives the result.
+        sync: Betty asks to add into ``prev``'s gradients instead of returning them.
+    """
+    scale = curr.loss_scaler.get_scale()  # 1 unless computing in fp16
+    products = inner_products(curr, [v / scale for v in vector] if scale != 1 else vector)
+    with torch.enable_grad():
+        objective = sum(
+            (prev.module(batch.domains) * product).sum()
+            for batch, product in zip(curr.cur_batch, products, strict=True)
+        )
+    gradients = torch.autograd.grad(objective, prev.trainable_parameters())
+    if not sync:
+        return gradients
+    prev.set_grads(prev.trainable_parameters(), gradients)
+    return None
+
+
+jvp_fn_mapping["unrolled"] = unrolled
+
+
+@torch.no_grad()
+def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
+    """s_j of every record of the last lower step, one tensor ``[B]`` per micro-batch."""
+    step = lower.last_step
+    if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
+        return [torch.zeros_like(batch.accuracy) for batch in lower.cur_batch]
+    direction = step.pull_back(vector)
+    weights = lower.weights(lower.cur_batch)
+    domains = torch.cat([batch.domains for batch in lower.cur_batch])
+    weight = weights[0][0]
+    if weight != 0 and (domains == domains[0]).all():
+        # All records share the weight w: Σ_j s_j = ⟨g, u⟩ / w, and only the sum matters.
+        total = inner(direction, step.gradients) / weight
+        records = sum(len(w) for w in weights)
+        return [torch.full_like(w, total / records) for w in weights]
+    records = sum(len(w) for w in weights)
+    before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
+    along = dict(zip(lower.parameter_names(), direction, strict=True))
+    return [
+        directional_derivatives(lower, before, along, batch) / records
+        for batch in lower.cur_batch
+    ]
+
+
+def directional_derivatives(
+    lower,
+    parameters: dict[str, torch.Tensor],
+    direction: dict[str, torch.Tensor],
+    batch,
+) -> torch.Tensor:
+    """⟨∇ℓ_j(φ), direction⟩ of every record of ``batch``, ``[B]``, by forward-mode differentiation.
+
+    Fused attention kernels have no forward derivative, hence the plain ("math") one.
+    """
+    with torch.autograd.forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        dual = {
+            name: torch.autograd.forward_ad.make_dual(value, direction[name])
+            for name, value in parameters.items()
+        }
+        with lower.autocast():
+            losses = lower.record_losses(batch, lambda p: functional_call(lower.module, dual, (p,)))
+        return torch.autograd.forward_ad.unpack_dual(losses).tangent
+
+
+def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    """⟨left, right⟩ over lists of tensors, summed in float64: terms of both signs cancel."""
+    return sum((a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)).item()
+
+
+class AdamWStep:
+    """One step of ``torch.optim.AdamW`` seen as a function φ' = U(φ, g), just after it was taken.
+
+    Args:
+        optimizer: has just stepped.
+        gradients: g of every parameter, before clipping.
+        clip: factor ≤ 1 that gradient clipping multiplied g with.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.AdamW, gradients: list[torch.Tensor], clip: float
+    ) -> None:
+        self.optimizer = optimizer
+        self.gradients = gradients
+        self.clip = clip
+        # The scheduler changes the rate after the step and before the hypergradient asks for it.
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
+
+    def _terms(self):
+        """Per parameter: itself, g, m̂, √v̂, ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε, decay."""
+        gradients = iter(self.gradients)
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                time = float(state["step"])
+                correction1, correction2 = 1 - beta1**time, 1 - beta2**time
+                mean = state["exp_avg"] / correction1
+                root = (state["exp_avg_sq"] / correction2).sqrt()
+                yield (
+                    parameter,
+                    next(gradients),
+                    mean,
+                    root,
+                    (1 - beta1) / correction1,
+                    (1 - beta2) / correction2,
+                    rate,
+                    group["eps"],
+                    group["weight_decay"],
+                )
+
+    def pull_back(self, vector: list[torch.Tensor]) -> list[torch.Tensor]:
+        """u = (∂U/∂g)ᵀ v, with g the gradient before clipping.
+
+        U moves a parameter by -η m̂ / (√v̂ + ε); g enters m̂ linearly and v̂ quadratically:
+
+            ∂U/∂g = -η [ a / (√v̂ + ε) - b g m̂ / (√v̂ (√v̂ + ε)²) ],  a = ∂m̂/∂g,  2 b g = ∂v̂/∂g
+        """
+        result = []
+        for v, (_, g, mean, root, a, b, rate, eps, _) in zip(vector, self._terms(), strict=True):
+            denominator = root + eps
+            # Where g and its history are zero, v̂ = 0 and the second term has the limit 0.
+            second = b * (self.clip * g) * mean / (root * denominator.square())
+            second = torch.where(root > 0, second, torch.zeros_like(second))
+            result.append(v * (-rate) * (a / denominator - second))
+        if self.clip < 1:
+            # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.
+            square = inner(self.gradients, self.gradients)
+            along = inner(result, self.gradients)
+            shift = along / square
+            result = [
+                self.clip * (u - shift * g) for u, g in zip(result, self.gradients, strict=True)
+            ]
+        return result
+
+    def undo(self) -> list[torch.Tensor]:
+        """φ, the parameters before the step, up to rounding."""
+        return [
+            (parameter + rate * mean / (root + eps)) / (1 - rate * decay)
+            for parameter, _, mean, root, _, _, rate, eps, decay in self._terms()
+        ]

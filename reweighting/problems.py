@@ -1,0 +1,201 @@
+"""The two levels of DreamPRM as a pair of Betty problems (DreamPRM, section 3).
+
+    lower   φ*(α) = argmin_φ  mean_j  w_{d(j)}(α) · ℓ(V_φ(prefix_j), accuracy_j)
+    upper   α*    = argmin_α  mean_m  ℓ_meta( σ( mean_i z_{m,i}(φ*(α)) ), true_false_m )
+
+Betty's engine takes ``unroll_steps`` lower steps, then one upper step, whose gradient reaches α
+through the lower step by the function registered in :mod:`reweighting.hypergradient`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from betty.problems import ImplicitProblem
+
+from . import hypergradient
+from .batches import MetaBatch, TrainBatch
+from .objectives import aggregate, chain_losses, record_losses
+from .reward_model import autocast
+
+
+class NonFiniteLoss(Exception):
+    """A loss became NaN or infinite; carries the record numbers of its batch."""
+
+
+class _Problem(ImplicitProblem):
+    """What both levels do otherwise than Betty's defaults.
+
+    Betty rebuilds optimizers from their defaults, autocasts on CUDA only and hands out frozen
+    parameters; here the optimizer stays as it was made, any device computes in the precision asked
+    for, and only trainable parameters take part.
+    """
+
+    def __init__(self, *args, batches: Iterator, precision: str = "fp32", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches = batches
+        self.compute_precision = precision
+        self.last_loss = float("nan")
+
+    def patch_optimizer(self) -> None:
+        """Keep the optimizer as it is, with its parameter groups."""
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def parameter_names(self) -> list[str]:
+        """Names of :meth:`trainable_parameters`, in their order."""
+        return [name for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def autocast(self):
+        return autocast(self.device, self.compute_precision)
+
+    def training_step_exec(self, batch) -> torch.Tensor:
+        with self.autocast():
+            return self.training_step(batch)
+
+    def check_finite(self, loss: torch.Tensor, records: torch.Tensor) -> float:
+        """The loss as a number.
+
+        Raises:
+            NonFiniteLoss: it is none.
+        """
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLoss(
+                f"the {self.name} loss is {value} for records {records.tolist()} "
+                f"of the {'train' if self.name == 'lower' else 'meta'} file"
+            )
+        return value
+
+
+class Lower(_Problem):
+    """Lower level: the reward model φ, trained on weighted records.
+
+    Args:
+        loss: ``bce`` or ``mse``, see :func:`~reweighting.objectives.record_losses`.
+        accumulation: micro-batches a step; all of them count in the hypergradient.
+        max_grad_norm: gradient norm is clipped to this; 0 turns clipping off.
+        scheduler: stepped once a lower step (Betty would step its own once a micro-batch).
+        loss_scaler: keeps fp16 gradients from vanishing; disabled otherwise.
+    """
+
+    def __init__(
+        self,
+        *args,
+        loss: str = "bce",
+        accumulation: int = 1,
+        max_grad_norm: float = 0.0,
+        lr_scheduler=None,
+        loss_scaler: torch.amp.GradScaler | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss = loss
+        self.accumulation = accumulation
+        self.max_grad_norm = max_grad_norm
+        self.lr_scheduler = lr_scheduler
+        self.loss_scaler = loss_scaler or torch.amp.GradScaler(enabled=False)
+        self.last_step: hypergradient.AdamWStep | None = None
+        self.on_losses: Callable[[TrainBatch, torch.Tensor], None] = lambda batch, losses: None
+
+    def get_batch(self) -> list[TrainBatch]:
+        """The micro-batches of one step."""
+        return [
+            batch.to(self.device) for batch in itertools.islice(self.batches, self.accumulation)
+        ]
+
+    def record_losses(self, batch: TrainBatch, forward=None) -> torch.Tensor:
+        """Unweighted loss of every record, ``[B]``; ``forward`` replaces the module."""
+        log_odds = (forward or self.module)(batch.prompts)
+        return record_losses(log_odds, batch.accuracy, self.loss)
+
+    def weights(self, batches: list[TrainBatch]) -> list[torch.Tensor]:
+        """w of every record, ``[B]`` per micro-batch, constants here; 1 without an upper level."""
+        if not self.parents:
+            return [torch.ones_like(batch.accuracy) for batch in batches]
+        return [self.upper.module(batch.domains).detach() for batch in batches]
+
+    def training_step(self, batch: TrainBatch) -> torch.Tensor:
+        """Σ_j w_j ℓ_j over one micro-batch."""
+        losses = self.record_losses(batch)
+        self.on_losses(batch, losses.detach())
+        return (self.weights([batch])[0] * losses).sum()
+
+    def one_step_descent(self, batch=None) -> dict[str, float]:
+        """One optimizer step over all micro-batches."""
+        self.last_step = None  # frees its gradients before new ones are made
+        self.cur_batch = self.get_batch()
+        records = sum(len(batch.accuracy) for batch in self.cur_batch)
+        self.last_loss = 0.0
+        for micro_batch in self.cur_batch:
+            loss = self.training_step_exec(micro_batch) / records
+            self.last_loss += self.check_finite(loss, micro_batch.records)
+            self.loss_scaler.scale(loss).backward()
+        self.optimizer_step()
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.zero_grad()
+        return {"loss": self.last_loss}
+
+    def optimizer_step(self) -> None:
+        parameters = self.trainable_parameters()
+        for parameter in parameters:
+            if parameter.grad is None:  # a part of the model this batch does not reach
+                parameter.grad = torch.zeros_like(parameter)
+        self.loss_scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in parameters]
+        clip = 1.0
+        if self.max_grad_norm > 0:
+            norm = torch.nn.utils.get_total_norm(gradients)
+            clip = min(1.0, self.max_grad_norm / float(norm))
+            if clip < 1:
+                for parameter in parameters:
+                    # A new tensor: the unclipped gradient is kept for the hypergradient.
+                    parameter.grad = parameter.grad * clip
+        scale = self.loss_scaler.get_scale()
+        self.loss_scaler.step(self.optimizer)
+        self.loss_scaler.update()
+        skipped = self.loss_scaler.get_scale() < scale
+        if self.parents and not skipped:
+            self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip)
+
+
+class Upper(_Problem):
+    """Upper level: the weights α, trained so that the reward model just updated does well.
+
+    Args:
+        loss: ``mse`` or ``bce``, see :func:`~reweighting.objectives.chain_losses`.
+    """
+
+    def __init__(self, *args, loss: str = "mse", **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss = loss
+        self.hypergradient_norm = float("nan")
+
+    def get_batch(self) -> MetaBatch:
+        return next(self.batches).to(self.device)
+
+    def training_step(self, batch: MetaBatch) -> torch.Tensor:
+        """Aggregation loss of the meta chains under the lower level's present parameters."""
+        log_odds = self.lower.module(batch.prompts)
+        aggregated = aggregate(log_odds, batch.chain, len(batch.true_false))
+        return chain_losses(aggregated, batch.true_false, self.loss).mean()
+
+    def get_loss(self, batch: MetaBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        loss = self.training_step_exec(batch)
+        self.last_loss = self.check_finite(loss, batch.records)
+        return self.lower.loss_scaler.scale(loss), {"loss": self.last_loss}
+
+    def grad_callback(self) -> None:
+        """Called by Betty once the hypergradient is there."""
+        gradients = [p.grad for p in self.trainable_parameters() if p.grad is not None]
+        self.hypergradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def optimizer_step(self) -> None:
+        # In fp16 the meta gradient can overflow; the scale falls at the lower level's next overflow.
+        if math.isfinite(self.hypergradient_norm):
+            self.optimizer.step()
