@@ -56,6 +56,7 @@ class DataError(Exception):
             more = len(problems) - len(lines)
             lines.append(f"{len(problems)} problems" + (f", {more} not listed" if more else ""))
         super().__init__("\n".join(lines))
+        self.notes: list[str] = []
 
 
 @dataclass

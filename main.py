@@ -1,0 +1,65 @@
+"""Train a multimodal process reward model with learned domain weights (DreamPRM).
+
+The paper's run, on one 80 GB GPU:
+
+    python main.py --train_json_file data/train.json --meta_json_file data/meta.json \
+        --weights_path weights/dreamprm
+
+Minutes on a laptop:
+
+    make demo
+"""
+
+from __future__ import annotations
+
+import sys
+
+BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, check, train; returns the process's exit code."""
+    try:
+        import betty.problems  # noqa: F401
+    except ImportError as error:
+        if not (error.name or "").startswith("betty"):
+            raise
+        # Its wheel refuses Python 3.11 and later, on which it runs, and "betty" on the package
+        # index is another program.
+        print(f"Betty is not installed. Install it with\n\n    {BETTY_INSTALL}\n", file=sys.stderr)
+        return 2
+
+    from reweighting.arguments import parse_arguments
+
+    arguments = parse_arguments(argv)
+
+    from reweighting import training
+    from reweighting.plan import print_plan
+    from reweighting.problems import NonFiniteLoss
+    from reweighting.samples import DataError
+
+    training.quiet()
+    try:
+        data = training.load_data(arguments)
+        for note in data.warnings:
+            print(f"warning: {note}", file=sys.stderr)
+        encoder = training.make_encoder(arguments)
+        if arguments.dry_run:
+            print_plan(arguments, data, encoder)
+            return 0
+        return training.ReweightingEngine(arguments, data, encoder).run()
+    except DataError as error:
+        for note in error.notes:
+            print(f"warning: {note}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except training.ResumeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteLoss as error:
+        print(f"\nerror: {error}; the last checkpoint is left as it was", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""``--dry_run``: what a run would do and need, without loading the model."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from .prompts import PromptEncoder
+from .reward_model import BASE_DIRECTORY
+from .training import Data, total_steps
+
+TOKENISED = 200  # records looked at for the token statistics
+
+
+def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
+    """Print records per domain, tokens per record, steps, parameters and estimated memory."""
+    counts = Counter(sample.domain for sample in data.train)
+    print("train records by domain")
+    for domain in data.domains:
+        print(f"  {domain:<24} {counts[domain]:>8,}")
+    print(f"  {'all':<24} {len(data.train):>8,}")
+
+    train_tokens = _tokens(encoder, [[s.prompt] for s in data.train], data.train)
+    print(f"tokens a train record      {_summary(train_tokens)}")
+    if data.meta:
+        right = sum(sample.true_false for sample in data.meta)
+        steps = [len(sample.prompts) for sample in data.meta]
+        print(f"meta chains                {len(data.meta):,} ({right:,} right)")
+        print(f"steps a meta chain         {_summary(steps)}")
+        meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
+        print(f"tokens a meta chain        {_summary(meta_tokens)}")
+    total = total_steps(arguments, len(data.train))
+    epochs = total * arguments.batch_size * arguments.gradient_accumulation / len(data.train)
+    print(f"lower steps                {total:,} ({epochs:.2f} passes over the train records)")
+    if data.meta:
+        upper = total // arguments.unroll_steps
+        passes = upper * arguments.meta_batch_size / len(data.meta)
+        print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
+
+    config = _config(arguments.reward_model)
+    parameters = count_parameters(config)
+    print(f"parameters                 {parameters:,}")
+    longest = max(train_tokens) * arguments.batch_size
+    if data.meta:
+        longest = max(longest, max(meta_tokens) * arguments.meta_batch_size)
+    memory = estimate_memory(config, parameters, longest, reweighting=not arguments.baseline)
+    print(f"estimated peak memory      {memory / 2**30:.1f} GiB")
+
+
+def count_parameters(config) -> int:
+    """Parameters of the reward model, head included, counted without allocating them."""
+    with torch.device("meta"):
+        base = AutoModelForImageTextToText.from_config(config)
+    return sum(p.numel() for p in base.parameters()) + config.get_text_config().vocab_size + 1
+
+
+def estimate_memory(config, parameters: int, tokens: int, reweighting: bool) -> float:
+    """Bytes at the peak of training.
+
+    Parameters, gradients and AdamW's two moments are fp32 (16 bytes a parameter). The upper step
+    holds the meta gradient besides the stored lower gradient (4 more). Every layer keeps its
+    activations for the backward pass: a dozen vectors of the hidden size and three of the MLP's.
+    """
+    text = config.get_text_config()
+    static = parameters * (20 if reweighting else 16)
+    per_token = text.num_hidden_layers * (12 * text.hidden_size + 3 * text.intermediate_size)
+    return static + 4.0 * tokens * per_token
+
+
+def _config(reward_model: str):
+    source = Path(reward_model) / BASE_DIRECTORY
+    return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
+
+
+def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[int]:
+    """Lengths of the prompts of evenly spread samples."""
+    chosen = range(0, len(samples), max(1, len(samples) // TOKENISED))
+    return [
+        len(ids)
+        for index in chosen
+        for ids in encoder.encode(samples[index].image, prompts[index]).token_ids
+    ]
+
+
+def _summary(values: list[int]) -> str:
+    values = sorted(values)
+    return f"median {values[len(values) // 2]:,}, longest {values[-1]:,}"

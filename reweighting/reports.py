@@ -1,0 +1,142 @@
+"""What a run says while it trains: the progress line, metrics.jsonl, TensorBoard or W&B."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from pathlib import Path
+
+import torch
+
+from .checkpoints import METRICS_FILE
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far in GiB: allocated on a CUDA device, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Reporter:
+    """Collects losses between two lines of ``metrics.jsonl`` and writes them.
+
+    Args:
+        arguments: of the run.
+        domains: names of the domains, in the order of their indices.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, domains: list[str]) -> None:
+        self.arguments = arguments
+        self.domains = domains
+        self.path = Path(arguments.weights_path) / METRICS_FILE
+        self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
+        self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
+        self._samples = 0  # of this process, for the speed
+        self._file = None
+        self._send = None
+
+    def __enter__(self) -> Reporter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+        if self.arguments.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(self.path.parent / "tensorboard"))
+            self._send = lambda values, step: [
+                writer.add_scalar(name, value, step) for name, value in values.items()
+            ]
+            self._close = writer.close
+        elif self.arguments.report_to == "wandb":
+            import wandb
+
+            run = wandb.init(project="dreamprm", config=vars(self.arguments))
+            self._send = lambda values, step: run.log(values, step=step)
+            self._close = run.finish
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+        if self._send is not None:
+            self._close()
+
+    def note_losses(self, domains: torch.Tensor, losses: torch.Tensor) -> None:
+        """Remember the unweighted losses ``[B]`` of records of ``domains`` ``[B]``."""
+        domains = domains.cpu()
+        self._loss_sums.index_add_(0, domains, losses.double().cpu())
+        self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
+        self._samples += len(losses)
+
+    def progress_line(self, engine, seconds: float) -> str:
+        """The part of the progress line that tqdm does not know."""
+        parts = [f"loss {engine.lower.last_loss:.4f}"]
+        if not self.arguments.baseline:
+            weights = engine.upper.module.named_weights().values()
+            parts += [
+                f"meta {engine.upper.last_loss:.4f}",
+                f"w {min(weights):.3f}..{max(weights):.3f}",
+                f"|hypergrad| {engine.upper.hypergradient_norm:.1e}",
+            ]
+        parts += [
+            f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
+            f"peak {peak_memory_gib(engine.device):.1f} GiB",
+        ]
+        return ", ".join(parts)
+
+    def write(self, engine, seconds: float) -> None:
+        """Write one line and forget the losses collected so far; nothing if there are none."""
+        count = int(self._loss_counts.sum())
+        if count == 0:
+            return
+        seen = self._loss_counts > 0
+        means = self._loss_sums / self._loss_counts.clamp(min=1)
+        line = {
+            "iteration": engine.iteration,
+            "epoch": engine.iteration * self.arguments.batch_size
+            * self.arguments.gradient_accumulation / len(engine.data.train),
+            "loss": float(self._loss_sums.sum() / count),
+            "weighted_loss": engine.lower.last_loss,
+            "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],
+        }
+        if not self.arguments.baseline:
+            line["meta_loss"] = _number(engine.upper.last_loss)
+            line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
+            line["weights"] = engine.upper.module.named_weights()
+        line["domain_loss"] = {
+            domain: float(mean)
+            for domain, mean, present in zip(self.domains, means, seen, strict=True)
+            if present
+        }
+        line["samples_per_second"] = self._samples / max(seconds, 1e-9)
+        line["peak_memory_gib"] = peak_memory_gib(engine.device)
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._send is not None:
+            self._send(_flat(line), engine.iteration)
+        self._loss_sums.zero_()
+        self._loss_counts.zero_()
+
+    def state_dict(self) -> dict:
+        """Losses collected since the last line, so that a resumed run reports the same means."""
+        return {"loss_sums": self._loss_sums, "loss_counts": self._loss_counts}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loss_sums.copy_(state["loss_sums"])
+        self._loss_counts.copy_(state["loss_counts"])
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN: None before the first upper step."""
+    return None if value != value else value
+
+
+def _flat(line: dict, prefix: str = "") -> dict[str, float]:
+    """Nested metrics as ``group/name``."""
+    flat = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat

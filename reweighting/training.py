@@ -1,0 +1,403 @@
+"""One run of training: data checked, problems built, Betty's engine driven, state saved.
+
+    engine = build(arguments)     # reads and checks everything
+    engine.run()                  # trains, reports, saves
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from betty.configs import Config, EngineConfig
+from betty.engine import Engine
+from betty.logging.logger_base import get_logger as betty_logger
+from tqdm import tqdm
+from transformers import AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from . import checkpoints
+from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
+from .problems import Lower, Upper
+from .prompts import PromptEncoder
+from .reports import Reporter
+from .reward_model import BASE_DIRECTORY, RewardModel
+from .samples import DataError, MetaSample, RecordReader, TrainSample, load_meta, load_train
+from .weighting import DomainTable
+
+# What may change between the parts of an interrupted run: none of it alters a number.
+FREE_ON_RESUME = {
+    "iteration_num",
+    "max_epoch",
+    "save_every_iterations",
+    "logging_steps",
+    "num_workers",
+    "image_cache_mib",
+    "report_to",
+    "resume",
+    "dry_run",
+    "device",
+    "local_rank",
+    "weights_path",
+    "allow_external_images",
+    "train_json_file",
+    "meta_json_file",
+    "reward_model",
+}
+
+
+@dataclass
+class Data:
+    """The checked data of a run."""
+
+    train: list[TrainSample]
+    meta: list[MetaSample]
+    domains: list[str]  # in order of first appearance, as published
+    warnings: list[str]
+    fingerprint: str  # of both files and of the records in use
+
+
+def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
+    """Read and check both files.
+
+    Raises:
+        DataError: naming file, record and field of what is wrong; nothing has been written.
+    """
+    options = {
+        "image_root": arguments.image_root,
+        "allow_external_images": arguments.allow_external_images,
+    }
+    problems, notes = [], []
+    train_reader = RecordReader(arguments.train_json_file, **options)
+    train, meta, meta_reader = [], [], None
+    try:
+        train = load_train(train_reader, progress)
+    except DataError as error:
+        problems += error.problems
+    if not arguments.baseline:
+        meta_reader = RecordReader(arguments.meta_json_file, **options)
+        try:
+            meta, notes = load_meta(meta_reader, progress)
+        except DataError as error:
+            problems += error.problems
+    for reader in filter(None, (train_reader, meta_reader)):
+        if arguments.skip_bad_records and reader.problems:
+            notes.append(
+                f"{reader.file}: left out {len(reader.problems)} records with problems, the first: "
+                + reader.all_problems()[0]
+            )
+        else:
+            problems += reader.all_problems()
+    domains = list(dict.fromkeys(sample.domain for sample in train))
+    labels = {sample.true_false for sample in meta}
+    if not train and not problems:
+        problems.append(f"{arguments.train_json_file}: no usable record is left")
+    if not arguments.baseline and len(domains) == 1:
+        problems.append(
+            f"{arguments.train_json_file}: all records are of domain '{domains[0]}': reweighting "
+            "has nothing to weigh (--baseline trains without it)"
+        )
+    if not arguments.baseline and len(labels) == 1:
+        problems.append(
+            f"{arguments.meta_json_file}: every usable record is labelled "
+            f"{str(labels.pop()).lower()}: the weights cannot learn from one label alone"
+        )
+    elif not arguments.baseline and not labels and not problems:
+        problems.append(f"{arguments.meta_json_file}: no usable record is left")
+    if problems:
+        error = DataError(problems)
+        error.notes = notes
+        raise error
+    digest = hashlib.sha256()
+    for reader, samples in ((train_reader, train), (meta_reader, meta)):
+        if reader is not None:
+            digest.update(Path(reader.file).read_bytes())
+            digest.update(json.dumps([sample.record for sample in samples]).encode())
+    return Data(train, meta, domains, notes, digest.hexdigest())
+
+
+def total_steps(arguments: argparse.Namespace, records: int) -> int:
+    """Lower steps of the run: ``--iteration_num`` or ``--max_epoch``, whichever ends first."""
+    per_step = arguments.batch_size * arguments.gradient_accumulation
+    return min(arguments.iteration_num, max(1, arguments.max_epoch * records // per_step))
+
+
+def make_encoder(arguments: argparse.Namespace) -> PromptEncoder:
+    """The prompt encoder of ``--reward_model``."""
+    source = Path(arguments.reward_model) / BASE_DIRECTORY
+    processor = AutoProcessor.from_pretrained(
+        str(source) if source.is_dir() else arguments.reward_model
+    )
+    return PromptEncoder(
+        processor,
+        max_image_size=arguments.max_image_size,
+        min_pixels=arguments.min_pixels,
+        max_pixels=arguments.max_pixels,
+        cache_bytes=arguments.image_cache_mib * 2**20,
+    )
+
+
+class ResumeError(Exception):
+    """The run in ``--weights_path`` is not the one these arguments describe."""
+
+
+def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
+    """The state to resume from, or None for a fresh start.
+
+    Raises:
+        ResumeError: there is something to lose or something that does not fit.
+    """
+    directory = Path(arguments.weights_path)
+    if not arguments.resume:
+        if checkpoints.occupied(directory):
+            raise ResumeError(
+                f"{directory} already holds a reward model: --resume continues its run; choose "
+                "another --weights_path for a new one"
+            )
+        return None
+    if not checkpoints.exists(directory):
+        if checkpoints.occupied(directory):
+            raise ResumeError(
+                f"{directory} holds a reward model but no trainer state to resume; start from it "
+                f"with --reward_model {directory} and another --weights_path"
+            )
+        return None
+    before = checkpoints.load_arguments(directory)
+    changed = [
+        f"--{name} was {before[name]}, is {value}"
+        for name, value in vars(arguments).items()
+        if name not in FREE_ON_RESUME and name in before and before[name] != value
+    ]
+    if changed:
+        raise ResumeError(f"{directory} cannot be resumed: " + "; ".join(changed))
+    state = checkpoints.load_state(directory)
+    if state["data"] != data.fingerprint:
+        raise ResumeError(
+            f"{directory} cannot be resumed: the train or meta records are not those it was "
+            "started with"
+        )
+    return state
+
+
+class ReweightingEngine(Engine):
+    """Betty's engine with a progress line, checkpoints, and exact resumption.
+
+    One iteration is one lower step; Betty takes the upper step after every ``unroll_steps``-th.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
+        self.arguments = arguments
+        self.data = data
+        self.directory = Path(arguments.weights_path)
+        state = check_resume(arguments, data)
+        torch.manual_seed(arguments.seed)
+        if state is None:
+            model = RewardModel.from_pretrained(arguments.reward_model)
+        else:
+            model = RewardModel.from_pretrained(self.directory)
+        model.encoder = encoder
+        self.iteration = state["iteration"] if state else 0
+        self.total = total_steps(arguments, len(data.train))
+        self.reporter = Reporter(arguments, data.domains)
+        self._interrupted: int | None = None
+
+        lower = self._make_lower(model.to(arguments.device))
+        problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
+        if not arguments.baseline:
+            upper = self._make_upper()
+            problems = [upper, lower]
+            dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
+        super().__init__(problems, EngineConfig(train_iters=self.total), dependencies)
+        if state is not None:
+            self._restore(state)
+
+    def _make_lower(self, model: RewardModel) -> Lower:
+        a = self.arguments
+        stream = ShuffledStream(
+            len(self.data.train),
+            a.batch_size,
+            seed=2 * a.seed,
+            start=self.iteration * a.gradient_accumulation,
+        )
+        optimizer = torch.optim.AdamW(
+            (p for p in model.parameters() if p.requires_grad),
+            lr=a.lr,
+            weight_decay=a.weight_decay,
+            fused=torch.device(a.device).type == "cuda",
+        )
+        lower = Lower(
+            name="lower",
+            config=Config(type="unrolled", unroll_steps=a.unroll_steps),
+            module=model,
+            optimizer=optimizer,
+            batches=self._batches(self.data.train, model.encoder, CollateTrain(self.data.domains),
+                                  stream),
+            precision=a.precision,
+            loss=a.loss,
+            accumulation=a.gradient_accumulation,
+            max_grad_norm=a.max_grad_norm,
+            lr_scheduler=torch.optim.lr_scheduler.StepLR(
+                optimizer, a.scheduler_step_size, a.scheduler_gamma
+            ),
+            loss_scaler=torch.amp.GradScaler(
+                torch.device(a.device).type, enabled=a.precision == "fp16"
+            ),
+        )
+        lower.on_losses = self._note_losses
+        return lower
+
+    def _make_upper(self) -> Upper:
+        a = self.arguments
+        weighting = DomainTable(self.data.domains).to(a.device)
+        published = Path(a.reward_model) / checkpoints.DOMAIN_FILE
+        if self.iteration == 0 and published.is_file():
+            raw = checkpoints.load_domain_weights(published, self.data.domains)
+            weighting.raw_weights.data.copy_(raw)
+        stream = ShuffledStream(
+            len(self.data.meta),
+            a.meta_batch_size,
+            seed=2 * a.seed + 1,
+            start=self.iteration // a.unroll_steps,
+        )
+        return Upper(
+            name="upper",
+            # Betty first asks for the direct gradient of α, which would free the graph.
+            config=Config(retain_graph=True),
+            module=weighting,
+            optimizer=torch.optim.AdamW(
+                weighting.parameters(), lr=a.meta_lr, weight_decay=a.meta_weight_decay
+            ),
+            batches=self._batches(self.data.meta, self.encoder, collate_meta, stream),
+            precision=a.precision,
+            loss=a.meta_loss,
+        )
+
+    def _batches(self, samples, encoder, collate, stream):
+        self.encoder = encoder
+        return iter(
+            batch_loader(
+                samples,
+                encoder,
+                collate,
+                stream,
+                self.arguments.num_workers,
+                pin_memory=torch.device(self.arguments.device).type == "cuda",
+            )
+        )
+
+    def configure_systems(self) -> dict:
+        """One process on the device asked for (Betty would take CUDA whenever it is there)."""
+        self.device = torch.device(self.arguments.device)
+        return {
+            "strategy": self.arguments.strategy,
+            "backend": None,
+            "world_size": 1,
+            "rank": 0,
+            "local_rank": self.arguments.local_rank,
+        }
+
+    def run(self) -> int:
+        """Train to the end or to the first signal.
+
+        Returns:
+            the process's exit code: 0, or 128 + the signal's number.
+        """
+        self.train()
+        previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        checkpoints.truncate_metrics(self.directory, self.iteration)
+        bar = tqdm(total=self.total, initial=self.iteration, unit="step", dynamic_ncols=True)
+        started = time.monotonic()
+        try:
+            with bar, self.reporter:
+                while self.iteration < self.total and self._interrupted is None:
+                    self.global_step = self.iteration + 1
+                    self.train_step()
+                    self.iteration += 1
+                    self._after_step(bar, time.monotonic() - started)
+                if self.iteration == self.total:
+                    self.reporter.write(self, time.monotonic() - started)
+                self.save()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return 0 if self._interrupted is None else 128 + self._interrupted
+
+    def _after_step(self, bar: tqdm, seconds: float) -> None:
+        bar.update()
+        bar.set_postfix_str(self.reporter.progress_line(self, seconds), refresh=False)
+        if self.iteration % self.arguments.logging_steps == 0:
+            self.reporter.write(self, seconds)
+        last = self.iteration == self.total
+        if self.iteration % self.arguments.save_every_iterations == 0 and not last:
+            self.save()
+
+    def _interrupt(self, number: int, frame) -> None:
+        if self._interrupted is not None:  # asked twice: do not wait for the step to end
+            raise KeyboardInterrupt
+        self._interrupted = number
+        print("\nstopping after this step, then saving ...", file=sys.stderr)
+
+    def _note_losses(self, batch: TrainBatch, losses: torch.Tensor) -> None:
+        self.reporter.note_losses(batch.domains, losses)
+
+    def save(self) -> None:
+        """Write a checkpoint of the present state."""
+        checkpoints.save(self.directory, self.iteration, self._write)
+
+    def _write(self, folder: Path) -> None:
+        self.lower.module.save_pretrained(folder)
+        state = {
+            "iteration": self.iteration,
+            "data": self.data.fingerprint,
+            "lower": {
+                "optimizer": self.lower.optimizer.state_dict(),
+                "scheduler": self.lower.lr_scheduler.state_dict(),
+                "loss_scaler": self.lower.loss_scaler.state_dict(),
+            },
+            "random": torch.get_rng_state(),
+            "reporter": self.reporter.state_dict(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
+        if not self.arguments.baseline:
+            checkpoints.save_domain_weights(folder, self.upper.module)
+            state["upper"] = {
+                "module": self.upper.module.state_dict(),
+                "optimizer": self.upper.optimizer.state_dict(),
+                "last_loss": self.upper.last_loss,
+                "hypergradient_norm": self.upper.hypergradient_norm,
+            }
+        torch.save(state, folder / checkpoints.STATE_FILE)
+        text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
+        (folder / checkpoints.ARGUMENTS_FILE).write_text(text + "\n")
+
+    def _restore(self, state: dict) -> None:
+        lower = self.lower
+        lower.optimizer.load_state_dict(state["lower"]["optimizer"])
+        lower.lr_scheduler.load_state_dict(state["lower"]["scheduler"])
+        lower.loss_scaler.load_state_dict(state["lower"]["loss_scaler"])
+        lower._count = self.iteration  # Betty's step counter: decides when the upper step is due
+        if not self.arguments.baseline:
+            self.upper.module.load_state_dict(state["upper"]["module"])
+            self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
+            self.upper.last_loss = state["upper"]["last_loss"]
+            self.upper.hypergradient_norm = state["upper"]["hypergradient_norm"]
+            self.upper._count = self.iteration // self.arguments.unroll_steps
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"], self.device)
+        self.reporter.load_state_dict(state["reporter"])
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress line."""
+    betty_logger().setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
