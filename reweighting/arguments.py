@@ -58,85 +58,180 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("data and model")
     add = group.add_argument
     add("--train_json_file", required=True, help="train records: a JSON array or JSON Lines")
-    add("--meta_json_file", help="meta records: whole chains, right or wrong; needed unless "
-        "--baseline")
+    add(
+        "--meta_json_file",
+        help="meta records: whole chains, right or wrong; needed unless --baseline",
+    )
     add("--weights_path", required=True, help="directory for checkpoints, weights and metrics")
-    add("--reward_model", default="Qwen/Qwen2-VL-2B-Instruct",
+    add(
+        "--reward_model",
+        default="Qwen/Qwen2-VL-2B-Instruct",
         help="where training starts: a hub name, a checkpoint directory, or a directory written by "
-        "training (base_model/, LN_weights.pt, domain_weights.pt)")
-    add("--image_root", default=".", help="directory relative image paths start from; images must "
-        "lie inside it")
-    add("--allow_external_images", action="store_true",
-        help="accept http(s) URLs and images outside --image_root")
-    add("--skip_bad_records", action="store_true",
-        help="leave out records with problems, and say how many, instead of stopping")
-    add("--max_image_size", type=_whole(28), default=512,
-        help="longest side of an image in pixels; larger ones are shrunk")
-    add("--min_pixels", type=_whole(1), help="smallest image area in pixels; smaller ones are "
-        "enlarged (default: the processor's)")
-    add("--max_pixels", type=_whole(1), help="largest image area in pixels; larger ones are shrunk "
-        "(default: the processor's)")
+        "training (base_model/, LN_weights.pt, domain_weights.pt)",
+    )
+    add(
+        "--image_root",
+        default=".",
+        help="directory relative image paths start from; images must lie inside it",
+    )
+    add(
+        "--allow_external_images",
+        action="store_true",
+        help="accept http(s) URLs and images outside --image_root",
+    )
+    add(
+        "--skip_bad_records",
+        action="store_true",
+        help="leave out records with problems, and say how many, instead of stopping",
+    )
+    add(
+        "--max_image_size",
+        type=_whole(28),
+        default=512,
+        help="longest side of an image in pixels; larger ones are shrunk",
+    )
+    add(
+        "--min_pixels",
+        type=_whole(1),
+        help="smallest image area in pixels; smaller ones are enlarged (default: the processor's)",
+    )
+    add(
+        "--max_pixels",
+        type=_whole(1),
+        help="largest image area in pixels; larger ones are shrunk (default: the processor's)",
+    )
 
     group = parser.add_argument_group("training set-up")
     add = group.add_argument
     add("--iteration_num", type=_whole(1), default=10000, help="lower optimizer steps")
-    add("--max_epoch", type=_whole(1), default=120,
-        help="passes over the train records at most; whichever limit comes first ends the run")
+    add(
+        "--max_epoch",
+        type=_whole(1),
+        default=120,
+        help="passes over the train records at most; whichever limit comes first ends the run",
+    )
     add("--batch_size", type=_whole(1), default=1, help="train records a forward pass")
     add("--meta_batch_size", type=_whole(1), default=1, help="meta chains an upper step")
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
-    add("--local_rank", type=_whole(0), default=0, help="number of the CUDA device that plain "
-        "'cuda' means")
-    add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16",
-        help="of the computation; parameters and the reward head are fp32 throughout")
-    add("--strategy", choices=["default"], default="default",
-        help="one process on one device; the only strategy so far")
+    add(
+        "--local_rank",
+        type=_whole(0),
+        default=0,
+        help="number of the CUDA device that plain 'cuda' means",
+    )
+    add(
+        "--precision",
+        choices=["bf16", "fp16", "fp32"],
+        default="bf16",
+        help="of the computation; parameters and the reward head are fp32 throughout",
+    )
+    add(
+        "--strategy",
+        choices=["default"],
+        default="default",
+        help="one process on one device; the only strategy so far",
+    )
     add("--seed", type=int, default=1, help="of the head's initial weights and the order of data")
-    add("--num_workers", type=_whole(0), default=2,
-        help="processes that read images and tokenise; 0: the training process does it")
-    add("--image_cache_mib", type=_whole(0), default=1024,
-        help="memory for processed images in MiB, shared among the workers; 0: no cache")
+    add(
+        "--num_workers",
+        type=_whole(0),
+        default=2,
+        help="processes that read images and tokenise; 0: the training process does it",
+    )
+    add(
+        "--image_cache_mib",
+        type=_whole(0),
+        default=1024,
+        help="memory for processed images in MiB, shared among the workers; 0: no cache",
+    )
 
     group = parser.add_argument_group("lower level: the reward model")
     add = group.add_argument
-    add("--loss", choices=["bce", "mse"], default="bce",
-        help="against the Monte-Carlo accuracy: cross-entropy, or squared error as published")
+    add(
+        "--loss",
+        choices=["bce", "mse"],
+        default="bce",
+        help="against the Monte-Carlo accuracy: cross-entropy, or squared error as published",
+    )
     add("--lr", type=_real(positive=True), default=5e-7, help="learning rate (AdamW)")
     add("--weight_decay", type=_real(), default=1e-3, help="decoupled weight decay (AdamW)")
-    add("--scheduler_step_size", type=_whole(1), default=5000,
-        help="lower steps between two cuts of the learning rate")
-    add("--scheduler_gamma", type=_real(positive=True), default=0.5,
-        help="factor of each cut; 1: constant")
-    add("--gradiant_accumulation", "--gradient_accumulation", type=_whole(1), default=1,
-        dest="gradient_accumulation", help="batches a lower step; all count in the hypergradient")
-    add("--max_grad_norm", type=_real(), default=0.0,
-        help="the gradient's norm is clipped to this; 0: no clipping")
+    add(
+        "--scheduler_step_size",
+        type=_whole(1),
+        default=5000,
+        help="lower steps between two cuts of the learning rate",
+    )
+    add(
+        "--scheduler_gamma",
+        type=_real(positive=True),
+        default=0.5,
+        help="factor of each cut; 1: constant",
+    )
+    add(
+        "--gradiant_accumulation",
+        "--gradient_accumulation",
+        type=_whole(1),
+        default=1,
+        dest="gradient_accumulation",
+        help="batches a lower step; all count in the hypergradient",
+    )
+    add(
+        "--max_grad_norm",
+        type=_real(),
+        default=0.0,
+        help="the gradient's norm is clipped to this; 0: no clipping",
+    )
 
     group = parser.add_argument_group("upper level: the domain weights")
     add = group.add_argument
-    add("--baseline", action="store_true",
-        help="no reweighting: train the vanilla reward model, all weights 1")
-    add("--meta_loss", choices=["mse", "bce"], default="mse",
+    add(
+        "--baseline",
+        action="store_true",
+        help="no reweighting: train the vanilla reward model, all weights 1",
+    )
+    add(
+        "--meta_loss",
+        choices=["mse", "bce"],
+        default="mse",
         help="of the aggregated score against true/false: squared error as published, or "
-        "cross-entropy")
+        "cross-entropy",
+    )
     add("--meta_lr", type=_real(positive=True), default=0.01, help="learning rate (AdamW)")
-    add("--meta_weight_decay", type=_real(), default=0.0,
-        help="decoupled weight decay (AdamW); pulls the raw weights to 0, the weights to 1")
+    add(
+        "--meta_weight_decay",
+        type=_real(),
+        default=0.0,
+        help="decoupled weight decay (AdamW); pulls the raw weights to 0, the weights to 1",
+    )
     add("--unroll_steps", type=_whole(1), default=5, help="lower steps before each upper step")
 
     group = parser.add_argument_group("checkpoints and reports")
     add = group.add_argument
-    add("--save_every_iterations", type=_whole(1), default=1000,
+    add(
+        "--save_every_iterations",
+        type=_whole(1),
+        default=1000,
         help="lower steps between checkpoints; one is also written at the end, on Ctrl-C and on "
-        "SIGTERM")
-    add("--resume", action="store_true",
+        "SIGTERM",
+    )
+    add(
+        "--resume",
+        action="store_true",
         help="continue the run in --weights_path where its last checkpoint left it; a run that has "
-        "none starts")
+        "none starts",
+    )
     add("--logging_steps", type=_whole(1), default=10, help="lower steps a line of metrics.jsonl")
-    add("--report_to", choices=["none", "tensorboard", "wandb"], default="none",
-        help="also send the metrics there; metrics.jsonl is always written")
-    add("--dry_run", action="store_true",
-        help="check everything, print the plan with an estimate of memory, and stop")
+    add(
+        "--report_to",
+        choices=["none", "tensorboard", "wandb"],
+        default="none",
+        help="also send the metrics there; metrics.jsonl is always written",
+    )
+    add(
+        "--dry_run",
+        action="store_true",
+        help="check everything, print the plan with an estimate of memory, and stop",
+    )
     return parser
 
 

@@ -68,9 +68,7 @@ class MetaBatch:
 class EncodedDataset(Dataset):
     """Samples with their prompts tokenised and their image processed, inside the worker."""
 
-    def __init__(
-        self, samples: Sequence[TrainSample | MetaSample], encoder: PromptEncoder
-    ) -> None:
+    def __init__(self, samples: Sequence[TrainSample | MetaSample], encoder: PromptEncoder) -> None:
         self.samples = samples
         self.encoder = encoder
 

@@ -69,8 +69,7 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
     before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
     along = dict(zip(lower.parameter_names(), direction, strict=True))
     return [
-        directional_derivatives(lower, before, along, batch) / records
-        for batch in lower.cur_batch
+        directional_derivatives(lower, before, along, batch) / records for batch in lower.cur_batch
     ]
 
 

@@ -196,6 +196,6 @@ class Upper(_Problem):
         self.hypergradient_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def optimizer_step(self) -> None:
-        # In fp16 the meta gradient can overflow; the scale falls at the lower level's next overflow.
+        # In fp16 the meta gradient can overflow; skip that step.
         if math.isfinite(self.hypergradient_norm):
             self.optimizer.step()

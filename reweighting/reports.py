@@ -93,8 +93,10 @@ class Reporter:
         means = self._loss_sums / self._loss_counts.clamp(min=1)
         line = {
             "iteration": engine.iteration,
-            "epoch": engine.iteration * self.arguments.batch_size
-            * self.arguments.gradient_accumulation / len(engine.data.train),
+            "epoch": engine.iteration
+            * self.arguments.batch_size
+            * self.arguments.gradient_accumulation
+            / len(engine.data.train),
             "loss": float(self._loss_sums.sum() / count),
             "weighted_loss": engine.lower.last_loss,
             "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],

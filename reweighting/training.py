@@ -1,7 +1,7 @@
 """One run of training: data checked, problems built, Betty's engine driven, state saved.
 
-    engine = build(arguments)     # reads and checks everything
-    engine.run()                  # trains, reports, saves
+engine = build(arguments)     # reads and checks everything
+engine.run()                  # trains, reports, saves
 """
 
 from __future__ import annotations
@@ -238,8 +238,9 @@ class ReweightingEngine(Engine):
             config=Config(type="unrolled", unroll_steps=a.unroll_steps),
             module=model,
             optimizer=optimizer,
-            batches=self._batches(self.data.train, model.encoder, CollateTrain(self.data.domains),
-                                  stream),
+            batches=self._batches(
+                self.data.train, model.encoder, CollateTrain(self.data.domains), stream
+            ),
             precision=a.precision,
             loss=a.loss,
             accumulation=a.gradient_accumulation,

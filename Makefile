@@ -1,0 +1,41 @@
+# make install | demo | test | test-all | lint | clean      PYTHON=python3.12 picks another Python
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+DEMO   ?= weights/demo
+
+.PHONY: install demo test test-all lint clean
+
+install: $(VENV)/installed
+
+# Betty's metadata refuses Python 3.11 and later, on which it runs. dashscope is installed for one
+# file only: it carries the real Qwen vocabulary, with which the prompts are tested.
+$(VENV)/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(RUN) -m pip install --disable-pip-version-check --no-deps --ignore-requires-python betty-ml==0.2.1
+	-$(RUN) -m pip install --disable-pip-version-check --no-deps dashscope
+	touch $@
+
+# The figures of a new demo run go beside its weights; those in figs/ are the ones the README shows.
+demo: install
+	rm -rf $(DEMO)
+	$(RUN) main.py --train_json_file data/train.json --meta_json_file data/meta.json \
+		--image_root data --weights_path $(DEMO) --reward_model weights/tiny-qwen2-vl \
+		--device cpu --precision fp32 --num_workers 1 --batch_size 8 --meta_batch_size 8 \
+		--iteration_num 400 --unroll_steps 2 --lr 2e-4 --meta_lr 0.05 \
+		--save_every_iterations 100
+	$(RUN) -m reweighting.figures --weights_path $(DEMO) --output_dir $(DEMO)/figures
+
+test: install lint
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-all: install lint
+	$(RUN) -m pytest
+
+lint: install
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(DEMO)
