@@ -83,9 +83,7 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
         for title, key in curves.items()
     }
     present = {title: points for title, points in present.items() if points}
-    figure, panels = plt.subplots(
-        1, len(present), figsize=(3.6 * len(present), 2.8), squeeze=False
-    )
+    figure, panels = plt.subplots(1, len(present), figsize=(3.6 * len(present), 2.8), squeeze=False)
     for axes, (title, points) in zip(panels[0], present.items(), strict=True):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=GREY, linewidth=0.7, alpha=0.7)

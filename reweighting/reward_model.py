@@ -85,7 +85,7 @@ class RewardModel(nn.Module):
         torch.save(self.LN.state_dict(), directory / HEAD_FILE)
 
     def forward(self, packed: PackedTrees) -> torch.Tensor:
-        """Logits z of all prompts, float32 ``[R]`` in the order given to ``pack``."""
+        """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least."""
         outputs = self.base_model.model(
             input_ids=packed.input_ids[None],
             position_ids=self._positions(packed)[:, None],
@@ -95,11 +95,13 @@ class RewardModel(nn.Module):
             image_grid_thw=packed.image_grid_thw,
             use_cache=False,
         )
-        hidden = outputs.last_hidden_state[0, packed.read_outs].float()
+        hidden = outputs.last_hidden_state[0, packed.read_outs]
+        # At least fp32: in bf16 neighbouring scores would fall together.
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
-            direction = self.LN.weight[0].float() @ vocabulary.float()
-            return hidden @ direction + self.LN.bias.float()
+            direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
+            return hidden.to(dtype) @ direction + self.LN.bias.to(dtype)
 
     def _positions(self, packed: PackedTrees) -> torch.Tensor:
         """M-RoPE positions ``[3, N]``: those every token would have in its own prompt.

@@ -1,0 +1,1 @@
+"""The small world: scenes, questions, a simulated reasoner, and the demo data drawn from them."""

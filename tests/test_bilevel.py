@@ -1,0 +1,324 @@
+"""Lower, Upper, the weights and the hypergradient between them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from betty.configs import Config, EngineConfig
+from betty.engine import Engine
+from torch import nn
+from torch.func import functional_call
+
+from reweighting import hypergradient
+from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from reweighting.objectives import aggregate, chain_losses, record_losses
+from reweighting.problems import Lower, NonFiniteLoss, Upper
+from reweighting.samples import RecordReader, load_meta, load_train
+from reweighting.weighting import DomainTable
+
+from .conftest import DOMAINS
+
+
+def build(module, domains, train, meta, lr, meta_lr=0.05, unroll_steps=1, **lower_options):
+    """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
+    lower = Lower(
+        name="lower",
+        config=Config(type="unrolled", unroll_steps=unroll_steps),
+        module=module,
+        optimizer=optimizer,
+        batches=iter(train),
+        **lower_options,
+    )
+    table = DomainTable(domains)
+    upper = Upper(
+        name="upper",
+        config=Config(retain_graph=True),
+        module=table,
+        optimizer=torch.optim.AdamW(table.parameters(), lr=meta_lr, weight_decay=0.0),
+        batches=iter(meta),
+    )
+    dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
+    return Engine([upper, lower], EngineConfig(strategy="cpu"), dependencies)
+
+
+def test_weights_start_at_one_and_average_one():
+    table = DomainTable(["a", "b", "c"])
+    assert table.weights().tolist() == pytest.approx([1, 1, 1])
+    with torch.no_grad():
+        table.raw_weights.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+    raised = [math.log1p(math.exp(x)) for x in (-1, 0, 2)]
+    mean = sum(raised) / 3
+    assert table.weights().tolist() == pytest.approx([x / mean for x in raised])
+    assert table(torch.tensor([2, 0, 2])).tolist() == pytest.approx(
+        [raised[2] / mean, raised[0] / mean, raised[2] / mean]
+    )
+    assert list(table.named_weights()) == ["a", "b", "c"]
+
+
+def test_aggregation_is_the_mean_of_the_log_odds():
+    scores = torch.tensor([0.9, 0.6, 0.2, 0.7])
+    log_odds = torch.log(scores / (1 - scores))
+    by_hand = [
+        (math.log(0.9 / 0.1) + math.log(0.6 / 0.4)) / 2,
+        (math.log(0.2 / 0.8) + math.log(0.7 / 0.3)) / 2,
+    ]
+    aggregated = aggregate(log_odds, torch.tensor([0, 0, 1, 1]), 2)
+    assert aggregated.tolist() == pytest.approx(by_hand, abs=1e-6)
+    losses = chain_losses(aggregated, torch.tensor([1.0, 0.0]), "mse")
+    sigmoid = [1 / (1 + math.exp(-z)) for z in by_hand]
+    assert losses.tolist() == pytest.approx([(1 - sigmoid[0]) ** 2, sigmoid[1] ** 2], abs=1e-6)
+
+
+def test_losses_of_saturated_scores_are_finite():
+    log_odds = torch.tensor([200.0, -200.0], requires_grad=True)
+    for loss in ("bce", "mse"):
+        value = record_losses(log_odds, torch.tensor([0.0, 1.0]), loss).sum()
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(log_odds.grad).all()
+    bce = record_losses(torch.tensor([0.3]), torch.tensor([0.25]), "bce")
+    p = 1 / (1 + math.exp(-0.3))
+    assert bce.item() == pytest.approx(-0.25 * math.log(p) - 0.75 * math.log(1 - p), abs=1e-6)
+
+
+class Linear(nn.Module):
+    """A reward model on ready-made features ``[N, 8]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.head(features)[:, 0]
+
+
+def toy(seed: int, steps: int, batch_size: int = 8):
+    """Domain 0 labels by a fixed direction, domain 1 at random; the meta set knows the truth."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(8, generator=generator)
+
+    def train():
+        for _ in range(steps):
+            features = torch.randn(batch_size, 8, generator=generator)
+            domains = torch.randint(2, (batch_size,), generator=generator)
+            noise = torch.randint(2, (batch_size,), generator=generator).float()
+            clean = (features @ truth > 0).float()
+            accuracy = torch.where(domains == 0, clean, noise)
+            yield TrainBatch(features, accuracy, domains, torch.arange(batch_size))
+
+    def meta():
+        while True:
+            features = torch.randn(2 * batch_size, 8, generator=generator)
+            chain = torch.arange(batch_size).repeat_interleave(2)
+            margin = (features @ truth).view(batch_size, 2).sum(1)
+            yield MetaBatch(features, chain, (margin > 0).float(), torch.arange(batch_size))
+
+    return train(), meta()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_clean_domain_gains_weight_and_the_noisy_one_loses(seed):
+    torch.manual_seed(seed)
+    engine = build(Linear(), ["clean", "noisy"], *toy(seed, 150), lr=0.03)
+    for step in range(1, 151):
+        engine.global_step = step
+        engine.train_step()
+        assert engine.upper.module.weights().mean().item() == pytest.approx(1, abs=1e-6)
+    clean, noisy = engine.upper.module.weights().tolist()
+    assert clean > 1.1 and noisy < 0.9
+
+
+def oracle(engine, state, batches, meta) -> torch.Tensor:
+    """dL_meta/dα by float64 autograd through one AdamW step, written out from the definition."""
+    module = copy.deepcopy(engine.lower.module).double()
+    module.load_state_dict({k: v.double() for k, v in state["module"].items()})
+    names = [name for name, _ in module.named_parameters()]
+    gradients = []
+    for batch in batches:
+        for loss in record_losses(module(_double(batch.prompts)), batch.accuracy.double(), "bce"):
+            gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
+    raw = state["raw_weights"].double().requires_grad_()
+    positive = nn.functional.softplus(raw)
+    weights = (positive / positive.mean())[torch.cat([batch.domains for batch in batches])]
+    g = [
+        sum(w * gradient for w, gradient in zip(weights, column, strict=True)) / len(weights)
+        for column in zip(*gradients, strict=True)
+    ]
+    if engine.lower.max_grad_norm:
+        norm = torch.sqrt(sum(x.square().sum() for x in g))
+        g = [x * torch.clamp(engine.lower.max_grad_norm / norm, max=1) for x in g]
+    group = state["optimizer"]["param_groups"][0]
+    (beta1, beta2), rate = group["betas"], group["lr"]
+    after = {}
+    for index, (name, parameter) in enumerate(module.named_parameters()):
+        moments = state["optimizer"]["state"].get(index)
+        time = (float(moments["step"]) if moments else 0.0) + 1
+        zero = torch.zeros_like(parameter)
+        mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
+        square = moments["exp_avg_sq"].double() if moments else zero
+        square = square * beta2 + (1 - beta2) * g[index].square()
+        change = (mean / (1 - beta1**time)) / (
+            torch.sqrt(square / (1 - beta2**time)) + group["eps"]
+        )
+        after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
+    assert list(after) == names
+    log_odds = functional_call(module, after, (_double(meta.prompts),))
+    aggregated = aggregate(log_odds, meta.chain, len(meta.true_false))
+    loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
+    return torch.autograd.grad(loss, raw)[0]
+
+
+def _double(prompts):
+    if isinstance(prompts, torch.Tensor):
+        return prompts.double()
+    prompts = copy.copy(prompts)
+    prompts.pixel_values = prompts.pixel_values.double()
+    return prompts
+
+
+def hypergradient_and_oracle(engine, train, meta, steps: int):
+    """Take ``steps`` lower steps and return our hypergradient at the last and the exact one."""
+    lower, upper = engine.lower, engine.upper
+    found = []
+    upper.grad_callback = lambda: found.append(upper.module.raw_weights.grad.clone())
+    lower.batches, upper.batches = iter(train), iter(meta)
+    for step in range(1, steps + 1):
+        state = {
+            "module": copy.deepcopy(lower.module.state_dict()),
+            "optimizer": copy.deepcopy(lower.optimizer.state_dict()),
+            "raw_weights": upper.module.raw_weights.detach().clone(),
+        }
+        upper.hypergradient_norm = 0.0
+        engine.global_step = step
+        engine.train_step()
+    batches = train[-lower.accumulation :]
+    return found[-1].double(), oracle(engine, state, batches, meta[-1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"max_grad_norm": 0.05}, {"accumulation": 3}, {"single_domain": True}],
+    ids=["batch", "clipped", "accumulated", "one-domain"],
+)
+def test_hypergradient_equals_float64_autograd_through_adamw(options):
+    """On a linear model, where only the bilevel arithmetic can go wrong."""
+    options = dict(options)
+    single = options.pop("single_domain", False)
+    accumulation = options.get("accumulation", 1)
+    torch.manual_seed(0)
+    train, meta = toy(3, 4 * accumulation)
+    train, meta = list(train), list(itertools.islice(meta, 4))
+    if single:
+        for batch in train:
+            batch.domains.fill_(1)
+    engine = build(Linear(), ["a", "b"], [], [], lr=0.05, **options)
+    ours, exact = hypergradient_and_oracle(engine, train, meta, 4)
+    assert exact.abs().max() > 1e-5
+    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def batches(dataset, reward_model):
+    """Encoded train and meta batches of the real processor, by batch size."""
+    options = {"image_root": str(dataset)}
+    train = load_train(RecordReader(str(dataset / "train.json"), **options))
+    meta, _ = load_meta(RecordReader(str(dataset / "meta.json"), **options))
+    train_set = EncodedDataset(train, reward_model.encoder)
+    meta_set = EncodedDataset(meta, reward_model.encoder)
+    collate = CollateTrain(DOMAINS)
+
+    def make(batch_size: int, steps: int):
+        pick = lambda data, k, step: [data[(k * step + i) * 5 % len(data)] for i in range(k)]  # noqa: E731
+        return (
+            [collate(pick(train_set, batch_size, step)) for step in range(steps)],
+            [collate_meta(pick(meta_set, 3, step)) for step in range(steps)],
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_hypergradient_of_the_real_architecture(reward_model, batches, batch_size):
+    """Stored gradient (one record) and forward mode (several) against the float64 oracle."""
+    train, meta = batches(batch_size, 3)
+    engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4)
+    ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
+    assert torch.cosine_similarity(ours, exact, dim=0) >= 0.9999
+    assert (ours - exact).norm() / exact.norm() <= 1e-3
+
+
+def test_undoing_the_adamw_step_gives_the_parameters_before_it():
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(50))
+    optimizer = torch.optim.AdamW([parameter], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        before = parameter.detach().clone()
+        parameter.grad = torch.randn(50)
+        optimizer.step()
+    step = hypergradient.AdamWStep(optimizer, [parameter.grad], 1.0)
+    optimizer.param_groups[0]["lr"] = 0.5  # a scheduler that steps meanwhile changes nothing
+    torch.testing.assert_close(step.undo()[0], before, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_moves_over_99_percent_of_the_weights(reward_model, batches, precision):
+    """fp32 master weights hold steps of 5e-7; bf16 weights would keep about 1 % of them."""
+    model = copy.deepcopy(reward_model)
+    before = copy.deepcopy(model.state_dict())
+    train, meta = batches(2, 10)
+    reached = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in model.named_parameters()}
+    engine = build(
+        model,
+        DOMAINS,
+        train,
+        meta,
+        lr=5e-7,
+        precision=precision,
+        unroll_steps=5,
+        loss_scaler=torch.amp.GradScaler("cpu", enabled=precision == "fp16", init_scale=1024),
+    )
+    for step in range(1, 11):
+        engine.global_step = step
+        engine.train_step()
+        gradients = engine.lower.last_step.gradients
+        for name, gradient in zip(reached, gradients, strict=True):
+            reached[name] |= gradient != 0
+    moved = count = 0
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        moved += int(((parameter != before[name]) & reached[name]).sum())
+        count += int(reached[name].sum())
+    assert count > 1_000_000 and moved / count > 0.99
+    assert math.isfinite(engine.upper.hypergradient_norm) and engine.upper.hypergradient_norm > 0
+
+
+def test_a_loss_that_is_not_finite_names_its_records():
+    torch.manual_seed(0)
+    train, meta = toy(0, 1)
+    [batch] = list(train)
+    batch.prompts[3] = float("nan")
+    batch.records += 100
+    engine = build(Linear(), ["a", "b"], [batch], meta, lr=0.1)
+    with pytest.raises(NonFiniteLoss, match=r"lower loss is nan for records \[100, 101"):
+        engine.train_step()
+
+
+def test_the_baseline_weighs_every_record_alike():
+    torch.manual_seed(0)
+    train, _ = toy(0, 3)
+    module = Linear()
+    lower = Lower(
+        name="lower",
+        config=Config(type="unrolled"),
+        module=module,
+        optimizer=torch.optim.AdamW(module.parameters(), lr=0.1),
+        batches=train,
+    )
+    engine = Engine([lower], EngineConfig(strategy="cpu"), {"u2l": {}, "l2u": {}})
+    engine.train_step()
+    assert lower.weights(lower.cur_batch)[0].tolist() == [1.0] * 8
+    assert lower.last_step is None
