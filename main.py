@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"warning: {note}", file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except training.ResumeError as error:
+    except training.SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:

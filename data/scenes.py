@@ -140,7 +140,9 @@ def render(scene: Scene, rng: np.random.Generator, hard: bool = False) -> np.nda
     if scene.kind == "bars":
         for column, (color, height) in enumerate(scene.items):
             width = int(rng.integers(8, 13) if hard else rng.integers(15, 18))
-            left = column * CELL_PX + (CELL_PX - width) // 2 + int(rng.integers(-jitter, jitter + 1))
+            left = (
+                column * CELL_PX + (CELL_PX - width) // 2 + int(rng.integers(-jitter, jitter + 1))
+            )
             canvas[SIDE_PX - height * UNIT_PX :, left : left + width] = _shade(
                 COLORS[color], spread, rng
             )

@@ -187,7 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--baseline",
         action="store_true",
-        help="no reweighting: train the vanilla reward model, all weights 1",
+        help="no reweighting: train the vanilla reward model, all weights 1; --meta_json_file and "
+        "the other flags of this group are not used",
     )
     add(
         "--meta_loss",
@@ -248,8 +249,6 @@ def check(arguments: argparse.Namespace, error) -> None:
     a = arguments
     if a.meta_json_file is None and not a.baseline:
         error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
-    if a.baseline and a.meta_json_file is not None:
-        error("--baseline trains without meta data: leave out --meta_json_file")
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
         error(f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}")
     if not a.baseline and a.unroll_steps > a.iteration_num:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from qwen_vl_utils import fetch_image
+from qwen_vl_utils import fetch_image, smart_resize
 
 # Real chains write "Step 1:", "### Step 1:", "**Step 1**", "STEP 1." at the start of a line. Inside
 # a line only a marker that opens a sentence and carries a delimiter counts, so that "as seen in
@@ -172,17 +172,16 @@ class PromptEncoder:
             size = tuple(max(1, int(side * scale)) for side in image.size)
             image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "P") else "RGB")
             image = image.resize(size, Image.Resampling.LANCZOS)
-        patch_size = self.processor.image_processor.patch_size
-        image = fetch_image(
-            {"image": image, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels},
-            image_patch_size=patch_size,
+        processor = self.processor.image_processor
+        token = processor.patch_size * processor.merge_size  # pixels along a visual token
+        height, width = (
+            max(side, token)  # qwen-vl-utils rounds the short side of a long strip down to nothing
+            for side in smart_resize(
+                image.height, image.width, token, self.min_pixels, self.max_pixels
+            )
         )
-        # fetch_image has already rounded the sides: the same bounds make this step resize nothing.
-        inputs = self.processor.image_processor(
-            images=[image],
-            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            return_tensors="pt",
-        )
+        image = fetch_image({"image": image, "resized_height": height, "resized_width": width})
+        inputs = processor(images=[image], do_resize=False, return_tensors="pt")
         return EncodedImage(inputs["pixel_values"], inputs["image_grid_thw"][0])
 
     def _chat(self, prompt: str, image_tokens: int) -> str:

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from .prompts import chain_prompts, join, open_image, split_question
 
 MAX_LISTED = 20
+MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
+MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
 # Text that the tokenizer would take for an image or the end of a turn.
 _CONTROL_TOKEN = re.compile(r"<\|(?:(?:image|video)_pad|vision_(?:start|end)|im_(?:start|end))\|>")
 
@@ -269,7 +271,7 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
     if not total or not with_response.total():
         return []
     found = []
-    if without.total() and (len(with_response) == 1 or len(without) == 1):
+    if without.total() >= MANY_BARE and 1 in (len(with_response), len(without)):
         found.append(
             f"{reader.file}: {without.total()} of {total} records hold no response at all, and "
             f"{with_response[True]} of the {with_response.total()} responses are labelled true "
@@ -283,7 +285,10 @@ def _image_problem(path: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            open_image(path).close()
+            with open_image(path) as image:
+                sides = sorted(image.size)
+        if sides[1] > MAX_ASPECT_RATIO * sides[0]:
+            return f"{path} is a strip: {sides[1]} pixels long and {sides[0]} wide"
     except FileNotFoundError:
         return f"{path} does not exist"
     except Image.DecompressionBombError as error:

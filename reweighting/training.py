@@ -54,6 +54,10 @@ FREE_ON_RESUME = {
 }
 
 
+class SetupError(Exception):
+    """The run cannot start: its model cannot be opened, or there is something to lose."""
+
+
 @dataclass
 class Data:
     """The checked data of a run."""
@@ -131,11 +135,21 @@ def total_steps(arguments: argparse.Namespace, records: int) -> int:
 
 
 def make_encoder(arguments: argparse.Namespace) -> PromptEncoder:
-    """The prompt encoder of ``--reward_model``."""
+    """The prompt encoder of ``--reward_model``.
+
+    Raises:
+        SetupError: there is no such model, or it is none that reads images.
+    """
     source = Path(arguments.reward_model) / BASE_DIRECTORY
-    processor = AutoProcessor.from_pretrained(
-        str(source) if source.is_dir() else arguments.reward_model
-    )
+    try:
+        processor = AutoProcessor.from_pretrained(
+            str(source) if source.is_dir() else arguments.reward_model
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SetupError(f"--reward_model {arguments.reward_model}: {reason}") from error
+    if not hasattr(processor, "image_processor"):
+        raise SetupError(f"--reward_model {arguments.reward_model}: does not read images")
     return PromptEncoder(
         processor,
         max_image_size=arguments.max_image_size,
@@ -145,27 +159,23 @@ def make_encoder(arguments: argparse.Namespace) -> PromptEncoder:
     )
 
 
-class ResumeError(Exception):
-    """The run in ``--weights_path`` is not the one these arguments describe."""
-
-
 def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
     """The state to resume from, or None for a fresh start.
 
     Raises:
-        ResumeError: there is something to lose or something that does not fit.
+        SetupError: there is something to lose or something that does not fit.
     """
     directory = Path(arguments.weights_path)
     if not arguments.resume:
         if checkpoints.occupied(directory):
-            raise ResumeError(
+            raise SetupError(
                 f"{directory} already holds a reward model: --resume continues its run; choose "
                 "another --weights_path for a new one"
             )
         return None
     if not checkpoints.exists(directory):
         if checkpoints.occupied(directory):
-            raise ResumeError(
+            raise SetupError(
                 f"{directory} holds a reward model but no trainer state to resume; start from it "
                 f"with --reward_model {directory} and another --weights_path"
             )
@@ -177,10 +187,10 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
         if name not in FREE_ON_RESUME and name in before and before[name] != value
     ]
     if changed:
-        raise ResumeError(f"{directory} cannot be resumed: " + "; ".join(changed))
+        raise SetupError(f"{directory} cannot be resumed: " + "; ".join(changed))
     state = checkpoints.load_state(directory)
     if state["data"] != data.fingerprint:
-        raise ResumeError(
+        raise SetupError(
             f"{directory} cannot be resumed: the train or meta records are not those it was "
             "started with"
         )

@@ -108,6 +108,13 @@ def test_images_are_shrunk_to_the_longest_side(reward_model, side, longest):
     assert width * 14 == longest and height * 14 <= longest
 
 
+def test_a_long_strip_keeps_one_visual_token_across(reward_model):
+    from reweighting.prompts import PromptEncoder
+
+    encoder = PromptEncoder(reward_model.encoder.processor, max_pixels=1000)
+    assert encoder.encode_image(Image.new("RGB", (500, 20))).grid_thw.tolist()[1] == 2
+
+
 def test_pixel_bounds_change_the_number_of_visual_tokens(reward_model):
     from reweighting.prompts import PromptEncoder
 

@@ -1,9 +1,10 @@
-"""Make the tiny Qwen2-VL checkpoint: tokenizer, processor, configuration, width-scaled random weights.
+"""Make the tiny Qwen2-VL checkpoint: tokenizer, processor, configuration, scaled random weights.
 
     python weights/make_tiny_model.py --out weights/tiny-qwen2-vl
 
 The architecture is the real one (`Qwen2VLForConditionalGeneration`), shrunk to about 1.5 million
-parameters. `weights/pretrain.py` then teaches it to see; until that has run, the weights are random.
+parameters. `weights/pretrain.py` then teaches it to see
+; until then they are random.
 """
 
 import argparse

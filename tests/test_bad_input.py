@@ -1,0 +1,301 @@
+"""Bad input: one clear line with file, record and field, exit code 2, before a model is loaded."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import main as program
+from reweighting import reward_model, training
+
+from .conftest import command, write_dataset
+
+PUBLISHED_META = Path(__file__).resolve().parents[2] / "shared" / "data" / "dreamprm_meta.json"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A small data set of its own; loading a model is an error here."""
+
+    def no_model(*args, **kwargs):
+        raise AssertionError("a model was loaded before the data were checked")
+
+    monkeypatch.setattr(reward_model.RewardModel, "from_pretrained", no_model)
+    return write_dataset(tmp_path / "data", questions=6)
+
+
+def refused(capsys, data: Path, *flags: str) -> str:
+    """Run main.py, expect exit code 2 and no output directory; returns what it said."""
+    weights_path = data.parent / "run"
+    try:
+        code = program.main(command(data, weights_path, *flags))
+    except SystemExit as exit:  # argparse
+        code = exit.code
+    assert code == 2
+    assert not weights_path.exists()
+    return capsys.readouterr().err
+
+
+def edit(data: Path, file: str, record: int, **fields) -> None:
+    """Change fields of a record (from 1); ``...`` removes one."""
+    records = json.loads((data / file).read_text())
+    for name, value in fields.items():
+        if value is ...:
+            del records[record - 1][name]
+        else:
+            records[record - 1][name] = value
+    (data / file).write_text(json.dumps(records))
+
+
+@pytest.mark.parametrize(
+    "file, fields, expected",
+    [
+        ("train.json", {"input": ...}, "field 'input': is missing"),
+        ("train.json", {"input": "  "}, "field 'input': is empty"),
+        ("train.json", {"add": 7}, "field 'add': must be text, is 7"),
+        ("train.json", {"dataset": None}, "field 'dataset': must be text, is null"),
+        ("train.json", {"accuracy": ...}, "field 'accuracy': is missing"),
+        ("train.json", {"accuracy": 1.5}, "field 'accuracy': must lie in [0, 1], is 1.5"),
+        ("train.json", {"accuracy": -0.1}, "field 'accuracy': must lie in [0, 1], is -0.1"),
+        ("train.json", {"accuracy": float("nan")}, "field 'accuracy': must lie in [0, 1], is nan"),
+        ("train.json", {"accuracy": "0.5"}, "field 'accuracy': must be a number, is \"0.5\""),
+        ("train.json", {"accuracy": True}, "field 'accuracy': must be a number, is true"),
+        ("train.json", {"input": "a <|image_pad|>"}, "control token <|image_pad|>"),
+        ("train.json", {"image_path": "images/none.png"}, "none.png does not exist"),
+        ("train.json", {"image_path": "http://a.b/c.png"}, "is a URL (http://a.b/c.png)"),
+        ("train.json", {"image_path": "../../x.png"}, "lies outside the image root"),
+        ("train.json", {"image_path": "/etc/hostname"}, "lies outside the image root"),
+        ("meta.json", {"true_false": ...}, "field 'true_false': is missing"),
+        ("meta.json", {"true_false": "yes"}, "field 'true_false': must be true or false"),
+        ("meta.json", {"input": "Question: what?"}, "holds a question but no response"),
+        ("meta.json", {"input": ""}, "field 'input': is empty"),
+    ],
+)
+def test_a_bad_field_is_named(capsys, data, file, fields, expected):
+    edit(data, file, 3, **fields)
+    said = refused(capsys, data)
+    assert f"{data / file}: record 3" in said and expected in said
+    assert said.count("\n") == 1
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG header that promises width x height pixels, and next to no data."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("empty", "0.png is empty"),
+        ("truncated", "0.png cannot be read"),
+        ("text", "0.png cannot be read"),
+        ("strip", "0.png is a strip: 2100 pixels long and 10 wide"),
+        ("bomb", "0.png is too large to be safe: 12000 x 10000 pixels"),
+    ],
+)
+def test_a_broken_image_is_named_for_every_record_that_needs_it(capsys, data, kind, expected):
+    image = data / "images" / "0.png"
+    content = image.read_bytes()
+    broken = {
+        "empty": b"",
+        "truncated": content[: len(content) // 2],
+        "text": b"not an image",
+        "bomb": png(12000, 10000),
+    }
+    if kind == "strip":
+        with io.BytesIO() as buffer:
+            Image.new("L", (10, 2100)).save(buffer, "PNG")
+            broken["strip"] = buffer.getvalue()
+    image.write_bytes(broken[kind])
+    said = refused(capsys, data)
+    assert expected in said
+    assert f"{data / 'train.json'}: record 1: field 'image_path'" in said
+    assert f"{data / 'meta.json'}: record 1: field 'image_path'" in said
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (None, "No such file or directory"),
+        ("", "holds no records"),
+        ("[]", "holds no records"),
+        ("[{", "not JSON"),
+        ('{"input": "a"}\n{"input": ', "line 2: not JSON"),
+        ('{\n"records": []\n}', "not a list of records"),
+        ("17", "not a list of records"),
+        ('["a", "b"]', 'record 1: must be an object, is "a"'),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+    ],
+)
+def test_a_bad_file_is_named(capsys, data, content, expected):
+    path = data / "train.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = refused(capsys, data)
+    assert str(path) in said and expected in said
+
+
+def test_twenty_problems_are_listed_with_the_total(capsys, data):
+    records = json.loads((data / "train.json").read_text())
+    (data / "train.json").write_text(json.dumps([r | {"accuracy": 2} for r in records] * 2))
+    said = refused(capsys, data)
+    assert said.count("must lie in [0, 1]") == 20
+    total = 2 * len(records)
+    assert f"{total} problems, {total - 20} not listed" in said
+
+
+def test_problems_of_both_files_come_together(capsys, data):
+    edit(data, "train.json", 1, accuracy=2)
+    edit(data, "meta.json", 2, true_false=...)
+    said = refused(capsys, data)
+    assert "train.json: record 1" in said and "meta.json: record 2" in said
+
+
+def test_one_domain_leaves_nothing_to_weigh(capsys, data):
+    records = json.loads((data / "train.json").read_text())
+    (data / "train.json").write_text(json.dumps([r | {"dataset": "map"} for r in records]))
+    assert "reweighting has nothing to weigh" in refused(capsys, data)
+
+
+def test_one_label_teaches_nothing(capsys, data):
+    records = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps([r | {"true_false": True} for r in records]))
+    assert "every usable record is labelled true" in refused(capsys, data)
+
+
+def test_bad_records_can_be_left_out(capsys, data, monkeypatch):
+    edit(data, "train.json", 2, accuracy=3)
+    (data / "images" / "1.png").unlink()
+    flags = command(data, data.parent / "run", "--skip_bad_records", "--dry_run")
+    assert program.main(flags) == 0
+    printed = capsys.readouterr()
+    assert "left out" in printed.err and "must lie in [0, 1], is 3" in printed.err
+    records = json.loads((data / "train.json").read_text())
+    usable = sum(r["image_path"] != "images/1.png" for r in records) - 1
+    assert f"all {usable:>30}".split() == printed.out.splitlines()[4].split()
+
+
+def test_json_lines_and_unknown_keys_are_fine(capsys, data):
+    for file in ("train.json", "meta.json"):
+        records = json.loads((data / file).read_text())
+        lines = [json.dumps(record | {"note": [1, 2]}) for record in records]
+        (data / file).write_text("\n".join(lines) + "\n")
+    assert program.main(command(data, data.parent / "run", "--dry_run")) == 0
+    assert "train records by domain" in capsys.readouterr().out
+
+
+def test_images_outside_the_root_and_urls_when_asked_for(capsys, data, monkeypatch):
+    import http.server
+    import threading
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(data))
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/images"
+    edit(data, "train.json", 1, image_path=f"{url}/0.png")
+    edit(data, "train.json", 2, image_path=str(data / "images" / "0.png"))
+    flags = command(data, data.parent / "run", "--allow_external_images", "--dry_run")
+    assert program.main(flags) == 0
+    edit(data, "train.json", 1, image_path=f"{url}/missing.png")
+    assert "cannot be read: 404" in refused(capsys, data, "--allow_external_images")
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--accuracy", "1"], "unrecognized arguments"),
+        (["--precision", "int8"], "invalid choice"),
+        (["--batch_size", "0"], "must be at least 1, is 0"),
+        (["--lr", "0"], "must be above 0, is 0"),
+        (["--lr", "nan"], "must be above 0, is nan"),
+        (["--max_pixels", "100", "--min_pixels", "200"], "--min_pixels 200 is above --max_pixels"),
+        (["--unroll_steps", "7"], "no upper step would ever be taken"),
+        (["--device", "cuda:99"], "CUDA device 99 is not there"),
+        (["--device", "abacus"], "is no device"),
+        (["--local_rank", "1"], "means nothing with --device cpu"),
+        (["--image_root", "/nowhere"], "is no directory"),
+        (["--seed", "-1"], "--seed must lie in"),
+        (["--strategy", "zero"], "invalid choice"),
+    ],
+)
+def test_flags_that_cannot_work_are_refused(capsys, data, flags, expected):
+    assert expected in refused(capsys, data, *flags)
+
+
+def test_a_reward_model_that_cannot_be_opened(capsys, data, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = refused(capsys, data, "--reward_model", str(data / "nowhere"))
+    assert "error: --reward_model" in said and "nowhere" in said and "Traceback" not in said
+
+
+def test_a_weights_path_that_cannot_be_written(capsys, data):
+    (data.parent / "file").write_text("")
+    said = refused(capsys, data, "--weights_path", str(data.parent / "file" / "run"))
+    assert "cannot be written" in said and "is no directory" in said
+
+
+def test_without_betty_the_command_that_installs_it_is_printed(capsys, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "betty.problems", None)
+    monkeypatch.setitem(sys.modules, "betty", None)
+    said = refused(capsys, data)
+    assert "pip install --no-deps --ignore-requires-python betty-ml==0.2.1" in said
+
+
+@pytest.mark.skipif(not PUBLISHED_META.exists(), reason="the published meta set is not here")
+def test_every_record_of_the_published_meta_set_is_accepted_or_refused():
+    from reweighting.samples import RecordReader, _meta_warnings
+
+    reader = RecordReader(str(PUBLISHED_META))
+    samples = reader.samples(reader.meta_sample)
+    assert len(samples) == 129 and len(reader.problems) == 371
+    assert sum(len(sample.prompts) == 5 for sample in samples) == 128
+    assert all("no response" in text for text in reader.all_problems())
+    [warning] = _meta_warnings(reader)
+    assert "371 of 500 records hold no response" in warning
+    assert "can only teach the weights that text is good" in warning
+
+
+def test_resuming_with_other_data_or_arguments_is_refused(capsys, tmp_path):
+    data = write_dataset(tmp_path / "data", questions=6)
+    run = str(tmp_path / "run")
+    short = ["--iteration_num", "2"]
+    assert program.main(command(data, Path(run), *short)) == 0
+    capsys.readouterr()
+    assert program.main(command(data, Path(run), *short)) == 2
+    assert "already holds a reward model: --resume continues" in capsys.readouterr().err
+    assert program.main(command(data, Path(run), *short, "--resume", "--lr", "0.5")) == 2
+    assert "--lr was 0.0001, is 0.5" in capsys.readouterr().err
+    edit(data, "train.json", 1, accuracy=0.123)
+    assert program.main(command(data, Path(run), *short, "--resume")) == 2
+    assert "not those it was started with" in capsys.readouterr().err
+
+
+def test_total_steps_end_at_the_last_epoch():
+    from argparse import Namespace
+
+    arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
+    assert training.total_steps(arguments, records=40) == 15
+    assert training.total_steps(arguments, records=4000) == 100
