@@ -645,7 +645,9 @@ class Neighbor(Question):
         ]
 
     def other_asks(self, scene, asked):
-        return [a for a in self._asks(scene) if a != asked and (a[0] == asked[0]) != (a[1] == asked[1])]
+        return [
+            a for a in self._asks(scene) if a != asked and (a[0] == asked[0]) != (a[1] == asked[1])
+        ]
 
     def see(self, scene, asked):
         cell = scene.items.index(asked[1])
