@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -336,10 +337,24 @@ class ReweightingEngine(Engine):
                 if self.iteration == self.total:
                     self.reporter.write(self, time.monotonic() - started)
                 self.save()
+            print(self.outcome())
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return 0 if self._interrupted is None else 128 + self._interrupted
+
+    def outcome(self) -> str:
+        """Where the run stands and, with reweighting, what every domain weighs."""
+        lines = [
+            f"{self.iteration:,} of {self.total:,} lower steps done, saved in {self.directory}"
+        ]
+        if not self.arguments.baseline:
+            records = Counter(sample.domain for sample in self.data.train)
+            weights = self.upper.module.named_weights()
+            lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
+            for domain in sorted(weights, key=weights.get, reverse=True):
+                lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+        return "\n".join(lines)
 
     def _after_step(self, bar: tqdm, seconds: float) -> None:
         bar.update()

@@ -1,0 +1,1 @@
+"""Measurements; each prints its figures and can write them, dated, to ``benchmarks/results/``."""
