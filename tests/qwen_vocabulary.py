@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import itertools
 from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-SPECIAL_TOKENS = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|>
-    <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|>
-    <|vision_pad|> <|image_pad|> <|video_pad|>""".split()
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 
 def vocabulary_file() -> Path | None:
@@ -57,7 +71,7 @@ def qwen2_tokenizer(path: Path) -> Qwen2Tokenizer:
 def _parts(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        candidates = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+        candidates = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
         best = min(range(len(candidates)), key=candidates.__getitem__)
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts
