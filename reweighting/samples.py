@@ -202,9 +202,10 @@ class RecordReader:
         records: dict[str, list[int]] = {}
         for sample in samples:
             records.setdefault(sample.image, []).append(sample.record)
+        silent = {"disable": None if progress else True}  # None: only where a person looks
         with ThreadPoolExecutor() as pool:
             results = pool.map(_image_problem, records)
-            bar = tqdm(results, "checking images", len(records), disable=not progress, leave=False)
+            bar = tqdm(results, "checking images", len(records), leave=False, **silent)
             for image, trouble in zip(records, bar, strict=True):
                 if trouble:
                     for number in records[image]:

@@ -304,3 +304,11 @@ def test_figures_are_drawn_from_a_run(finished, dataset, tmp_path):
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(2**24)) > 10
     assert figures.main(["--weights_path", str(tmp_path / "none"), "--output_dir", "x"]) == 2
+
+
+def test_the_readme_names_every_flag():
+    readme = (REPOSITORY / "README.md").read_text()
+    for action in build_parser()._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--") and flag != "--help":
+                assert f"`{flag}`" in readme, flag
