@@ -191,6 +191,12 @@ def build_parser() -> argparse.ArgumentParser:
         "the other flags of this group are not used",
     )
     add(
+        "--domain_weights",
+        metavar="FILE",
+        help="train with the weights of this JSON file, {domain: weight}, scaled to average 1, and "
+        "learn none",
+    )
+    add(
         "--meta_loss",
         choices=["mse", "bce"],
         default="mse",
@@ -247,11 +253,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def check(arguments: argparse.Namespace, error) -> None:
     """Call ``error(sentence)`` for flags that cannot work, with each other or on this machine."""
     a = arguments
-    if a.meta_json_file is None and not a.baseline:
+    if a.baseline and a.domain_weights:
+        error("--baseline gives every record weight 1: it cannot go with --domain_weights")
+    a.learn_weights = not (a.baseline or a.domain_weights)
+    if a.meta_json_file is None and a.learn_weights:
         error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
         error(f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}")
-    if not a.baseline and a.unroll_steps > a.iteration_num:
+    if a.learn_weights and a.unroll_steps > a.iteration_num:
         error(
             f"--unroll_steps {a.unroll_steps} is above --iteration_num {a.iteration_num}: no upper "
             "step would ever be taken"

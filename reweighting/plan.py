@@ -47,7 +47,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     longest = max(train_tokens) * arguments.batch_size
     if data.meta:
         longest = max(longest, max(meta_tokens) * arguments.meta_batch_size)
-    memory = estimate_memory(config, parameters, longest, reweighting=not arguments.baseline)
+    memory = estimate_memory(config, parameters, longest, reweighting=arguments.learn_weights)
     print(f"estimated peak memory      {memory / 2**30:.1f} GiB")
 
 

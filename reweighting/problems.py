@@ -99,6 +99,7 @@ class Lower(_Problem):
         self.max_grad_norm = max_grad_norm
         self.lr_scheduler = lr_scheduler
         self.loss_scaler = loss_scaler or torch.amp.GradScaler(enabled=False)
+        self.fixed_weights: torch.Tensor | None = None  # [domains]
         self.last_step: hypergradient.AdamWStep | None = None
         self.on_losses: Callable[[TrainBatch, torch.Tensor], None] = lambda batch, losses: None
 
@@ -114,10 +115,15 @@ class Lower(_Problem):
         return record_losses(log_odds, batch.accuracy, self.loss)
 
     def weights(self, batches: list[TrainBatch]) -> list[torch.Tensor]:
-        """w of every record, ``[B]`` per micro-batch, constants here; 1 without an upper level."""
-        if not self.parents:
-            return [torch.ones_like(batch.accuracy) for batch in batches]
-        return [self.upper.module(batch.domains).detach() for batch in batches]
+        """w of every record, ``[B]`` per micro-batch, constants at this level.
+
+        Without an upper level they are the ``fixed_weights`` of the domains, or 1.
+        """
+        if self.parents:
+            return [self.upper.module(batch.domains).detach() for batch in batches]
+        if self.fixed_weights is not None:
+            return [self.fixed_weights[batch.domains] for batch in batches]
+        return [torch.ones_like(batch.accuracy) for batch in batches]
 
     def training_step(self, batch: TrainBatch) -> torch.Tensor:
         """Σ_j w_j ℓ_j over one micro-batch."""

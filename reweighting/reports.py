@@ -71,7 +71,7 @@ class Reporter:
     def progress_line(self, engine, seconds: float) -> str:
         """The part of the progress line that tqdm does not know."""
         parts = [f"loss {engine.lower.last_loss:.4f}"]
-        if not self.arguments.baseline:
+        if self.arguments.learn_weights:
             weights = engine.upper.module.named_weights().values()
             parts += [
                 f"meta {engine.upper.last_loss:.4f}",
@@ -101,7 +101,7 @@ class Reporter:
             "weighted_loss": engine.lower.last_loss,
             "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],
         }
-        if not self.arguments.baseline:
+        if self.arguments.learn_weights:
             line["meta_loss"] = _number(engine.upper.last_loss)
             line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
             line["weights"] = engine.upper.module.named_weights()

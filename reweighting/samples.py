@@ -48,6 +48,19 @@ class MetaSample:
     true_false: bool
 
 
+@dataclass
+class CandidatesSample:
+    """N candidate chains for one question (best-of-N)."""
+
+    record: int
+    question: str
+    candidates: list[str]
+    image: str
+    true_false: list[bool] | None  # one per candidate, where known
+    answer: str | None
+    dataset: str | None
+
+
 class DataError(Exception):
     """Problems in the user's files, at most :data:`MAX_LISTED` of them spelled out."""
 
@@ -197,7 +210,48 @@ class RecordReader:
             self.problem(number, "input", "holds a question but no response to score")
         return MetaSample(number, chain_prompts(question, response), image, bool(true_false))
 
-    def check_images(self, samples: Iterable[TrainSample | MetaSample], progress: bool) -> None:
+    def candidates_sample(self, record: dict, number: int) -> CandidatesSample:
+        question = self.text(record, number, "question")
+        image = self.image(record, number)
+        # The published evaluation code reads one name and documents the other.
+        name = "candidate" if "candidate" in record and "candidates" not in record else "candidates"
+        candidates = record.get(name)
+        if name not in record:
+            self.problem(number, name, "is missing")
+        elif not isinstance(candidates, list) or not candidates:
+            self.problem(number, name, f"must be a list of responses, is {_shown(candidates)}")
+        else:
+            for index, candidate in enumerate(candidates, start=1):
+                if not isinstance(candidate, str) or not candidate.strip():
+                    shown = _shown(candidate)
+                    self.problem(number, name, f"response {index} must be text, is {shown}")
+                elif control := _CONTROL_TOKEN.search(candidate):
+                    text = f"response {index} holds the control token {control.group()}"
+                    self.problem(number, name, text)
+        true_false = record.get("true_false")
+        if true_false is not None:
+            if not isinstance(true_false, list) or any(x not in (0, 1) for x in true_false):
+                shown = _shown(true_false)
+                self.problem(number, "true_false", f"must be a list of true or false, is {shown}")
+            elif isinstance(candidates, list) and len(true_false) != len(candidates):
+                text = f"holds {len(true_false)} values for {len(candidates)} candidates"
+                self.problem(number, "true_false", text)
+            else:
+                true_false = [bool(value) for value in true_false]
+        for name in ("answer", "dataset"):
+            if not isinstance(record.get(name), (str, type(None))):
+                self.problem(number, name, f"must be text, is {_shown(record[name])}")
+        return CandidatesSample(
+            number,
+            question,
+            candidates,
+            image,
+            true_false,
+            record.get("answer"),
+            record.get("dataset"),
+        )
+
+    def check_images(self, samples: Iterable[Any], progress: bool) -> None:
         """Decode every distinct image once; broken ones become problems of their records."""
         records: dict[str, list[int]] = {}
         for sample in samples:
@@ -231,7 +285,20 @@ def load_meta(reader: RecordReader, progress: bool = False) -> tuple[list[MetaSa
     return samples, _meta_warnings(reader)
 
 
-def chains_of(samples: list[TrainSample], records: list[dict] | None = None) -> list[list[int]]:
+def load_candidates(reader: RecordReader, progress: bool = False) -> list[CandidatesSample]:
+    """All questions of a candidates file.
+
+    Raises:
+        DataError: any record has a problem.
+    """
+    samples = reader.samples(reader.candidates_sample)
+    reader.check_images(samples, progress)
+    if reader.problems:
+        raise DataError(reader.all_problems())
+    return samples
+
+
+def chains_of(samples: list[TrainSample]) -> list[list[int]]:
     """Indices of the samples that are prefixes of one chain, chains in order of appearance.
 
     Records of one question and image belong to one chain as long as each prefix extends another:

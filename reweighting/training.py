@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import signal
 import sys
 import time
@@ -67,7 +68,8 @@ class Data:
     meta: list[MetaSample]
     domains: list[str]  # in order of first appearance, as published
     warnings: list[str]
-    fingerprint: str  # of both files and of the records in use
+    fingerprint: str  # of all files and of the records in use
+    fixed_weights: list[float] | None = None  # of the domains, where none are learned
 
 
 def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
@@ -87,7 +89,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         train = load_train(train_reader, progress)
     except DataError as error:
         problems += error.problems
-    if not arguments.baseline:
+    if arguments.learn_weights:
         meta_reader = RecordReader(arguments.meta_json_file, **options)
         try:
             meta, notes = load_meta(meta_reader, progress)
@@ -105,18 +107,24 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
         problems.append(f"{arguments.train_json_file}: no usable record is left")
-    if not arguments.baseline and len(domains) == 1:
+    if arguments.learn_weights and len(domains) == 1:
         problems.append(
             f"{arguments.train_json_file}: all records are of domain '{domains[0]}': reweighting "
             "has nothing to weigh (--baseline trains without it)"
         )
-    if not arguments.baseline and len(labels) == 1:
+    if arguments.learn_weights and len(labels) == 1:
         problems.append(
             f"{arguments.meta_json_file}: every usable record is labelled "
             f"{str(labels.pop()).lower()}: the weights cannot learn from one label alone"
         )
-    elif not arguments.baseline and not labels and not problems:
+    elif arguments.learn_weights and not labels and not problems:
         problems.append(f"{arguments.meta_json_file}: no usable record is left")
+    fixed_weights = None
+    if arguments.domain_weights and not problems:
+        try:
+            fixed_weights = load_fixed_weights(arguments.domain_weights, domains)
+        except DataError as error:
+            problems += error.problems
     if problems:
         error = DataError(problems)
         error.notes = notes
@@ -126,7 +134,35 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         if reader is not None:
             digest.update(Path(reader.file).read_bytes())
             digest.update(json.dumps([sample.record for sample in samples]).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest())
+    digest.update(json.dumps(fixed_weights).encode())
+    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights)
+
+
+def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
+    """The weights of ``domains`` from a JSON file {domain: weight}, scaled to average 1.
+
+    Raises:
+        DataError: the file is unreadable, a domain is missing or a weight is no number >= 0.
+    """
+    try:
+        weights = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError([f"{file}: {error}"]) from error
+    if not isinstance(weights, dict):
+        raise DataError([f"{file}: not an object {{domain: weight}}"])
+    problems = []
+    for domain in domains:
+        weight = weights.get(domain)
+        if domain not in weights:
+            problems.append(f"{file}: domain '{domain}' of the train file is missing")
+        elif not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            problems.append(f"{file}: domain '{domain}': must be a number of at least 0")
+    if not problems and not any(weights[domain] for domain in domains):
+        problems.append(f"{file}: all weights are 0")
+    if problems:
+        raise DataError(problems)
+    mean = sum(weights[domain] for domain in domains) / len(domains)
+    return [weights[domain] / mean for domain in domains]
 
 
 def total_steps(arguments: argparse.Namespace, records: int) -> int:
@@ -222,7 +258,7 @@ class ReweightingEngine(Engine):
 
         lower = self._make_lower(model.to(arguments.device))
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
-        if not arguments.baseline:
+        if arguments.learn_weights:
             upper = self._make_upper()
             problems = [upper, lower]
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
@@ -263,6 +299,8 @@ class ReweightingEngine(Engine):
                 torch.device(a.device).type, enabled=a.precision == "fp16"
             ),
         )
+        if self.data.fixed_weights is not None:
+            lower.fixed_weights = torch.tensor(self.data.fixed_weights, device=a.device)
         lower.on_losses = self._note_losses
         return lower
 
@@ -348,7 +386,7 @@ class ReweightingEngine(Engine):
         lines = [
             f"{self.iteration:,} of {self.total:,} lower steps done, saved in {self.directory}"
         ]
-        if not self.arguments.baseline:
+        if self.arguments.learn_weights:
             records = Counter(sample.domain for sample in self.data.train)
             weights = self.upper.module.named_weights()
             lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
@@ -393,7 +431,7 @@ class ReweightingEngine(Engine):
         }
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
-        if not self.arguments.baseline:
+        if self.arguments.learn_weights:
             checkpoints.save_domain_weights(folder, self.upper.module)
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
@@ -411,7 +449,7 @@ class ReweightingEngine(Engine):
         lower.lr_scheduler.load_state_dict(state["lower"]["scheduler"])
         lower.loss_scaler.load_state_dict(state["lower"]["loss_scaler"])
         lower._count = self.iteration  # Betty's step counter: decides when the upper step is due
-        if not self.arguments.baseline:
+        if self.arguments.learn_weights:
             self.upper.module.load_state_dict(state["upper"]["module"])
             self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
             self.upper.last_loss = state["upper"]["last_loss"]

@@ -188,6 +188,37 @@ def test_the_baseline_trains_without_weights(dataset, tmp_path):
     assert "weights" not in metrics_of(run)[0]
 
 
+def test_fixed_domain_weights_are_used_and_not_learned(dataset, tmp_path):
+    weights = tmp_path / "weights.json"
+    weights.write_text(json.dumps({"chart": 3, "table": 0, "map": 3, "unknown": 9}))
+    flags = ["--domain_weights", str(weights), "--weight_decay", "0"]
+    run = train(dataset, tmp_path / "run", *flags)
+    assert not (run / "domain_weights.pt").exists()
+    baseline = train(dataset, tmp_path / "baseline", "--baseline", "--weight_decay", "0")
+    ours, theirs = weights_of(run), weights_of(baseline)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    for line in metrics_of(run):  # a batch of the domain with weight 0 alone would weigh nothing
+        if set(line["domain_loss"]) == {"table"}:
+            assert line["weighted_loss"] == 0
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        ('{"chart": 1, "map": 1}', "domain 'table' of the train file is missing"),
+        ('{"chart": 1, "map": -1, "table": 1}', "domain 'map': must be a number of at least 0"),
+        ('{"chart": 0, "map": 0, "table": 0}', "all weights are 0"),
+        ("[1, 2]", "not an object"),
+        ("{", "Expecting"),
+    ],
+)
+def test_bad_domain_weights_are_refused(dataset, tmp_path, capsys, content, expected):
+    (tmp_path / "weights.json").write_text(content)
+    flags = ["--domain_weights", str(tmp_path / "weights.json")]
+    assert program.main(command(dataset, tmp_path / "run", *flags)) == 2
+    assert expected in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(dataset, tmp_path, capsys):
     run = tmp_path / "run"
     flags = ["--iteration_num", "40", "--save_every_iterations", "1", "--lr", "1e30"]
