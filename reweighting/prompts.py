@@ -81,6 +81,16 @@ def split_question(text: str) -> tuple[str, str]:
     return text.strip(), ""
 
 
+def final_answer(response: str) -> str:
+    """What follows the last "Final answer", in lower case and without decoration; "" if none."""
+    matches = list(_FINAL_ANSWER.finditer(response))
+    if not matches:
+        return ""
+    rest = response[matches[-1].end() :].strip().removeprefix("is")
+    line = rest.lstrip(" *_:\n").splitlines()
+    return line[0].strip(" *_.").lower() if line else ""
+
+
 def join(question: str, prefix: str) -> str:
     """The text of one user turn: the question, a blank line, the steps so far."""
     return f"{question}\n\n{prefix}" if prefix else question

@@ -1,26 +1,43 @@
 """Best-of-N: score every step prefix of every candidate chain and pick one chain a question.
 
+    python -m reweighting.selection --weights_path weights/dreamprm \
+        --candidates data/test_mix.json --image_root data --output_dir selected
+
 All candidates of a question share image and question, so they go through one prefix tree (see
-:mod:`reweighting.prefix_tree`).
+:mod:`reweighting.prefix_tree`). Results are written as they come: the same command goes on where a
+killed one stopped.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import itertools
+import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
 
 import torch
+from tqdm import tqdm
 
+from .checkpoints import ARGUMENTS_FILE
 from .prefix_tree import pack
-from .prompts import EncodedPrompts, chain_prompts
-from .reward_model import RewardModel
-from .samples import CandidatesSample
+from .prompts import EncodedPrompts, chain_prompts, final_answer
+from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast
+from .samples import CandidatesSample, DataError, RecordReader, load_candidates
 
-Aggregation = Callable[[torch.Tensor], torch.Tensor]
+SAMPLES_FILE = "samples.jsonl"
+RESULTS_FILE = "results.json"
+# What a prompt is made of: selection takes these from the run that trained the model.
+PROMPT_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
+
 # From the log-odds z of a chain's prefixes ``[steps]`` to one number; larger is better.
-AGGREGATIONS: dict[str, Aggregation] = {
-    "mean_log_odds": torch.mean,
+AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean_log_odds": torch.mean,  # the paper's
     "sum_log_odds": torch.sum,
     "mean": lambda z: torch.sigmoid(z).mean(),
     "min": lambda z: torch.sigmoid(z).min(),
@@ -29,86 +46,295 @@ AGGREGATIONS: dict[str, Aggregation] = {
     "last": lambda z: torch.sigmoid(z[-1]),
 }
 
+LogOdds = list[list[float]]  # of one question: one list of step prefixes a candidate
 
-@torch.no_grad()
+
 def score_candidates(
     model: RewardModel,
     samples: Sequence[CandidatesSample],
     max_tokens_per_batch: int = 8192,
-) -> Iterator[list[list[float]]]:
-    """Log-odds of every step prefix of every candidate, one list of lists a question.
+    precision: str = "fp32",
+) -> Iterator[list[LogOdds]]:
+    """Log-odds of every step prefix of every candidate, a batch of questions at a time.
 
     Args:
         max_tokens_per_batch: questions are packed together up to this many tokens; a question
-            whose tree is larger is cut into trees of fewer candidates.
+            whose tree is larger is cut into one tree a candidate.
     """
-    device = model.LN.weight.device
-    pending: list[EncodedPrompts] = []
-    shapes: list[list[int]] = []  # steps of every candidate, a list a question
+    batch: list[tuple[EncodedPrompts, list[int]]] = []
     tokens = 0
-
-    def flush() -> Iterator[list[list[float]]]:
-        if not pending:
-            return
-        flat = iter(model(pack(pending).to(device)).tolist())
-        for steps in shapes:
-            yield [[next(flat) for _ in range(count)] for count in steps]
-
     for sample in samples:
-        prompts = [chain_prompts(sample.question, response) for response in sample.candidates]
-        encoded = model.encoder.encode(sample.image, [p for chain in prompts for p in chain])
-        steps = [len(chain) for chain in prompts]
-        size = _tree_size(encoded.token_ids)
-        if pending and tokens + size > max_tokens_per_batch:
-            yield from flush()
-            pending, shapes, tokens = [], [], 0
+        encoded, steps, size = _encode(model, sample)
+        if batch and tokens + size > max_tokens_per_batch:
+            yield _forward(model, batch, precision)
+            batch, tokens = [], 0
         if size > max_tokens_per_batch and len(steps) > 1:
-            yield [
-                scores
-                for candidate in sample.candidates
-                for [scores] in score_candidates(
-                    model, [_with_candidates(sample, [candidate])], max_tokens_per_batch
-                )
-            ]
+            alone = [replace(sample, candidates=[c], true_false=None) for c in sample.candidates]
+            pieces = score_candidates(model, alone, max_tokens_per_batch, precision)
+            yield [[scores for piece in pieces for [scores] in piece]]
             continue
-        pending.append(encoded)
-        shapes.append(steps)
+        batch.append((encoded, steps))
         tokens += size
-    yield from flush()
+    if batch:
+        yield _forward(model, batch, precision)
 
 
-def select(log_odds: Sequence[Sequence[float]], aggregation: str = "mean_log_odds") -> int:
-    """Index of the best candidate; the first one among equals.
+def _encode(model: RewardModel, sample: CandidatesSample) -> tuple[EncodedPrompts, list[int], int]:
+    """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
+    chains = [chain_prompts(sample.question, response) for response in sample.candidates]
+    encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
+    ordered = sorted(encoded.token_ids)  # neighbours in order share the most
+    size = len(ordered[0])
+    for left, right in itertools.pairwise(ordered):
+        pairs = enumerate(zip(left, right, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+        size += len(right) - shared
+    return encoded, [len(chain) for chain in chains], size
 
-    Args:
-        log_odds: z of every step prefix, one list a candidate.
-        aggregation: a name of :data:`AGGREGATIONS`.
-    """
-    aggregate = AGGREGATIONS[aggregation]
-    scores = [float(aggregate(torch.tensor(z, dtype=torch.float64))) for z in log_odds]
+
+@torch.no_grad()
+def _forward(
+    model: RewardModel, batch: list[tuple[EncodedPrompts, list[int]]], precision: str
+) -> list[LogOdds]:
+    # A key of its own for every question: which others are in the batch changes no tree.
+    groups = [
+        replace(encoded, image_key=f"{index} {encoded.image_key}")
+        for index, (encoded, _) in enumerate(batch)
+    ]
+    device = model.LN.weight.device
+    with autocast(device, precision):
+        flat = iter(model(pack(groups).to(device)).tolist())
+    return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
+
+
+def aggregate(log_odds: Sequence[float], aggregation: str) -> float:
+    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`."""
+    return float(AGGREGATIONS[aggregation](torch.tensor(log_odds, dtype=torch.float64)))
+
+
+def select(log_odds: LogOdds, aggregation: str = "mean_log_odds") -> int:
+    """Index of the best candidate, the first one among equals."""
+    scores = [aggregate(z, aggregation) for z in log_odds]
     return scores.index(max(scores))
 
 
-def majority(answers: Sequence[str]) -> int:
-    """Index of the first candidate that gives the most frequent answer (self-consistency)."""
-    counts = Counter(answers)
-    return answers.index(max(answers, key=counts.__getitem__))
+def majority(candidates: Sequence[str]) -> int:
+    """Index of the first candidate whose final answer is the most frequent (self-consistency).
+
+    Candidates without a "Final answer" do not vote; if none has one, the first is taken.
+    """
+    answers = [final_answer(candidate) for candidate in candidates]
+    counts = Counter(answer for answer in answers if answer)
+    if not counts:
+        return 0
+    return answers.index(max(counts, key=counts.__getitem__))
 
 
-def _tree_size(token_ids: list[list[int]]) -> int:
-    """Tokens of the prompts' trie: neighbours in order share the most."""
-    ordered = sorted(token_ids)
-    size = len(ordered[0])
-    for left, right in itertools.pairwise(ordered):
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
-            min(len(left), len(right)),
-        )
-        size += len(right) - shared
-    return size
+def run(
+    model: RewardModel,
+    samples: list[CandidatesSample],
+    path: Path,
+    aggregations: Sequence[str],
+    max_tokens_per_batch: int,
+    precision: str,
+    title: str = "",
+) -> list[dict]:
+    """Score ``samples`` and write one JSON line a question to ``path``, going on where it ends.
+
+    Lines are kept by whole batches: what a question is packed with can change its last digits, and
+    a resumed run is to write the same file as an undisturbed one.
+    """
+    lines = _complete_batches(path)
+    aside = path.with_suffix(".unfinished")
+    aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    aside.replace(path)
+    batch_number = lines[-1]["batch"][0] + 1 if lines else 0
+    rest = samples[len(lines) :]
+    batches = score_candidates(model, rest, max_tokens_per_batch, precision)
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=len(samples), initial=len(lines), desc=title, unit="question") as bar,
+    ):
+        for batch in batches:
+            new = []
+            for log_odds in batch:
+                sample = samples[len(lines) + len(new)]
+                line = _line(sample, log_odds, aggregations)
+                new.append({"batch": [batch_number, len(batch)], **line})
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new))
+            file.flush()
+            lines += new
+            batch_number += 1
+            bar.update(len(new))
+    return lines
 
 
-def _with_candidates(sample: CandidatesSample, candidates: list[str]) -> CandidatesSample:
-    return CandidatesSample(
-        sample.record, sample.question, candidates, sample.image, None, None, sample.dataset
+def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[str]) -> dict:
+    chosen = {name: select(log_odds, name) for name in aggregations}
+    line = {
+        "record": sample.record,
+        "question": sample.question,
+        "dataset": sample.dataset,
+        "answer": sample.answer,
+        "candidates": sample.candidates,
+        "step_log_odds": log_odds,
+        "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
+        "aggregates": {name: [aggregate(z, name) for z in log_odds] for name in aggregations},
+        "chosen": chosen,
+    }
+    if sample.true_false is not None:
+        line["true_false"] = sample.true_false
+        line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
+    return line
+
+
+def _complete_batches(path: Path) -> list[dict]:
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    if lines:
+        number, size = lines[-1]["batch"]
+        last = [line for line in lines if line["batch"][0] == number]
+        if len(last) < size:
+            lines = lines[: -len(last)]
+    return lines
+
+
+def results(lines: list[dict]) -> dict[str, dict[str, float]]:
+    """Accuracy and standard error over questions of every method, where right and wrong are known.
+
+    ``one sample`` is the expected accuracy of one candidate, ``oracle`` that of a perfect judge.
+    """
+    known = [line for line in lines if "true_false" in line]
+    if not known:
+        return {}
+    methods = {
+        "one sample": [fmean(line["true_false"]) for line in known],
+        "majority": [float(line["true_false"][majority(line["candidates"])]) for line in known],
+        **{name: [float(line["right"][name]) for line in known] for name in known[0]["right"]},
+        "oracle": [float(any(line["true_false"])) for line in known],
+    }
+    return {
+        name: {
+            "accuracy": fmean(values),
+            "standard_error": float(torch.tensor(values).std() / len(values) ** 0.5),
+            "questions": len(values),
+        }
+        for name, values in methods.items()
+    }
+
+
+def table(by_set: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Accuracies in per cent, a row a set."""
+    methods = list(next(iter(by_set.values())))
+    width = max(map(len, by_set)) + 2
+    rows = [" " * width + "".join(f"{method:>16}" for method in methods)]
+    for name, values in by_set.items():
+        cells = [
+            f"{100 * values[m]['accuracy']:.1f} ± {100 * values[m]['standard_error']:.1f}"
+            for m in methods
+        ]
+        rows.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+    return "\n".join(rows)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags of selection."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reweighting.selection",
+        description="Score candidate chains with a trained reward model and pick the best.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add = parser.add_argument
+    add("--weights_path", required=True, type=Path, help="directory of a training run")
+    add("--candidates", required=True, nargs="+", type=Path, help="files of candidates records")
+    add("--output_dir", required=True, type=Path, help="where samples and results go")
+    add("--aggregation", nargs="+", choices=list(AGGREGATIONS), default=["mean_log_odds"],
+        help="from step scores to a chain's score; several use the same scores")  # fmt: skip
+    add("--image_root", default=".", help="directory relative image paths start from")
+    add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
+    add("--device", default="cuda", help="cuda, cuda:N or cpu")
+    add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the computation")
+    add("--max_tokens_per_batch", type=int, default=8192, help="tokens of one forward pass")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    weights_path = arguments.weights_path
+    if not (weights_path / BASE_DIRECTORY).is_dir():
+        parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
+    if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
+        parser.error("--candidates: two files have the same name and would share their results")
+    try:
+        sets = {
+            path.stem: load_candidates(
+                RecordReader(str(path), arguments.image_root, arguments.allow_external_images),
+                progress=True,
+            )
+            for path in arguments.candidates
+        }
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in arguments.candidates:
+        folder = arguments.output_dir / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = _identity(arguments, path)
+        known = folder / "run.json"
+        if known.exists() and json.loads(known.read_text()) != identity:
+            print(
+                f"error: {folder} holds results of another model, file or setting; choose another "
+                "--output_dir",
+                file=sys.stderr,
+            )
+            return 2
+        known.write_text(json.dumps(identity, indent=2) + "\n")
+
+    options = {}
+    if (weights_path / ARGUMENTS_FILE).exists():
+        trained = json.loads((weights_path / ARGUMENTS_FILE).read_text())
+        options = {name: trained[name] for name in PROMPT_OPTIONS}
+    model = RewardModel.from_pretrained(weights_path, device=arguments.device, **options).eval()
+    by_set = {}
+    for name, samples in sets.items():
+        lines = run(
+            model,
+            samples,
+            arguments.output_dir / name / SAMPLES_FILE,
+            arguments.aggregation,
+            arguments.max_tokens_per_batch,
+            arguments.precision,
+            title=name,
+        )
+        if found := results(lines):
+            by_set[name] = found
+    text = json.dumps(by_set, indent=2, ensure_ascii=False)
+    (arguments.output_dir / RESULTS_FILE).write_text(text + "\n")
+    if by_set:
+        print(table(by_set))
+    return 0
+
+
+def _identity(arguments: argparse.Namespace, path: Path) -> dict:
+    """What must be the same for results to be continued."""
+    head = (arguments.weights_path / HEAD_FILE).read_bytes()
+    return {
+        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model": hashlib.sha256(head).hexdigest(),
+        "aggregation": arguments.aggregation,
+        "max_tokens_per_batch": arguments.max_tokens_per_batch,
+        "precision": arguments.precision,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
