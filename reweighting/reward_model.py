@@ -131,3 +131,11 @@ class RewardModel(nn.Module):
         """V of every step prefix of ``response``, shortest first, each in (0, 1)."""
         packed = pack([self.encoder.encode(image, chain_prompts(question, response))])
         return torch.sigmoid(self(packed.to(self.LN.weight.device))).tolist()
+
+    def select(self, image: str | Path | Image.Image, question: str, responses: list[str]) -> int:
+        """Index of the response with the highest mean log-odds, the first one among equals."""
+        means = []
+        for response in responses:
+            scores = torch.tensor(self.score(image, question, response), dtype=torch.float64)
+            means.append(torch.logit(scores).mean())
+        return int(torch.stack(means).argmax())

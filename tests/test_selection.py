@@ -1,0 +1,212 @@
+"""Best-of-N: scores, aggregations, baselines, resumption, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reweighting import selection
+from reweighting.prompts import chain_prompts, final_answer
+from reweighting.samples import CandidatesSample
+
+from .conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> list[CandidatesSample]:
+    folder, pixels = tmp_path_factory.mktemp("candidates"), np.random.default_rng(0)
+    made = []
+    for number in range(5):
+        path = folder / f"{number % 4}.png"  # the last question shares the first one's image
+        Image.fromarray(pixels.integers(0, 255, (84, 84, 3), dtype=np.uint8)).save(path)
+        candidates = [
+            f"Step 1: look at {number}.\nStep 2: it is {colour}.\nFinal answer: {colour}"
+            for colour in ("red", "blue", "red", "pale green")
+        ]
+        candidates[3] = "It is green."
+        made.append(
+            CandidatesSample(
+                number + 1,
+                f"Question {number}: which colour?",
+                candidates,
+                str(path),
+                [True, False, True, False],
+                "red",
+                None,
+            )
+        )
+    return made
+
+
+def test_scores_equal_those_of_separate_prompts(reward_model, samples):
+    [batch] = selection.score_candidates(reward_model, samples)
+    for sample, log_odds in zip(samples, batch, strict=True):
+        assert [len(z) for z in log_odds] == [2, 2, 2, 1]
+        for candidate, z in zip(sample.candidates, log_odds, strict=True):
+            alone = reward_model.score(sample.image, sample.question, candidate)
+            assert torch.sigmoid(torch.tensor(z)).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1, 300])
+def test_small_batches_and_cut_trees_give_the_same_scores(reward_model, samples, limit):
+    [whole] = selection.score_candidates(reward_model, samples)
+    batches = list(selection.score_candidates(reward_model, samples, max_tokens_per_batch=limit))
+    assert len(batches) > 1
+    pieces = [question for batch in batches for question in batch]
+    for ours, theirs in zip(pieces, whole, strict=True):
+        for left, right in zip(ours, theirs, strict=True):
+            assert left == pytest.approx(right, abs=1e-5)
+
+
+def test_aggregations_by_hand():
+    scores = [0.9, 0.4, 0.6]
+    z = [math.log(s / (1 - s)) for s in scores]
+    by_hand = {
+        "mean_log_odds": sum(z) / 3,
+        "sum_log_odds": sum(z),
+        "mean": sum(scores) / 3,
+        "min": 0.4,
+        "max": 0.9,
+        "product": math.log(0.9 * 0.4 * 0.6),
+        "last": 0.6,
+    }
+    assert set(by_hand) == set(selection.AGGREGATIONS)
+    for name, value in by_hand.items():
+        assert selection.aggregate(z, name) == pytest.approx(value, abs=1e-6), name
+
+
+def test_ties_go_to_the_first_and_a_chain_without_steps_competes(reward_model, samples):
+    assert selection.select([[0.5], [1.0, 1.0], [1.0], [0.0]]) == 1
+    assert selection.select([[3.0, -9.0], [1.0, 1.0]], "max") == 0
+    assert chain_prompts("Q", samples[0].candidates[3]) == ["Q\n\nIt is green."]
+
+
+def test_select_from_python_agrees(reward_model, samples):
+    [batch] = selection.score_candidates(reward_model, samples)
+    sample = samples[0]
+    chosen = reward_model.select(sample.image, sample.question, sample.candidates)
+    assert chosen == selection.select(batch[0])
+
+
+def test_majority_vote_by_final_answer():
+    assert final_answer("Step 1: x\n**Final answer:** B.\n") == "b"
+    assert final_answer("so. Final answer is 42") == "42"
+    assert final_answer("no verdict") == ""
+    votes = ["Final answer: a", "Final answer: b", "Final answer: B", "none"]
+    assert selection.majority(votes) == 1
+    assert selection.majority(["none", "nothing"]) == 0
+
+
+def test_results_by_hand():
+    lines = [
+        {
+            "true_false": [True, False],
+            "candidates": ["Final answer: a", "Final answer: b"],
+            "right": {"min": False},
+        },
+        {
+            "true_false": [False, True],
+            "candidates": ["Final answer: a", "Final answer: b"],
+            "right": {"min": True},
+        },
+        {"candidates": ["unknown truth"]},
+    ]
+    found = selection.results(lines)
+    accuracies = {name: value["accuracy"] for name, value in found.items()}
+    assert accuracies == {"one sample": 0.5, "majority": 0.5, "min": 0.5, "oracle": 1.0}
+    assert found["min"]["standard_error"] == pytest.approx(0.5)
+    assert found["min"]["questions"] == 2
+
+
+@pytest.fixture(scope="module")
+def run(reward_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    reward_model.save_pretrained(path)
+    return path
+
+
+def flags(run, candidates, output, *more: str) -> list[str]:
+    return [
+        *("--weights_path", str(run), "--candidates", str(candidates), "--output_dir", str(output)),
+        *("--image_root", str(REPOSITORY / "data"), "--device", "cpu", "--precision", "fp32"),
+        *more,
+    ]
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    records = json.loads((REPOSITORY / "data" / "test_mix.json").read_text())[:12]
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_an_interrupted_run_ends_with_the_same_files(run, candidates, tmp_path, capsys):
+    limit = ["--max_tokens_per_batch", "2000", "--aggregation", "mean_log_odds", "min"]
+    assert selection.main(flags(run, candidates, tmp_path / "whole", *limit)) == 0
+    printed = capsys.readouterr().out
+    assert "few" in printed and "majority" in printed and "oracle" in printed
+    whole = (tmp_path / "whole" / "few" / "samples.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 12 and json.loads(lines[-1])["batch"][0] > 1
+    assert selection.main(flags(run, candidates, tmp_path / "again", *limit)) == 0
+    for kept in (0, 1, 5, 11):  # killed while a line of some batch was being written
+        torn = b"".join(lines[:kept]) + lines[kept][:40]
+        (tmp_path / "again" / "few" / "samples.jsonl").write_bytes(torn)
+        assert selection.main(flags(run, candidates, tmp_path / "again", *limit)) == 0
+        assert (tmp_path / "again" / "few" / "samples.jsonl").read_bytes() == whole
+    results = [(tmp_path / name / "results.json").read_text() for name in ("whole", "again")]
+    assert results[0] == results[1]
+    assert set(json.loads(results[0])["few"]) == {
+        *("one sample", "majority", "mean_log_odds", "min", "oracle")
+    }
+
+
+def test_results_of_another_setting_are_not_continued(run, candidates, tmp_path, capsys):
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    assert selection.main(flags(run, candidates, tmp_path / "out", "--aggregation", "min")) == 2
+    assert "results of another model, file or setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"candidates": ...}, "field 'candidates': is missing"),
+        ({"candidates": []}, "field 'candidates': must be a list of responses, is []"),
+        ({"candidates": ["a", ""]}, "field 'candidates': response 2 must be text"),
+        ({"true_false": [True]}, "field 'true_false': holds 1 values for 8 candidates"),
+        ({"true_false": "yes"}, "field 'true_false': must be a list of true or false"),
+        ({"question": " "}, "field 'question': is empty"),
+        ({"image_path": "images/none.png"}, "none.png does not exist"),
+        ({"answer": 3}, "field 'answer': must be text, is 3"),
+    ],
+)
+def test_malformed_candidates_are_named(run, candidates, tmp_path, capsys, fields, expected):
+    records = json.loads(candidates.read_text())
+    for name, value in fields.items():
+        if value is ...:
+            del records[2][name]
+        else:
+            records[2][name] = value
+    candidates.write_text(json.dumps(records))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert f"{candidates}: record 3" in said and expected in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_key_candidate_is_accepted_and_truth_is_optional(run, candidates, tmp_path):
+    records = json.loads(candidates.read_text())[:2]
+    for record in records:
+        record["candidate"] = record.pop("candidates")
+        del record["true_false"]
+    candidates.write_text("\n".join(map(json.dumps, records)))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == {}
+    lines = (tmp_path / "out" / "few" / "samples.jsonl").read_text().splitlines()
+    assert len(json.loads(lines[0])["step_scores"]) == 8
