@@ -2,12 +2,14 @@
 
     python weights/make_tiny_model.py --out weights/tiny-qwen2-vl
 
-The architecture is the real one (`Qwen2VLForConditionalGeneration`), shrunk to about 1.5 million
-parameters. `weights/pretrain.py` then teaches it to see
-; until then they are random.
+The architecture is the real one (`Qwen2VLForConditionalGeneration`), shrunk to about 1.4 million
+parameters. `weights/pretrain.py` then teaches it to see and to judge; until then the weights are
+random. The tokenizer is trained here, on text drawn from the demo world.
 """
 
 import argparse
+import json
+import random
 import sys
 from pathlib import Path
 
@@ -65,20 +67,36 @@ CHAT_TEMPLATE = (
 )
 
 PIXEL_LIMITS = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 256}
-PROVISIONAL_TEXT = [
-    "What color is the object in B2?",
-    "Step 1: Find the color of the object in B2.",
-    "Final answer: red",
-]
+# Words that pre-training uses around the world's own sentences.
+VERDICTS = ("yes", "no")
 
 
-def corpus() -> list[str]:
-    """Lines of the small world's own text; lines, so that no token ever spans a line break."""
-    try:
-        from data.reasoner import sample_text
-    except ImportError:
-        return PROVISIONAL_TEXT
-    return sample_text()
+def corpus(count: int = 3000) -> list[str]:
+    """Lines of the demo world's own text; lines, so that no token ever spans a line break.
+
+    Both wordings, both grid sizes, stated and unstated evidence, one and two questions at a time:
+    with all of them a word of the world is one token, and a chain stays about a hundred long.
+    """
+    from data.reasoner import MIXED, draw
+    from data.tasks import TASKS
+
+    rng = random.Random("tokenizer")
+    lines = ["You are a helpful assistant.", "system", "user", "assistant", *VERDICTS] * 50
+    names = list(TASKS)
+    for i in range(count):
+        first = names[i % len(names)]
+        same = [name for name in names if TASKS[name].scene == TASKS[first].scene]
+        chosen = rng.sample(same, 2) if len(same) > 1 and rng.random() < 0.3 else [first]
+        question, chain = draw(
+            rng,
+            *chosen,
+            profile=MIXED,
+            grid=rng.choice((3, 4)),
+            style=i // len(names) % 2,
+            hint=rng.random() < 0.2,
+        )
+        lines += [question.text, *chain.text.split("\n"), chain.answer]
+    return lines
 
 
 def train_tokenizer(lines: list[str], vocab_size: int) -> Qwen2Tokenizer:
@@ -98,7 +116,7 @@ def train_tokenizer(lines: list[str], vocab_size: int) -> Qwen2Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    state = __import__("json").loads(tokenizer.to_str())["model"]
+    state = json.loads(tokenizer.to_str())["model"]
     fast = Qwen2Tokenizer(
         vocab=state["vocab"],
         merges=[tuple(merge) for merge in state["merges"]],
