@@ -212,6 +212,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--unroll_steps", type=_whole(1), default=5, help="lower steps before each upper step")
 
+    add(
+        "--hypergradient",
+        choices=["unrolled", "darts"],
+        default="unrolled",
+        help="exact derivative through the last lower step, or the published finite difference, "
+        "computed in fp32",
+    )
+    add(
+        "--hypergradient_batches",
+        choices=["last", "all"],
+        default="last",
+        help="records that enter the hypergradient: of the last lower step, or of all since the "
+        "last upper step",
+    )
+
     group = parser.add_argument_group("checkpoints and reports")
     add = group.add_argument
     add(

@@ -13,64 +13,111 @@ and no finite difference is needed. The inner products s_j come
 - from one forward-mode pass at φ along u otherwise, without a graph. φ itself is recovered from
   φ' by undoing the optimizer step, which costs no memory between steps.
 
-The function is registered with Betty under the name ``unrolled`` and called by its engine.
+The function is registered with Betty under the name ``unrolled`` and called by its engine; the
+published finite difference, mended, is there as ``finite_difference``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from betty.hypergradient import jvp_fn_mapping
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
 
-def unrolled(vector, curr, prev, sync):
-    """Hypergradient through the last lower step, in the signature of Betty's table.
 
-    Args:
-        vector: v, the gradient of the meta loss at φ' for each of ``curr``'s parameters.
-        curr: the lower problem.
-        prev: the upper problem, whose ``.grad`` receives the result.
-        sync: Betty asks to add into ``prev``'s gradients instead of returning them.
+def register(name: str, products: Callable) -> None:
+    """Let Betty's engine reach the weights through ``products`` under ``name``.
+
+    Betty calls ``hypergradient(vector, curr, prev, sync)`` with v for each parameter of ``curr``,
+    the lower problem; with ``sync`` the result belongs into the gradients of ``prev``, the upper.
     """
-    scale = curr.loss_scaler.get_scale()  # 1 unless computing in fp16
-    products = inner_products(curr, [v / scale for v in vector] if scale != 1 else vector)
-    with torch.enable_grad():
-        objective = sum(
-            (prev.module(batch.domains) * product).sum()
-            for batch, product in zip(curr.cur_batch, products, strict=True)
-        )
-    gradients = torch.autograd.grad(objective, prev.trainable_parameters())
-    if not sync:
-        return gradients
-    prev.set_grads(prev.trainable_parameters(), gradients)
-    return None
 
+    def hypergradient(vector, curr, prev, sync):
+        scale = curr.loss_scaler.get_scale()  # 1 unless computing in fp16
+        found = products(curr, [v / scale for v in vector] if scale != 1 else vector)
+        batches = [batch for step in curr.window for batch in step]
+        with torch.enable_grad():
+            objective = sum(
+                (prev.module(batch.domains) * product).sum()
+                for batch, product in zip(batches, found, strict=True)
+            )
+        gradients = torch.autograd.grad(objective, prev.trainable_parameters())
+        if not sync:
+            return gradients
+        prev.set_grads(prev.trainable_parameters(), gradients)
+        return None
 
-jvp_fn_mapping["unrolled"] = unrolled
+    jvp_fn_mapping[name] = hypergradient
 
 
 @torch.no_grad()
 def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
-    """s_j of every record of the last lower step, one tensor ``[B]`` per micro-batch."""
+    """s_j of every record in the lower problem's window, one tensor ``[B]`` per micro-batch.
+
+    The window holds the last lower step, for which s_j is exact. If it holds earlier ones too,
+    their records are taken at the same φ and u: the parameters moved little in between.
+    """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
-        return [torch.zeros_like(batch.accuracy) for batch in lower.cur_batch]
+        return [torch.zeros_like(batch.accuracy) for batches in lower.window for batch in batches]
     direction = step.pull_back(vector)
-    weights = lower.weights(lower.cur_batch)
-    domains = torch.cat([batch.domains for batch in lower.cur_batch])
-    weight = weights[0][0]
-    if weight != 0 and (domains == domains[0]).all():
-        # All records share the weight w: Σ_j s_j = ⟨g, u⟩ / w, and only the sum matters.
-        total = inner(direction, step.gradients) / weight
-        records = sum(len(w) for w in weights)
-        return [torch.full_like(w, total / records) for w in weights]
-    records = sum(len(w) for w in weights)
+    shared = _shared_weight(lower)
+    if shared is not None:
+        # Σ_j s_j = ⟨g, u⟩ / w; where all records share a weight, only the sum matters.
+        [batches] = lower.window
+        records = sum(len(batch.accuracy) for batch in batches)
+        each = inner(direction, step.gradients) / shared / records
+        return [torch.full_like(batch.accuracy, each) for batch in batches]
     before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
     along = dict(zip(lower.parameter_names(), direction, strict=True))
+    return _per_record(lower, lambda batch: directional_derivatives(lower, before, along, batch))
+
+
+@torch.no_grad()
+def finite_differences(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The published hypergradient's s_j = -⟨∇ℓ_j(φ'), v⟩, by a central difference along v.
+
+    It leaves out the optimizer and is taken at the point after the step. The losses are computed
+    in fp32 at perturbed *copies* of the parameters: rounding would swallow the step in bf16, and
+    nothing needs to be restored.
+    """
+    parameters = dict(zip(lower.parameter_names(), lower.trainable_parameters(), strict=True))
+    radius = DIFFERENCE_RADIUS / (inner(vector, vector) ** 0.5 + 1e-15)
+
+    def losses(batch, sign: int) -> torch.Tensor:
+        moved = {
+            name: parameter + sign * radius * v
+            for (name, parameter), v in zip(parameters.items(), vector, strict=True)
+        }
+        return lower.record_losses(batch, lambda p: functional_call(lower.module, moved, (p,)))
+
+    return _per_record(lower, lambda batch: (losses(batch, -1) - losses(batch, +1)) / (2 * radius))
+
+
+register("unrolled", inner_products)
+register("finite_difference", finite_differences)  # Betty's own "darts" stays what it is
+
+
+def _per_record(lower, products: Callable) -> list[torch.Tensor]:
+    """``products(batch)`` of all micro-batches, over the number of records of their step."""
     return [
-        directional_derivatives(lower, before, along, batch) / records for batch in lower.cur_batch
+        products(batch) / sum(len(batch.accuracy) for batch in batches)
+        for batches in lower.window
+        for batch in batches
     ]
+
+
+def _shared_weight(lower) -> float | None:
+    """The weight all records of a one-step window share, if they do and it is not 0."""
+    if len(lower.window) > 1:
+        return None
+    domains = torch.cat([batch.domains for batch in lower.window[0]])
+    weight = float(lower.weights(lower.window[0])[0][0])
+    return weight if weight and bool((domains == domains[0]).all()) else None
 
 
 def directional_derivatives(

@@ -9,6 +9,7 @@ through the lower step by the function registered in :mod:`reweighting.hypergrad
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -81,6 +82,7 @@ class Lower(_Problem):
         max_grad_norm: gradient norm is clipped to this; 0 turns clipping off.
         scheduler: stepped once a lower step (Betty would step its own once a micro-batch).
         loss_scaler: keeps fp16 gradients from vanishing; disabled otherwise.
+        window: last lower steps whose records enter the hypergradient.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Lower(_Problem):
         max_grad_norm: float = 0.0,
         lr_scheduler=None,
         loss_scaler: torch.amp.GradScaler | None = None,
+        window: int = 1,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -100,6 +103,7 @@ class Lower(_Problem):
         self.lr_scheduler = lr_scheduler
         self.loss_scaler = loss_scaler or torch.amp.GradScaler(enabled=False)
         self.fixed_weights: torch.Tensor | None = None  # [domains]
+        self.window: collections.deque[list[TrainBatch]] = collections.deque(maxlen=window)
         self.last_step: hypergradient.AdamWStep | None = None
         self.on_losses: Callable[[TrainBatch, torch.Tensor], None] = lambda batch, losses: None
 
@@ -135,6 +139,7 @@ class Lower(_Problem):
         """One optimizer step over all micro-batches."""
         self.last_step = None  # frees its gradients before new ones are made
         self.cur_batch = self.get_batch()
+        self.window.append(self.cur_batch)
         records = sum(len(batch.accuracy) for batch in self.cur_batch)
         self.last_loss = 0.0
         for micro_batch in self.cur_batch:

@@ -60,6 +60,10 @@ class SetupError(Exception):
     """The run cannot start: its model cannot be opened, or there is something to lose."""
 
 
+# --hypergradient to the name in Betty's table
+HYPERGRADIENTS = {"unrolled": "unrolled", "darts": "finite_difference"}
+
+
 @dataclass
 class Data:
     """The checked data of a run."""
@@ -272,7 +276,7 @@ class ReweightingEngine(Engine):
             len(self.data.train),
             a.batch_size,
             seed=2 * a.seed,
-            start=self.iteration * a.gradient_accumulation,
+            start=(self.iteration - self._replayed()) * a.gradient_accumulation,
         )
         optimizer = torch.optim.AdamW(
             (p for p in model.parameters() if p.requires_grad),
@@ -282,7 +286,7 @@ class ReweightingEngine(Engine):
         )
         lower = Lower(
             name="lower",
-            config=Config(type="unrolled", unroll_steps=a.unroll_steps),
+            config=Config(type=HYPERGRADIENTS[a.hypergradient], unroll_steps=a.unroll_steps),
             module=model,
             optimizer=optimizer,
             batches=self._batches(
@@ -292,6 +296,7 @@ class ReweightingEngine(Engine):
             loss=a.loss,
             accumulation=a.gradient_accumulation,
             max_grad_norm=a.max_grad_norm,
+            window=self._window(),
             lr_scheduler=torch.optim.lr_scheduler.StepLR(
                 optimizer, a.scheduler_step_size, a.scheduler_gamma
             ),
@@ -303,6 +308,15 @@ class ReweightingEngine(Engine):
             lower.fixed_weights = torch.tensor(self.data.fixed_weights, device=a.device)
         lower.on_losses = self._note_losses
         return lower
+
+    def _window(self) -> int:
+        """Lower steps whose records enter the hypergradient."""
+        return self.arguments.unroll_steps if self.arguments.hypergradient_batches == "all" else 1
+
+    def _replayed(self) -> int:
+        """Batches of steps already done that the next hypergradient still needs."""
+        since_upper_step = self.iteration % self.arguments.unroll_steps
+        return since_upper_step if self._window() > 1 else 0
 
     def _make_upper(self) -> Upper:
         a = self.arguments
@@ -448,6 +462,8 @@ class ReweightingEngine(Engine):
         lower.optimizer.load_state_dict(state["lower"]["optimizer"])
         lower.lr_scheduler.load_state_dict(state["lower"]["scheduler"])
         lower.loss_scaler.load_state_dict(state["lower"]["loss_scaler"])
+        for _ in range(self._replayed()):
+            lower.window.append(lower.get_batch())
         lower._count = self.iteration  # Betty's step counter: decides when the upper step is due
         if self.arguments.learn_weights:
             self.upper.module.load_state_dict(state["upper"]["module"])

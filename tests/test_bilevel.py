@@ -23,12 +23,14 @@ from reweighting.weighting import DomainTable
 from .conftest import DOMAINS
 
 
-def build(module, domains, train, meta, lr, meta_lr=0.05, unroll_steps=1, **lower_options):
+def build(
+    module, domains, train, meta, lr, meta_lr=0.05, unroll_steps=1, kind="unrolled", **lower_options
+):
     """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
     lower = Lower(
         name="lower",
-        config=Config(type="unrolled", unroll_steps=unroll_steps),
+        config=Config(type=kind, unroll_steps=unroll_steps),
         module=module,
         optimizer=optimizer,
         batches=iter(train),
@@ -249,6 +251,67 @@ def test_hypergradient_of_the_real_architecture(reward_model, batches, batch_siz
     ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
     assert torch.cosine_similarity(ours, exact, dim=0) >= 0.9999
     assert (ours - exact).norm() / exact.norm() <= 1e-3
+
+
+def test_the_finite_difference_matches_its_float64_limit(reward_model, batches):
+    """-Σ_j ∂w_j/∂α ⟨∇ℓ_j(φ'), v⟩ / B; the parameters stay what they were, bit for bit."""
+    train, meta = batches(4, 1)
+    engine = build(
+        copy.deepcopy(reward_model), DOMAINS, train, meta, lr=1e-4, kind="finite_difference"
+    )
+    upper, module = engine.upper, engine.lower.module
+    found = []
+    upper.grad_callback = lambda: found.append(upper.module.raw_weights.grad.double())
+    after = []
+    step = engine.lower.optimizer_step
+    engine.lower.optimizer_step = lambda: (step(), after.append(copy.deepcopy(module.state_dict())))
+    upper.hypergradient_norm = 0.0
+    engine.train_step()
+    assert all(torch.equal(after[0][name], value) for name, value in module.state_dict().items())
+
+    exact = copy.deepcopy(module).double()
+    [batch], [chains] = train, meta
+    log_odds = exact(_double(chains.prompts))
+    aggregated = aggregate(log_odds, chains.chain, len(chains.true_false))
+    loss = chain_losses(aggregated, chains.true_false.double(), "mse").mean()
+    v = torch.autograd.grad(loss, exact.parameters())
+    losses = record_losses(exact(_double(batch.prompts)), batch.accuracy.double(), "bce")
+    products = torch.stack(
+        [
+            sum((a * b).sum() for a, b in zip(g, v, strict=True))
+            for g in (torch.autograd.grad(x, exact.parameters(), retain_graph=True) for x in losses)
+        ]
+    )
+    raw = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    positive = nn.functional.softplus(raw)
+    weights = (positive / positive.mean())[batch.domains]
+    [limit] = torch.autograd.grad(-(weights * products).mean(), raw)
+    assert torch.cosine_similarity(found[0], limit, dim=0) > 0.999
+    assert (found[0] - limit).norm() / limit.norm() < 0.02
+
+
+def test_all_batches_since_the_upper_step_enter_the_hypergradient():
+    torch.manual_seed(0)
+    train, meta = toy(1, 3)
+    train = list(train)
+    for index, batch in enumerate(train):  # every step knows another domain
+        batch.domains.fill_(index)
+    found = {}
+    for window in (1, 3):
+        torch.manual_seed(0)
+        engine = build(
+            Linear(), ["a", "b", "c", "d"], train, meta, 0.01, unroll_steps=3, window=window
+        )
+        upper = engine.upper
+        upper.grad_callback = lambda w=window, u=upper: found.update({w: u.module.raw_weights.grad})
+        upper.hypergradient_norm = 0.0
+        for step in range(1, 4):
+            engine.global_step = step
+            engine.train_step()
+    last, every = found[1], found[3]
+    # One domain alone: the three others share what normalisation takes from it.
+    assert last[0] == last[1] == last[3] and last[2] != last[0]
+    assert len({round(value, 9) for value in every.tolist()}) == 4
 
 
 def test_undoing_the_adamw_step_gives_the_parameters_before_it():

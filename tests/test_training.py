@@ -108,6 +108,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one(dataset, finished, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in weights_of(run).items())
 
 
+def test_a_run_resumes_between_upper_steps_with_all_batches(dataset, tmp_path):
+    flags = ["--hypergradient_batches", "all", "--unroll_steps", "4", "--iteration_num"]
+    whole = train(dataset, tmp_path / "whole", *flags, "8")
+    run = train(dataset, tmp_path / "run", *flags, "6")
+    assert_same_run(train(dataset, run, "--resume", *flags, "8"), whole)
+
+
 def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not checkpoints.exists(run):
@@ -249,6 +256,8 @@ EFFECTS = {
     "--meta_lr": "0.5",
     "--meta_weight_decay": "0.5",
     "--unroll_steps": "3",
+    "--hypergradient": "darts",
+    "--hypergradient_batches": "all",
 }
 
 
