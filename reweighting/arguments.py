@@ -110,7 +110,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=120,
         help="passes over the train records at most; whichever limit comes first ends the run",
     )
-    add("--batch_size", type=_whole(1), default=1, help="train records a forward pass")
+    add("--batch_size", type=_whole(1), default=1, help="train records (or chains) a forward pass")
+    add(
+        "--batch_by",
+        choices=["record", "cot"],
+        default="record",
+        help="draw single train records, or all records of a chain of thought together: they share "
+        "one prefix tree and cost a fraction of the tokens",
+    )
     add("--meta_batch_size", type=_whole(1), default=1, help="meta chains an upper step")
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add(

@@ -66,19 +66,31 @@ class MetaBatch:
 
 
 class EncodedDataset(Dataset):
-    """Samples with their prompts tokenised and their image processed, inside the worker."""
+    """Samples with their prompts tokenised and their image processed, inside the worker.
 
-    def __init__(self, samples: Sequence[TrainSample | MetaSample], encoder: PromptEncoder) -> None:
-        self.samples = samples
+    Args:
+        units: what is drawn together, samples about one image each: single records, or whole
+            chains of train records.
+        encoder: of the reward model.
+    """
+
+    def __init__(
+        self, units: Sequence[Sequence[TrainSample | MetaSample]], encoder: PromptEncoder
+    ) -> None:
+        self.units = units
         self.encoder = encoder
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.units)
 
-    def __getitem__(self, index: int) -> tuple[TrainSample | MetaSample, EncodedPrompts]:
-        sample = self.samples[index]
-        prompts = [sample.prompt] if isinstance(sample, TrainSample) else sample.prompts
-        return sample, self.encoder.encode(sample.image, prompts)
+    def __getitem__(self, index: int) -> tuple[Sequence[TrainSample | MetaSample], EncodedPrompts]:
+        unit = self.units[index]
+        prompts = [
+            prompt
+            for sample in unit
+            for prompt in ([sample.prompt] if isinstance(sample, TrainSample) else sample.prompts)
+        ]
+        return unit, self.encoder.encode(unit[0].image, prompts)
 
 
 class CollateTrain:
@@ -87,8 +99,8 @@ class CollateTrain:
     def __init__(self, domains: Sequence[str]) -> None:
         self.index = {domain: index for index, domain in enumerate(domains)}
 
-    def __call__(self, items: list[tuple[TrainSample, EncodedPrompts]]) -> TrainBatch:
-        samples = [sample for sample, _ in items]
+    def __call__(self, items: list[tuple[Sequence[TrainSample], EncodedPrompts]]) -> TrainBatch:
+        samples = [sample for unit, _ in items for sample in unit]
         return TrainBatch(
             prompts=pack([prompts for _, prompts in items]),
             accuracy=torch.tensor([sample.accuracy for sample in samples], dtype=torch.float32),
@@ -97,9 +109,9 @@ class CollateTrain:
         )
 
 
-def collate_meta(items: list[tuple[MetaSample, EncodedPrompts]]) -> MetaBatch:
+def collate_meta(items: list[tuple[Sequence[MetaSample], EncodedPrompts]]) -> MetaBatch:
     """Pack whole chains into a :class:`MetaBatch`."""
-    samples = [sample for sample, _ in items]
+    samples = [sample for unit, _ in items for sample in unit]
     steps = torch.tensor([len(sample.prompts) for sample in samples])
     return MetaBatch(
         prompts=pack([prompts for _, prompts in items]),
@@ -147,7 +159,7 @@ class ShuffledStream(Sampler[list[int]]):
 
 
 def batch_loader(
-    samples: Sequence[TrainSample | MetaSample],
+    units: Sequence[Sequence[TrainSample | MetaSample]],
     encoder: PromptEncoder,
     collate,
     stream: ShuffledStream,
@@ -156,7 +168,7 @@ def batch_loader(
 ) -> DataLoader:
     """A loader over ``stream``; ``workers`` = 0 encodes in the training process."""
     return DataLoader(
-        EncodedDataset(samples, encoder),
+        EncodedDataset(units, encoder),
         batch_sampler=stream,
         collate_fn=collate,
         num_workers=workers,

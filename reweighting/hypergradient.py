@@ -19,6 +19,7 @@ published finite difference, mended, is there as ``finite_difference``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -59,21 +60,23 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
     """s_j of every record in the lower problem's window, one tensor ``[B]`` per micro-batch.
 
     The window holds the last lower step, for which s_j is exact. If it holds earlier ones too,
-    their records are taken at the same φ and u: the parameters moved little in between.
+    their records are taken at the same φ and u: the parameters moved little in between. ``vector``
+    is overwritten.
     """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
         return [torch.zeros_like(batch.accuracy) for batches in lower.window for batch in batches]
-    direction = step.pull_back(vector)
+    step.pull_back(vector)
     shared = _shared_weight(lower)
     if shared is not None:
         # Σ_j s_j = ⟨g, u⟩ / w; where all records share a weight, only the sum matters.
         [batches] = lower.window
         records = sum(len(batch.accuracy) for batch in batches)
-        each = inner(direction, step.gradients) / shared / records
+        each = inner(vector, step.gradients) / shared / records
         return [torch.full_like(batch.accuracy, each) for batch in batches]
+    step.gradients = None  # their memory is needed for φ
     before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
-    along = dict(zip(lower.parameter_names(), direction, strict=True))
+    along = dict(zip(lower.parameter_names(), vector, strict=True))
     return _per_record(lower, lambda batch: directional_derivatives(lower, before, along, batch))
 
 
@@ -85,6 +88,7 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
     in fp32 at perturbed *copies* of the parameters: rounding would swallow the step in bf16, and
     nothing needs to be restored.
     """
+    lower.last_step = None  # its gradients are not needed, their memory is
     parameters = dict(zip(lower.parameter_names(), lower.trainable_parameters(), strict=True))
     radius = DIFFERENCE_RADIUS / (inner(vector, vector) ** 0.5 + 1e-15)
 
@@ -165,7 +169,7 @@ class AdamWStep:
 
     def _terms(self):
         """Per parameter: itself, g, m̂, √v̂, ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε, decay."""
-        gradients = iter(self.gradients)
+        gradients = iter(self.gradients or itertools.repeat(None))
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -186,29 +190,24 @@ class AdamWStep:
                     group["weight_decay"],
                 )
 
-    def pull_back(self, vector: list[torch.Tensor]) -> list[torch.Tensor]:
-        """u = (∂U/∂g)ᵀ v, with g the gradient before clipping.
+    def pull_back(self, vector: list[torch.Tensor]) -> None:
+        """Turn v into u = (∂U/∂g)ᵀ v, in place, with g the gradient before clipping.
 
         U moves a parameter by -η m̂ / (√v̂ + ε); g enters m̂ linearly and v̂ quadratically:
 
             ∂U/∂g = -η [ a / (√v̂ + ε) - b g m̂ / (√v̂ (√v̂ + ε)²) ],  a = ∂m̂/∂g,  2 b g = ∂v̂/∂g
         """
-        result = []
         for v, (_, g, mean, root, a, b, rate, eps, _) in zip(vector, self._terms(), strict=True):
             denominator = root + eps
             # Where g and its history are zero, v̂ = 0 and the second term has the limit 0.
             second = b * (self.clip * g) * mean / (root * denominator.square())
             second = torch.where(root > 0, second, torch.zeros_like(second))
-            result.append(v * (-rate) * (a / denominator - second))
+            v.mul_((a / denominator - second) * -rate)
         if self.clip < 1:
             # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.
-            square = inner(self.gradients, self.gradients)
-            along = inner(result, self.gradients)
-            shift = along / square
-            result = [
-                self.clip * (u - shift * g) for u, g in zip(result, self.gradients, strict=True)
-            ]
-        return result
+            shift = inner(vector, self.gradients) / inner(self.gradients, self.gradients)
+            for v, g in zip(vector, self.gradients, strict=True):
+                v.sub_(shift * g).mul_(self.clip)
 
     def undo(self) -> list[torch.Tensor]:
         """φ, the parameters before the step, up to rounding."""

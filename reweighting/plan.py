@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .prompts import PromptEncoder
 from .reward_model import BASE_DIRECTORY
-from .training import Data, total_steps
+from .training import Data, total_steps, train_units
 
 TOKENISED = 200  # records looked at for the token statistics
 
@@ -33,8 +33,11 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         print(f"steps a meta chain         {_summary(steps)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
-    total = total_steps(arguments, len(data.train))
-    epochs = total * arguments.batch_size * arguments.gradient_accumulation / len(data.train)
+    units = train_units(arguments, data.train)
+    if arguments.batch_by == "cot":
+        print(f"train chains               {len(units):,}")
+    total = total_steps(arguments, len(units))
+    epochs = total * arguments.batch_size * arguments.gradient_accumulation / len(units)
     print(f"lower steps                {total:,} ({epochs:.2f} passes over the train records)")
     if data.meta:
         upper = total // arguments.unroll_steps
@@ -44,11 +47,13 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     config = _config(arguments.reward_model)
     parameters = count_parameters(config)
     print(f"parameters                 {parameters:,}")
+    # The records of a chain form a tree little larger than the longest of them.
     longest = max(train_tokens) * arguments.batch_size
     if data.meta:
         longest = max(longest, max(meta_tokens) * arguments.meta_batch_size)
     memory = estimate_memory(config, parameters, longest, reweighting=arguments.learn_weights)
-    print(f"estimated peak memory      {memory / 2**30:.1f} GiB")
+    unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
+    print(f"estimated peak memory      {memory / unit:.1f} {name}, the program itself not counted")
 
 
 def count_parameters(config) -> int:
@@ -62,7 +67,8 @@ def estimate_memory(config, parameters: int, tokens: int, reweighting: bool) -> 
     """Bytes at the peak of training.
 
     Parameters, gradients and AdamW's two moments are fp32 (16 bytes a parameter). The upper step
-    holds the meta gradient besides the stored lower gradient (4 more). Every layer keeps its
+    holds the meta gradient and, first the stored lower gradient, then the parameters before the
+    step (4 more). Every layer keeps its
     activations for the backward pass: a dozen vectors of the hidden size and three of the MLP's.
     """
     text = config.get_text_config()

@@ -96,7 +96,7 @@ class Reporter:
             "epoch": engine.iteration
             * self.arguments.batch_size
             * self.arguments.gradient_accumulation
-            / len(engine.data.train),
+            / len(engine.units),
             "loss": float(self._loss_sums.sum() / count),
             "weighted_loss": engine.lower.last_loss,
             "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],

@@ -32,7 +32,15 @@ from .problems import Lower, Upper
 from .prompts import PromptEncoder
 from .reports import Reporter
 from .reward_model import BASE_DIRECTORY, RewardModel
-from .samples import DataError, MetaSample, RecordReader, TrainSample, load_meta, load_train
+from .samples import (
+    DataError,
+    MetaSample,
+    RecordReader,
+    TrainSample,
+    chains_of,
+    load_meta,
+    load_train,
+)
 from .weighting import DomainTable
 
 # What may change between the parts of an interrupted run: none of it alters a number.
@@ -169,10 +177,17 @@ def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
     return [weights[domain] / mean for domain in domains]
 
 
-def total_steps(arguments: argparse.Namespace, records: int) -> int:
+def train_units(arguments: argparse.Namespace, train: list[TrainSample]) -> list[list[TrainSample]]:
+    """What ``--batch_size`` counts: single records, or the records of one chain together."""
+    if arguments.batch_by == "cot":
+        return [[train[index] for index in chain] for chain in chains_of(train)]
+    return [[sample] for sample in train]
+
+
+def total_steps(arguments: argparse.Namespace, units: int) -> int:
     """Lower steps of the run: ``--iteration_num`` or ``--max_epoch``, whichever ends first."""
     per_step = arguments.batch_size * arguments.gradient_accumulation
-    return min(arguments.iteration_num, max(1, arguments.max_epoch * records // per_step))
+    return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
 
 
 def make_encoder(arguments: argparse.Namespace) -> PromptEncoder:
@@ -256,7 +271,8 @@ class ReweightingEngine(Engine):
             model = RewardModel.from_pretrained(self.directory)
         model.encoder = encoder
         self.iteration = state["iteration"] if state else 0
-        self.total = total_steps(arguments, len(data.train))
+        self.units = train_units(arguments, data.train)
+        self.total = total_steps(arguments, len(self.units))
         self.reporter = Reporter(arguments, data.domains)
         self._interrupted: int | None = None
 
@@ -273,7 +289,7 @@ class ReweightingEngine(Engine):
     def _make_lower(self, model: RewardModel) -> Lower:
         a = self.arguments
         stream = ShuffledStream(
-            len(self.data.train),
+            len(self.units),
             a.batch_size,
             seed=2 * a.seed,
             start=(self.iteration - self._replayed()) * a.gradient_accumulation,
@@ -290,7 +306,7 @@ class ReweightingEngine(Engine):
             module=model,
             optimizer=optimizer,
             batches=self._batches(
-                self.data.train, model.encoder, CollateTrain(self.data.domains), stream
+                self.units, model.encoder, CollateTrain(self.data.domains), stream
             ),
             precision=a.precision,
             loss=a.loss,
@@ -339,16 +355,18 @@ class ReweightingEngine(Engine):
             optimizer=torch.optim.AdamW(
                 weighting.parameters(), lr=a.meta_lr, weight_decay=a.meta_weight_decay
             ),
-            batches=self._batches(self.data.meta, self.encoder, collate_meta, stream),
+            batches=self._batches(
+                [[sample] for sample in self.data.meta], self.encoder, collate_meta, stream
+            ),
             precision=a.precision,
             loss=a.meta_loss,
         )
 
-    def _batches(self, samples, encoder, collate, stream):
+    def _batches(self, units, encoder, collate, stream):
         self.encoder = encoder
         return iter(
             batch_loader(
-                samples,
+                units,
                 encoder,
                 collate,
                 stream,

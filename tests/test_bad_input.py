@@ -297,5 +297,5 @@ def test_total_steps_end_at_the_last_epoch():
     from argparse import Namespace
 
     arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
-    assert training.total_steps(arguments, records=40) == 15
-    assert training.total_steps(arguments, records=4000) == 100
+    assert training.total_steps(arguments, units=40) == 15
+    assert training.total_steps(arguments, units=4000) == 100

@@ -255,6 +255,7 @@ EFFECTS = {
     "--meta_loss": "bce",
     "--meta_lr": "0.5",
     "--meta_weight_decay": "0.5",
+    "--batch_by": "cot",
     "--unroll_steps": "3",
     "--hypergradient": "darts",
     "--hypergradient_batches": "all",
@@ -307,7 +308,12 @@ def test_wandb_is_optional_and_said_to_be_missing(dataset, tmp_path, capsys):
 def test_dry_run_prints_the_plan_and_writes_nothing(dataset, tmp_path, capsys):
     program.main(command(dataset, tmp_path / "run", "--dry_run"))
     printed = capsys.readouterr().out
-    for expected in ("chart", "tokens a train record", "lower steps                6", "GiB"):
+    for expected in (
+        "chart",
+        "tokens a train record",
+        "lower steps                6",
+        "peak memory",
+    ):
         assert expected in printed
     model = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
     assert f"{sum(p.numel() for p in model.parameters()):,}" in printed
