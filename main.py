@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"warning: {note}", file=sys.stderr)
         encoder = training.make_encoder(arguments)
         if arguments.dry_run:
+            training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
         return training.ReweightingEngine(arguments, data, encoder).run()

@@ -60,7 +60,6 @@ FREE_ON_RESUME = {
     "allow_external_images",
     "train_json_file",
     "meta_json_file",
-    "reward_model",
 }
 
 
@@ -411,6 +410,8 @@ class ReweightingEngine(Engine):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            for problem in self.problems:
+                problem.batches = None  # ends the data workers
         return 0 if self._interrupted is None else 128 + self._interrupted
 
     def outcome(self) -> str:
