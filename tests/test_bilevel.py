@@ -11,41 +11,16 @@ import torch
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from torch import nn
-from torch.func import functional_call
 
+from benchmarks.hypergradient import as_double, build, hypergradient_and_oracle
 from reweighting import hypergradient
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from reweighting.objectives import aggregate, chain_losses, record_losses
-from reweighting.problems import Lower, NonFiniteLoss, Upper
+from reweighting.problems import Lower, NonFiniteLoss
 from reweighting.samples import RecordReader, load_meta, load_train
 from reweighting.weighting import DomainTable
 
 from .conftest import DOMAINS
-
-
-def build(
-    module, domains, train, meta, lr, meta_lr=0.05, unroll_steps=1, kind="unrolled", **lower_options
-):
-    """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
-    lower = Lower(
-        name="lower",
-        config=Config(type=kind, unroll_steps=unroll_steps),
-        module=module,
-        optimizer=optimizer,
-        batches=iter(train),
-        **lower_options,
-    )
-    table = DomainTable(domains)
-    upper = Upper(
-        name="upper",
-        config=Config(retain_graph=True),
-        module=table,
-        optimizer=torch.optim.AdamW(table.parameters(), lr=meta_lr, weight_decay=0.0),
-        batches=iter(meta),
-    )
-    dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
-    return Engine([upper, lower], EngineConfig(strategy="cpu"), dependencies)
 
 
 def test_weights_start_at_one_and_average_one():
@@ -134,73 +109,6 @@ def test_the_clean_domain_gains_weight_and_the_noisy_one_loses(seed):
     assert clean > 1.1 and noisy < 0.9
 
 
-def oracle(engine, state, batches, meta) -> torch.Tensor:
-    """dL_meta/dα by float64 autograd through one AdamW step, written out from the definition."""
-    module = copy.deepcopy(engine.lower.module).double()
-    module.load_state_dict({k: v.double() for k, v in state["module"].items()})
-    names = [name for name, _ in module.named_parameters()]
-    gradients = []
-    for batch in batches:
-        for loss in record_losses(module(_double(batch.prompts)), batch.accuracy.double(), "bce"):
-            gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
-    raw = state["raw_weights"].double().requires_grad_()
-    positive = nn.functional.softplus(raw)
-    weights = (positive / positive.mean())[torch.cat([batch.domains for batch in batches])]
-    g = [
-        sum(w * gradient for w, gradient in zip(weights, column, strict=True)) / len(weights)
-        for column in zip(*gradients, strict=True)
-    ]
-    if engine.lower.max_grad_norm:
-        norm = torch.sqrt(sum(x.square().sum() for x in g))
-        g = [x * torch.clamp(engine.lower.max_grad_norm / norm, max=1) for x in g]
-    group = state["optimizer"]["param_groups"][0]
-    (beta1, beta2), rate = group["betas"], group["lr"]
-    after = {}
-    for index, (name, parameter) in enumerate(module.named_parameters()):
-        moments = state["optimizer"]["state"].get(index)
-        time = (float(moments["step"]) if moments else 0.0) + 1
-        zero = torch.zeros_like(parameter)
-        mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
-        square = moments["exp_avg_sq"].double() if moments else zero
-        square = square * beta2 + (1 - beta2) * g[index].square()
-        change = (mean / (1 - beta1**time)) / (
-            torch.sqrt(square / (1 - beta2**time)) + group["eps"]
-        )
-        after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
-    assert list(after) == names
-    log_odds = functional_call(module, after, (_double(meta.prompts),))
-    aggregated = aggregate(log_odds, meta.chain, len(meta.true_false))
-    loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
-    return torch.autograd.grad(loss, raw)[0]
-
-
-def _double(prompts):
-    if isinstance(prompts, torch.Tensor):
-        return prompts.double()
-    prompts = copy.copy(prompts)
-    prompts.pixel_values = prompts.pixel_values.double()
-    return prompts
-
-
-def hypergradient_and_oracle(engine, train, meta, steps: int):
-    """Take ``steps`` lower steps and return our hypergradient at the last and the exact one."""
-    lower, upper = engine.lower, engine.upper
-    found = []
-    upper.grad_callback = lambda: found.append(upper.module.raw_weights.grad.clone())
-    lower.batches, upper.batches = iter(train), iter(meta)
-    for step in range(1, steps + 1):
-        state = {
-            "module": copy.deepcopy(lower.module.state_dict()),
-            "optimizer": copy.deepcopy(lower.optimizer.state_dict()),
-            "raw_weights": upper.module.raw_weights.detach().clone(),
-        }
-        upper.hypergradient_norm = 0.0
-        engine.global_step = step
-        engine.train_step()
-    batches = train[-lower.accumulation :]
-    return found[-1].double(), oracle(engine, state, batches, meta[-1])
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"max_grad_norm": 0.05}, {"accumulation": 3}, {"single_domain": True}],
@@ -271,11 +179,11 @@ def test_the_finite_difference_matches_its_float64_limit(reward_model, batches):
 
     exact = copy.deepcopy(module).double()
     [batch], [chains] = train, meta
-    log_odds = exact(_double(chains.prompts))
+    log_odds = exact(as_double(chains.prompts))
     aggregated = aggregate(log_odds, chains.chain, len(chains.true_false))
     loss = chain_losses(aggregated, chains.true_false.double(), "mse").mean()
     v = torch.autograd.grad(loss, exact.parameters())
-    losses = record_losses(exact(_double(batch.prompts)), batch.accuracy.double(), "bce")
+    losses = record_losses(exact(as_double(batch.prompts)), batch.accuracy.double(), "bce")
     products = torch.stack(
         [
             sum((a * b).sum() for a, b in zip(g, v, strict=True))

@@ -1,0 +1,224 @@
+"""How well a hypergradient agrees with float64 autograd through the AdamW step.
+
+    python -m benchmarks.hypergradient --draws 50
+
+Every draw trains a copy of the tiny Qwen2-VL with a head of its own for three lower steps on random
+demo records and compares the derivative of the meta loss with respect to the raw domain weights,
+through the third step, with the exact one: per-record float64 gradients, the AdamW update and the
+meta loss written out, differentiated by autograd. The finite differences leave out the optimizer;
+for them the best common factor is taken out before errors are computed, so that only their
+direction counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import random
+import sys
+from pathlib import Path
+
+import torch
+from betty.configs import Config, EngineConfig
+from betty.engine import Engine
+from betty.logging.logger_base import get_logger as betty_logger
+from torch import nn
+from torch.func import functional_call
+
+from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
+from reweighting.objectives import aggregate, chain_losses, record_losses
+from reweighting.problems import Lower, Upper
+from reweighting.reward_model import RewardModel
+from reweighting.samples import RecordReader
+from reweighting.weighting import DomainTable
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = 3
+
+
+def build(
+    module,
+    domains,
+    train,
+    meta,
+    lr,
+    meta_lr=0.05,
+    unroll_steps=1,
+    kind="unrolled",
+    lower_class=Lower,
+    **options,
+):
+    """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
+    lower = lower_class(
+        name="lower",
+        config=Config(type=kind, unroll_steps=unroll_steps),
+        module=module,
+        optimizer=optimizer,
+        batches=iter(train),
+        **options,
+    )
+    table = DomainTable(domains)
+    upper = Upper(
+        name="upper",
+        config=Config(retain_graph=True),
+        module=table,
+        optimizer=torch.optim.AdamW(table.parameters(), lr=meta_lr, weight_decay=0.0),
+        batches=iter(meta),
+    )
+    dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
+    return Engine([upper, lower], EngineConfig(strategy="cpu"), dependencies)
+
+
+def oracle(engine, state, batches, meta) -> torch.Tensor:
+    """dL_meta/dα by float64 autograd through one AdamW step, written out from the definition."""
+    module = copy.deepcopy(engine.lower.module).double()
+    module.load_state_dict({k: v.double() for k, v in state["module"].items()})
+    names = [name for name, _ in module.named_parameters()]
+    gradients = []
+    for batch in batches:
+        for loss in record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce"):
+            gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
+    raw = state["raw_weights"].double().requires_grad_()
+    positive = nn.functional.softplus(raw)
+    weights = (positive / positive.mean())[torch.cat([batch.domains for batch in batches])]
+    g = [
+        sum(w * gradient for w, gradient in zip(weights, column, strict=True)) / len(weights)
+        for column in zip(*gradients, strict=True)
+    ]
+    if engine.lower.max_grad_norm:
+        norm = torch.sqrt(sum(x.square().sum() for x in g))
+        g = [x * torch.clamp(engine.lower.max_grad_norm / norm, max=1) for x in g]
+    group = state["optimizer"]["param_groups"][0]
+    (beta1, beta2), rate = group["betas"], group["lr"]
+    after = {}
+    for index, (name, parameter) in enumerate(module.named_parameters()):
+        moments = state["optimizer"]["state"].get(index)
+        time = (float(moments["step"]) if moments else 0.0) + 1
+        zero = torch.zeros_like(parameter)
+        mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
+        square = moments["exp_avg_sq"].double() if moments else zero
+        square = square * beta2 + (1 - beta2) * g[index].square()
+        change = (mean / (1 - beta1**time)) / (
+            torch.sqrt(square / (1 - beta2**time)) + group["eps"]
+        )
+        after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
+    assert list(after) == names
+    log_odds = functional_call(module, after, (as_double(meta.prompts),))
+    aggregated = aggregate(log_odds, meta.chain, len(meta.true_false))
+    loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
+    return torch.autograd.grad(loss, raw)[0]
+
+
+def as_double(prompts):
+    if isinstance(prompts, torch.Tensor):
+        return prompts.double()
+    prompts = copy.copy(prompts)
+    prompts.pixel_values = prompts.pixel_values.double()
+    return prompts
+
+
+def hypergradient_and_oracle(engine, train, meta, steps: int):
+    """Take ``steps`` lower steps and return our hypergradient at the last and the exact one."""
+    lower, upper = engine.lower, engine.upper
+    found = []
+    upper.grad_callback = lambda: found.append(upper.module.raw_weights.grad.clone())
+    lower.batches, upper.batches = iter(train), iter(meta)
+    for step in range(1, steps + 1):
+        state = {
+            "module": copy.deepcopy(lower.module.state_dict()),
+            "optimizer": copy.deepcopy(lower.optimizer.state_dict()),
+            "raw_weights": upper.module.raw_weights.detach().clone(),
+        }
+        upper.hypergradient_norm = 0.0
+        engine.global_step = step
+        engine.train_step()
+    batches = train[-lower.accumulation :]
+    return found[-1].double(), oracle(engine, state, batches, meta[-1])
+
+
+class PublishedLower(Lower):
+    """The lower level as Betty's own ``darts`` needs it: differentiable in the weights."""
+
+    def training_step(self, batch):
+        if not isinstance(batch, list):
+            return super().training_step(batch)
+        total = sum((self.upper.module(b.domains) * self.record_losses(b)).sum() for b in batch)
+        return total / sum(len(b.accuracy) for b in batch)
+
+
+# name: (records a step, precision of the parameters, options of the lower level, scale-free)
+ROWS = {
+    "unrolled, fp32, 1 record": (1, torch.float32, {}, False),
+    "unrolled, fp32, 8 records": (8, torch.float32, {}, False),
+    "unrolled, bf16 over fp32 weights, 1 record": (
+        1, torch.float32, {"precision": "bf16"}, False,
+    ),
+    "unrolled, bf16 over fp32 weights, 8 records": (
+        8, torch.float32, {"precision": "bf16"}, False,
+    ),
+    "darts (ours), fp32, 8 records": (8, torch.float32, {"kind": "finite_difference"}, True),
+    "darts (published), bf16 weights, 8 records": (
+        8, torch.bfloat16, {"kind": "darts", "lower_class": PublishedLower}, True,
+    ),
+}  # fmt: skip
+
+
+def draw(row: str, seed: int, train, meta, base: RewardModel, domains) -> dict[str, float]:
+    """One random draw: cosine, relative error and sign errors of one row."""
+    records, dtype, options, scale_free = ROWS[row]
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    module = copy.deepcopy(base)
+    nn.init.normal_(module.LN.weight, std=0.05)
+    module.base_model.to(dtype)
+    collate = CollateTrain(domains)
+    pick = lambda data, count: [data[rng.randrange(len(data))] for _ in range(count)]  # noqa: E731
+    batches = [collate(pick(train, records)) for _ in range(STEPS)]
+    chains = [collate_meta(pick(meta, 4)) for _ in range(STEPS)]
+    engine = build(module, domains, [], [], lr=1e-4, **options)
+    ours, exact = hypergradient_and_oracle(engine, batches, chains, STEPS)
+    if scale_free:
+        ours = ours * (ours @ exact) / (ours @ ours)
+    clear = exact.abs() > 0.01 * exact.abs().max()
+    return {
+        "cosine": torch.cosine_similarity(ours, exact, dim=0).item(),
+        "error": ((ours - exact).norm() / exact.norm()).item(),
+        "signs": int((ours.sign() != exact.sign())[clear].sum()),
+    }
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--draws", type=int, default=50, help="random draws a row (default: 50)")
+    arguments = parser.parse_args()
+    base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
+    root = REPOSITORY / "data"
+
+    def load(name: str, parse: str) -> EncodedDataset:
+        reader = RecordReader(str(root / f"{name}.json"), str(root))
+        samples = reader.samples(getattr(reader, parse))
+        return EncodedDataset([[sample] for sample in samples], base.encoder)
+
+    train, meta = load("train", "train_sample"), load("meta", "meta_sample")
+    domains = list(dict.fromkeys(unit[0].domain for unit in train.units))
+    print(
+        "| hypergradient | cosine: median, least | relative error: median, largest | wrong signs |"
+    )
+    print("|---|---|---|---|")
+    for row in ROWS:
+        found = [draw(row, seed, train, meta, base, domains) for seed in range(arguments.draws)]
+        column = lambda key: torch.tensor([f[key] for f in found], dtype=torch.float64)  # noqa: B023, E731
+        cosine, error, signs = column("cosine"), column("error"), column("signs")
+        print(
+            f"| {row} | {cosine.median():.7f}, {cosine.min():.7f} | "
+            f"{error.median():.1e}, {error.max():.1e} | {int(signs.sum())} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
