@@ -204,9 +204,8 @@ def main() -> int:
 
     train, meta = load("train", "train_sample"), load("meta", "meta_sample")
     domains = list(dict.fromkeys(unit[0].domain for unit in train.units))
-    print(
-        "| hypergradient | cosine: median, least | relative error: median, largest | wrong signs |"
-    )
+    betty_logger().setLevel(logging.WARNING)
+    print("| hypergradient | cosine: median, least | error: median, largest | wrong signs |")
     print("|---|---|---|---|")
     for row in ROWS:
         found = [draw(row, seed, train, meta, base, domains) for seed in range(arguments.draws)]
