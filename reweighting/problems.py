@@ -186,6 +186,7 @@ class Upper(_Problem):
         super().__init__(*args, **kwargs)
         self.loss = loss
         self.hypergradient_norm = float("nan")
+        self.on_loss: Callable[[float], None] = lambda loss: None
 
     def get_batch(self) -> MetaBatch:
         return next(self.batches).to(self.device)
@@ -199,6 +200,7 @@ class Upper(_Problem):
     def get_loss(self, batch: MetaBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss = self.training_step_exec(batch)
         self.last_loss = self.check_finite(loss, batch.records)
+        self.on_loss(self.last_loss)
         return self.lower.loss_scaler.scale(loss), {"loss": self.last_loss}
 
     def grad_callback(self) -> None:

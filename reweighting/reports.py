@@ -6,6 +6,7 @@ import argparse
 import json
 import resource
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -33,6 +34,7 @@ class Reporter:
         self.path = Path(arguments.weights_path) / METRICS_FILE
         self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
         self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
+        self._meta_losses: list[float] = []
         self._samples = 0  # of this process, for the speed
         self._file = None
         self._send = None
@@ -68,6 +70,10 @@ class Reporter:
         self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
         self._samples += len(losses)
 
+    def note_meta_loss(self, loss: float) -> None:
+        """Remember the loss of an upper step."""
+        self._meta_losses.append(loss)
+
     def progress_line(self, engine, seconds: float) -> str:
         """The part of the progress line that tqdm does not know."""
         parts = [f"loss {engine.lower.last_loss:.4f}"]
@@ -102,7 +108,9 @@ class Reporter:
             "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],
         }
         if self.arguments.learn_weights:
-            line["meta_loss"] = _number(engine.upper.last_loss)
+            # The mean since the last line; the last value if there was no upper step in between.
+            losses = self._meta_losses or [engine.upper.last_loss]
+            line["meta_loss"] = _number(fmean(losses))
             line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
             line["weights"] = engine.upper.module.named_weights()
         line["domain_loss"] = {
@@ -118,14 +126,20 @@ class Reporter:
             self._send(_flat(line), engine.iteration)
         self._loss_sums.zero_()
         self._loss_counts.zero_()
+        self._meta_losses.clear()
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""
-        return {"loss_sums": self._loss_sums, "loss_counts": self._loss_counts}
+        return {
+            "loss_sums": self._loss_sums,
+            "loss_counts": self._loss_counts,
+            "meta_losses": self._meta_losses,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self._loss_sums.copy_(state["loss_sums"])
         self._loss_counts.copy_(state["loss_counts"])
+        self._meta_losses = list(state["meta_losses"])
 
 
 def _number(value: float) -> float | None:

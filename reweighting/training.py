@@ -279,6 +279,7 @@ class ReweightingEngine(Engine):
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         if arguments.learn_weights:
             upper = self._make_upper()
+            upper.on_loss = self.reporter.note_meta_loss
             problems = [upper, lower]
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
         super().__init__(problems, EngineConfig(train_iters=self.total), dependencies)
