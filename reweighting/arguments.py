@@ -18,9 +18,9 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS, False):
+        if action.default is None or isinstance(action, argparse._StoreTrueAction):
             return text
-        return f"{text} (default: %(default)s)"
+        return text if action.default == argparse.SUPPRESS else f"{text} (default: %(default)s)"
 
 
 def _whole(minimum: int):

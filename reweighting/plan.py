@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         longest = max(longest, max(meta_tokens) * arguments.meta_batch_size)
     memory = estimate_memory(config, parameters, longest, reweighting=arguments.learn_weights)
     unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
-    print(f"estimated peak memory      {memory / unit:.1f} {name}, the program itself not counted")
+    print(f"estimated peak memory      {memory / unit:.1f} {name} (rough; tensors only)")
 
 
 def count_parameters(config) -> int:
@@ -64,12 +65,12 @@ def count_parameters(config) -> int:
 
 
 def estimate_memory(config, parameters: int, tokens: int, reweighting: bool) -> float:
-    """Bytes at the peak of training.
+    """Bytes at the peak of training; a rough estimate, not yet compared with a GPU's peak.
 
     Parameters, gradients and AdamW's two moments are fp32 (16 bytes a parameter). The upper step
     holds the meta gradient and, first the stored lower gradient, then the parameters before the
-    step (4 more). Every layer keeps its
-    activations for the backward pass: a dozen vectors of the hidden size and three of the MLP's.
+    step (4 more). Every layer keeps its activations for the backward pass, a dozen vectors of the
+    hidden size and three of the MLP's, counted with 4 bytes a number.
     """
     text = config.get_text_config()
     static = parameters * (20 if reweighting else 16)
@@ -83,8 +84,8 @@ def _config(reward_model: str):
 
 
 def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[int]:
-    """Lengths of the prompts of evenly spread samples."""
-    chosen = range(0, len(samples), max(1, len(samples) // TOKENISED))
+    """Lengths of the prompts of a random choice of samples."""
+    chosen = random.Random(0).sample(range(len(samples)), min(len(samples), TOKENISED))
     return [
         len(ids)
         for index in chosen

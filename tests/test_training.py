@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -330,6 +331,8 @@ def test_help_lists_every_flag_with_its_default():
         --num_workers --resume --report_to --max_grad_norm --dry_run"""
     for flag in documented.split():
         assert flag in text
+    for flag, default in (("--local_rank", "0"), ("--meta_weight_decay", "0.0"), ("--lr", "5e-07")):
+        assert re.search(rf"{flag} [A-Z_]+ [^-]*\(default: {re.escape(default)}\)", text), flag
     defaults = build_parser().parse_args(
         ["--train_json_file", "t", "--meta_json_file", "m", "--weights_path", "w"]
     )
