@@ -193,6 +193,7 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--draws", type=int, default=50, help="random draws a row (default: 50)")
+    parser.add_argument("--rows", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
     base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
     root = REPOSITORY / "data"
@@ -207,7 +208,7 @@ def main() -> int:
     betty_logger().setLevel(logging.WARNING)
     print("| hypergradient | cosine: median, least | error: median, largest | wrong signs |")
     print("|---|---|---|---|")
-    for row in ROWS:
+    for row in (name for name in ROWS if arguments.rows in name):
         found = [draw(row, seed, train, meta, base, domains) for seed in range(arguments.draws)]
         column = lambda key: torch.tensor([f[key] for f in found], dtype=torch.float64)  # noqa: B023, E731
         cosine, error, signs = column("cosine"), column("error"), column("signs")
