@@ -80,7 +80,7 @@ class Lower(_Problem):
         loss: ``bce`` or ``mse``, see :func:`~reweighting.objectives.record_losses`.
         accumulation: micro-batches a step; all of them count in the hypergradient.
         max_grad_norm: gradient norm is clipped to this; 0 turns clipping off.
-        scheduler: stepped once a lower step (Betty would step its own once a micro-batch).
+        lr_scheduler: stepped once a lower step (Betty would step its own once a micro-batch).
         loss_scaler: keeps fp16 gradients from vanishing; disabled otherwise.
         window: last lower steps whose records enter the hypergradient.
     """
