@@ -50,15 +50,15 @@ def save(directory: Path, iteration: int, write: Callable[[Path], None]) -> None
     unfinished.mkdir()
     write(unfinished)
     _sync(unfinished)
-    current = directory / _CURRENT
-    if current.is_symlink() and os.readlink(current) == f"{_STEPS}/{name}":
+    link = directory / _CURRENT
+    if link.is_symlink() and os.readlink(link) == f"{_STEPS}/{name}":
         shutil.rmtree(unfinished)  # a finished run was resumed: this step is already saved
-        return
-    # Left by a run killed before the link was set; nothing points to it.
-    shutil.rmtree(steps / name, ignore_errors=True)
-    unfinished.rename(steps / name)
-    _sync_directory(steps)
-    _link(directory / _CURRENT, f"{_STEPS}/{name}")
+    else:
+        # Left by a run killed before the link was set; nothing points to it.
+        shutil.rmtree(steps / name, ignore_errors=True)
+        unfinished.rename(steps / name)
+        _sync_directory(steps)
+        _link(link, f"{_STEPS}/{name}")
     for path in (steps / name).iterdir():
         if not (directory / path.name).is_symlink():
             _link(directory / path.name, f"{_CURRENT}/{path.name}")
@@ -66,6 +66,11 @@ def save(directory: Path, iteration: int, write: Callable[[Path], None]) -> None
     for other in steps.iterdir():
         if other.name != name:
             shutil.rmtree(other)
+
+
+def current(directory: Path) -> Path:
+    """The folder of the current checkpoint."""
+    return directory / _CURRENT
 
 
 def exists(directory: Path) -> bool:

@@ -267,7 +267,7 @@ class ReweightingEngine(Engine):
         if state is None:
             model = RewardModel.from_pretrained(arguments.reward_model)
         else:
-            model = RewardModel.from_pretrained(self.directory)
+            model = RewardModel.from_pretrained(checkpoints.current(self.directory))
         model.encoder = encoder
         self.iteration = state["iteration"] if state else 0
         self.units = train_units(arguments, data.train)

@@ -144,6 +144,15 @@ def test_a_killed_run_resumes_bit_for_bit(dataset, tmp_path):
     assert_same_run(run, tmp_path / "whole")
 
 
+def test_a_kill_between_the_links_of_the_first_checkpoint_loses_nothing(dataset, tmp_path):
+    run = train(dataset, tmp_path / "run", "--iteration_num", "4")
+    before = weights_of(run)
+    for name in ("base_model", "LN_weights.pt", "domain_weights.pt"):
+        (run / name).unlink()
+    train(dataset, run, "--resume", "--iteration_num", "4")
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(run).items())
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_save_and_exit_with_the_usual_code(dataset, tmp_path, number, code):
     run = tmp_path / "run"
