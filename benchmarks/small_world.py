@@ -5,8 +5,9 @@
 trains, for every seed, the vanilla reward model, the reweighted one and the one weighted by the
 true quality, at batch 8/8, and the reweighted one at the paper's batch 1/1; scores the candidates
 of all held-out sets; prints the rank correlation of learned weight and stated quality and the
-accuracy of best-of-8 against one sample, majority vote and the oracle. Finished runs are kept in
-``--work`` and not repeated.
+accuracy of best-of-8 against one sample, majority vote and the oracle. The reweighted model is also
+shown the same candidates with a blank image: what text alone gives away. Interrupted runs go on,
+finished ones are kept in ``--work`` and not repeated. `make demo` is one seed of it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no display is needed
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image
+from scipy.stats import mannwhitneyu, spearmanr
 
 from reweighting.reward_model import RewardModel
 from reweighting.samples import CandidatesSample, RecordReader, load_candidates
@@ -31,20 +39,19 @@ DATA = REPOSITORY / "data"
 TESTS = ["test_combination", "test_hard", "test_wording", "test_errors", "test_mix"]
 DRAWS = 2000  # of the bootstrap
 
-# Chosen on the validation set, see the results file; the test sets were not looked at for it.
+# Chosen on the validation set, see README.md; the test sets were not looked at for it.
 RECIPE = ["--lr", "2e-4", "--meta_lr", "0.05", "--unroll_steps", "2", "--weight_decay", "0"]
-BATCH_8 = ["--batch_size", "8", "--meta_batch_size", "8", "--iteration_num", "600"]
-BATCH_1 = ["--batch_size", "1", "--meta_batch_size", "1", "--iteration_num", "4800"]
 
 
-def variants(work: Path) -> dict[str, list[str]]:
-    """Flags of every kind of run, by name."""
-    quality = work / "quality.json"
+def variants(work: Path, iterations: int) -> dict[str, list[str]]:
+    """Flags of every kind of run, by name; all of them see the same number of train records."""
+    eight = ["--batch_size", "8", "--meta_batch_size", "8", "--iteration_num", str(iterations)]
+    one = ["--batch_size", "1", "--meta_batch_size", "1", "--iteration_num", str(8 * iterations)]
     return {
-        "vanilla": [*BATCH_8, "--baseline"],
-        "reweighted": BATCH_8,
-        "true quality": [*BATCH_8, "--domain_weights", str(quality)],
-        "reweighted 1/1": BATCH_1,
+        "vanilla": [*eight, "--baseline"],
+        "reweighted": eight,
+        "true quality": [*eight, "--domain_weights", str(work / "quality.json")],
+        "reweighted 1/1": one,
     }
 
 
@@ -76,121 +83,175 @@ def load(name: str) -> list[CandidatesSample]:
     return load_candidates(RecordReader(str(DATA / f"{name}.json"), image_root=str(DATA)))
 
 
-def scores(run: Path, name: str) -> list[LogOdds]:
+def scores(run: Path, name: str, blank: bool = False) -> list[LogOdds]:
     """Log-odds of every prefix of every candidate of a set, kept beside the run."""
-    path = run / f"scores_{name}.json"
+    path = run / f"scores_{name}{'_blank' if blank else ''}.json"
     if not path.exists():
+        samples = [_blanked(s, run) for s in load(name)] if blank else load(name)
         model = RewardModel.from_pretrained(run).eval()
-        batches = score_candidates(model, load(name))
+        batches = score_candidates(model, samples)
         path.write_text(json.dumps([question for batch in batches for question in batch]))
     return json.loads(path.read_text())
 
 
+def _blanked(sample: CandidatesSample, run: Path) -> CandidatesSample:
+    """The same question with an empty image of the same size."""
+    size = Image.open(sample.image).size
+    path = run / f"blank_{size[0]}x{size[1]}.png"
+    if not path.exists():
+        Image.new("RGB", size, "white").save(path)
+    return replace(sample, image=str(path))
+
+
 def chosen(samples: list[CandidatesSample], log_odds: list[LogOdds]) -> np.ndarray:
     """1 where best-of-N is right, ``[questions]``."""
-    return np.array(
-        [s.true_false[select(z)] for s, z in zip(samples, log_odds, strict=True)], dtype=float
-    )
-
-
-def auroc(positive: list[float], negative: list[float]) -> float:
-    """Chance that a positive scores above a negative, ties counting half."""
-    values = np.concatenate([positive, negative])
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    n, m = len(positive), len(negative)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
-
-
-def spearman(left: list[float], right: list[float]) -> float:
-    """Rank correlation (no ties)."""
-    ranks = [np.argsort(np.argsort(values)) for values in (left, right)]
-    return float(np.corrcoef(ranks)[0, 1])
+    picks = [s.true_false[select(z)] for s, z in zip(samples, log_odds, strict=True)]
+    return np.array(picks, dtype=float)
 
 
 def prefix_auroc(name: str, log_odds: list[LogOdds]) -> float:
-    """How well z tells sound prefixes from unsound ones."""
+    """Chance that a sound prefix has a larger z than an unsound one."""
     records = json.loads((DATA / f"{name}.json").read_text())
-    flat = [
-        (z, sound)
-        for record, chains in zip(records, log_odds, strict=True)
-        for steps, correct in zip(chains, record["step_correct"], strict=True)
-        for z, sound in zip(steps, correct, strict=True)
-    ]
-    return auroc([z for z, sound in flat if sound], [z for z, sound in flat if not sound])
+    z = [z for chains in log_odds for steps in chains for z in steps]
+    sound = [x for record in records for steps in record["step_correct"] for x in steps]
+    above = mannwhitneyu(np.extract(sound, z), np.extract(~np.array(sound), z)).statistic
+    return float(above / (sum(sound) * (len(sound) - sum(sound))))
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over questions, ``values`` ``[questions]``."""
+    """Mean and 95 % bootstrap interval, ``values`` ``[seeds, questions]``, over both."""
     rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (DRAWS, len(values)))].mean(1)
+    seeds, questions = values.shape
+    means = [
+        values[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean()
+        for _ in range(DRAWS)
+    ]
     return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
 
 
-def report(work: Path, names: list[str], seeds: list[int], sets: list[str]) -> str:
-    """All tables, as Markdown."""
-    quality = qualities()
-    corrupted = [name for name, value in quality.items() if value < 1]
-    lines = [
-        "| run | seed | Spearman (corrupted) | weights | prefix AUROC (validation) | seconds |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    weights_by_run: dict[str, list[dict[str, float]]] = {}
-    for name in names:
-        for seed in seeds:
-            run = folder(work, name, seed)
-            seconds = json.loads((run / "seconds.json").read_text())
-            area = prefix_auroc("validation", scores(run, "validation"))
-            rho = spread = "-"
-            if (run / "domain_weights.json").exists():
-                weights = json.loads((run / "domain_weights.json").read_text())
-                weights_by_run.setdefault(name, []).append(weights)
-                order = spearman([weights[d] for d in corrupted], [quality[d] for d in corrupted])
-                rho = f"{order:.2f}"
-                spread = f"{min(weights.values()):.2f} … {max(weights.values()):.2f}"
-            lines.append(f"| {name} | {seed} | {rho} | {spread} | {area:.3f} | {seconds:.0f} |")
-    for name, runs in weights_by_run.items():
-        lines += ["", f"Weights of *{name}* (mean ± standard deviation over seeds):", ""]
-        lines += [
-            "| domain | stated quality | weight | \\|mean - 1\\| / deviation |",
-            "|---|---|---|---|",
-        ]
-        for domain, value in quality.items():
-            found = [weights[domain] for weights in runs]
-            mean = statistics.mean(found)
-            deviation = statistics.stdev(found) if len(found) > 1 else float("nan")
-            ratio = abs(mean - 1) / deviation if deviation else float("nan")
-            lines.append(f"| {domain} | {value:.2f} | {mean:.2f} ± {deviation:.2f} | {ratio:.1f} |")
+class Study:
+    """What the finished runs of some variants and seeds say about the held-out sets."""
 
-    lines += ["", "| set | one sample | majority | oracle |" + "".join(f" {n} |" for n in names)]
-    lines.append("|---" * (4 + len(names)) + "|")
-    pooled: dict[str, list[np.ndarray]] = {name: [] for name in ("one sample", "majority", *names)}
-    for name_of_set in sets:
-        samples = load(name_of_set)
-        single = np.array([np.mean(s.true_false) for s in samples])
-        vote = np.array([float(s.true_false[majority(s.candidates)]) for s in samples])
-        oracle = np.array([float(any(s.true_false)) for s in samples])
-        row = [f"{x.mean():.3f}" for x in (single, vote, oracle)]
-        pooled["one sample"].append(single)
-        pooled["majority"].append(vote)
+    def __init__(self, work: Path, names: list[str], seeds: list[int], sets: list[str]) -> None:
+        self.work, self.names, self.seeds, self.sets = work, names, seeds, sets
+        self.quality = qualities()
+        self.weights: dict[str, list[dict[str, float]]] = {}  # of each variant, one a seed
+        self.right: dict[str, list[np.ndarray]] = {}  # of each method, [seeds, questions] a set
         for name in names:
-            runs = [
-                chosen(samples, scores(folder(work, name, seed), name_of_set)) for seed in seeds
-            ]
-            row.append(f"{np.mean(runs):.3f}")
-            pooled[name].append(np.mean(runs, axis=0))
-        lines.append(f"| {name_of_set} | " + " | ".join(row) + " |")
-    lines += ["", "Differences over all questions of these sets, points (95 % interval):", ""]
-    for better, worse in (("reweighted", "one sample"), ("reweighted", "vanilla"),
-                          ("reweighted", "majority"), ("true quality", "vanilla")):  # fmt: skip
-        if better in pooled and worse in pooled:
-            gap = np.concatenate(pooled[better]) - np.concatenate(pooled[worse])
-            mean, low, high = (100 * x for x in interval(gap))
-            lines.append(f"- {better} - {worse}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
-    return "\n".join(lines)
+            files = [folder(work, name, seed) / "domain_weights.json" for seed in seeds]
+            if all(file.exists() for file in files):
+                self.weights[name] = [json.loads(file.read_text()) for file in files]
+        for name_of_set in sets:
+            self._add(name_of_set)
+
+    def _add(self, name_of_set: str) -> None:
+        samples = load(name_of_set)
+        methods = {
+            "one sample": [np.array([np.mean(s.true_false) for s in samples])],
+            "majority": [np.array([float(s.true_false[majority(s.candidates)]) for s in samples])],
+        }
+        for name in self.names:
+            runs = [folder(self.work, name, seed) for seed in self.seeds]
+            methods[name] = [chosen(samples, scores(run, name_of_set)) for run in runs]
+            if name == "reweighted":
+                found = [chosen(samples, scores(run, name_of_set, blank=True)) for run in runs]
+                methods["reweighted, blank image"] = found
+        methods["oracle"] = [np.array([float(any(s.true_false)) for s in samples])]
+        for method, values in methods.items():
+            self.right.setdefault(method, []).append(np.stack(values))
+
+    def rank_correlation(self, weights: dict[str, float]) -> float:
+        """Spearman's, of weight and stated quality over the corrupted domains."""
+        corrupted = [name for name, value in self.quality.items() if value < 1]
+        order = spearmanr([weights[d] for d in corrupted], [self.quality[d] for d in corrupted])
+        return float(order.statistic)
+
+    def gap(self, better: str, worse: str) -> np.ndarray:
+        """Differences in points, ``[seeds, questions]`` over all sets."""
+        left, right = (np.concatenate(self.right[method], axis=1) for method in (better, worse))
+        return 100 * (left - right)
+
+    def report(self) -> str:
+        """All tables, as Markdown."""
+        lines = ["| run | seed | Spearman | weights | prefix AUROC, validation | seconds |"]
+        lines.append("|---|---|---|---|---|---|")
+        for name in self.names:
+            for number, seed in enumerate(self.seeds):
+                run = folder(self.work, name, seed)
+                seconds = json.loads((run / "seconds.json").read_text())
+                area = prefix_auroc("validation", scores(run, "validation"))
+                order = spread = "–"
+                if name in self.weights:
+                    weights = self.weights[name][number]
+                    order = f"{self.rank_correlation(weights):.2f}"
+                    spread = f"{min(weights.values()):.2f} … {max(weights.values()):.2f}"
+                lines.append(
+                    f"| {name} | {seed} | {order} | {spread} | {area:.3f} | {seconds:.0f} |"
+                )
+        lines += ["", "Learned weights (over seeds: mean ± standard deviation):", ""]
+        lines.append("| domain | stated quality |" + "".join(f" {n} |" for n in self.weights))
+        lines.append("|---" * (2 + len(self.weights)) + "|")
+        for domain, value in self.quality.items():
+            cells = []
+            for runs in self.weights.values():
+                found = [weights[domain] for weights in runs]
+                cells.append(f"{statistics.mean(found):.2f}")
+                if len(found) > 1:
+                    cells[-1] += f" ± {statistics.stdev(found):.2f}"
+            lines.append(f"| {domain} | {value:.2f} | " + " | ".join(cells) + " |")
+        if len(self.seeds) > 1:
+            for name, runs in self.weights.items():
+                table = np.array([list(weights.values()) for weights in runs])  # [seeds, domains]
+                signal, noise = table.mean(0).std(), table.std(0, ddof=1).mean()
+                lines.append(f"\n{name}: spread between domains {signal:.2f}, between seeds "
+                             f"{noise:.2f}: signal to noise {signal / noise:.1f}")  # fmt: skip
+        lines += ["", "Right answers in per cent, best of 8:", ""]
+        lines.append("| set |" + "".join(f" {method} |" for method in self.right))
+        lines.append("|---" * (1 + len(self.right)) + "|")
+        for number, name_of_set in enumerate(self.sets):
+            cells = [f"{100 * values[number].mean():.1f}" for values in self.right.values()]
+            lines.append(f"| {name_of_set} | " + " | ".join(cells) + " |")
+        average = [100 * np.mean([v.mean() for v in values]) for values in self.right.values()]
+        lines.append("| **average** | " + " | ".join(f"{value:.1f}" for value in average) + " |")
+        lines += ["", "Differences over all questions of these sets, points (95 % interval):", ""]
+        for better, worse in (("reweighted", "one sample"), ("reweighted", "vanilla"),
+                              ("reweighted", "majority"), ("true quality", "vanilla"),
+                              ("reweighted 1/1", "vanilla")):  # fmt: skip
+            if better in self.right and worse in self.right:
+                mean, low, high = interval(self.gap(better, worse))
+                lines.append(f"- {better} - {worse}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
+        return "\n".join(lines)
+
+    def draw(self, path: Path) -> None:
+        """Left: weight against quality, a point a domain and seed. Right: accuracy by set."""
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.5))
+        for (name, runs), colour in zip(self.weights.items(), ("#2a6f97", "#c98986"), strict=False):
+            points = [(self.quality[d], w) for weights in runs for d, w in weights.items()]
+            left.scatter(*zip(*points, strict=True), s=18, alpha=0.7, color=colour, label=name)
+        left.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        left.set_xlabel("stated quality of the domain")
+        left.set_ylabel("learned weight")
+        left.legend(frameon=False)
+        shown = [m for m in self.right if m != "reweighted, blank image"]
+        width = 0.85 / len(shown)
+        for number, method in enumerate(shown):
+            heights = [100 * values.mean() for values in self.right[method]]
+            at = np.arange(len(self.sets)) + (number - (len(shown) - 1) / 2) * width
+            right.bar(at, heights, width, label=method, color=plt.get_cmap("viridis")(
+                number / max(1, len(shown) - 1)))  # fmt: skip
+        right.set_xticks(range(len(self.sets)), [s.removeprefix("test_") for s in self.sets])
+        right.set_ylabel("right answers, %")
+        right.set_ylim(40, 100)
+        right.legend(frameon=False, ncols=3, fontsize=8)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
 
 
 def folder(work: Path, name: str, seed: int) -> Path:
+    """Where a variant's run of a seed is."""
     return work / f"{name.replace(' ', '_').replace('/', '_')}_seed{seed}"
 
 
@@ -199,23 +260,29 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 1 … N (default: 5)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "weights" / "small_world")
+    parser.add_argument("--iterations", type=int, default=400,
+                        help="lower steps at batch 8 (default: 400)")  # fmt: skip
     parser.add_argument("--variants", nargs="*", help="only these kinds of run")
     parser.add_argument("--sets", nargs="*", default=TESTS, help="held-out sets to report")
     parser.add_argument("--output", type=Path, help="also write the tables to this file")
+    parser.add_argument("--figure", type=Path, help="draw weights and accuracies into this file")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     (work / "quality.json").write_text(json.dumps(qualities()))
-    flags = variants(work)
+    flags = variants(work, arguments.iterations)
     names = arguments.variants or list(flags)
     seeds = list(range(1, arguments.seeds + 1))
     for seed in seeds:
         for name in names:
             train(folder(work, name, seed), seed, flags[name])
-    text = report(work, names, seeds, arguments.sets)
+    study = Study(work, names, seeds, arguments.sets)
+    text = study.report()
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n")
+    if arguments.figure:
+        study.draw(arguments.figure)
     return 0
 
 

@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -232,10 +233,9 @@ def meta_set(seed: int, count: int) -> tuple[list[dict], dict[str, bytes]]:
     return records, images
 
 
-def held_set(seed: int, name: str, count: int) -> tuple[list[dict], dict[str, bytes]]:
-    """Questions with eight sampled candidates each."""
+def held_questions(seed: int, name: str, count: int) -> Iterator[tuple[Question, list[Chain]]]:
+    """A held-out set's questions with eight sampled chains each."""
     held = next(held for held in HELD if held.name == name)
-    records, images = [], {}
     for number in range(count):
         rng = stream(seed, name, number)
         # In the mix, all ten types come round within each kind of difficulty.
@@ -243,7 +243,13 @@ def held_set(seed: int, name: str, count: int) -> tuple[list[dict], dict[str, by
         types = kind.types[number % len(kind.types)]
         question = draw_question(rng, *types, grid=kind.grid, style=kind.style, novel=kind.novel)
         trap = set_trap(rng, question, kind.profile)
-        chains = [sample_chain(rng, question, kind.profile, trap) for _ in range(CANDIDATES)]
+        yield question, [sample_chain(rng, question, kind.profile, trap) for _ in range(CANDIDATES)]
+
+
+def held_set(seed: int, name: str, count: int) -> tuple[list[dict], dict[str, bytes]]:
+    """The records and images of a held-out set."""
+    records, images = [], {}
+    for number, (question, chains) in enumerate(held_questions(seed, name, count)):
         path = f"images/{name}/{number:05d}.png"
         images[path] = png(question.pixels)
         records.append(

@@ -1,6 +1,8 @@
 """Scenes of the demo world: what is drawn, how it becomes pixels and PNG bytes.
 
-A scene is a grid of 28-pixel cells, so that one cell is one visual token of Qwen2-VL. Pixels are
+A scene is a grid of 28-pixel cells, so that one cell is one visual token of Qwen2-VL. Marks on a
+cell's left and upper edge say its row and column: Qwen2-VL has no absolute position embedding, and
+the demo's tiny model was still guessing at cells after a thousand steps on plain paper. Pixels are
 set with numpy masks and the PNG is packed here: image libraries and zlib builds differ in the bytes
 they write, and the data must come out the same on every machine.
 """
@@ -22,6 +24,8 @@ POLYGONS = ("triangle", "square", "pentagon", "hexagon")
 SIZES = ("small", "large")
 DIRECTIONS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 LEVELS = 5
+SMALL_DIGITS = "1234"  # their sums have one digit
+ROWS = "ABCD"
 # Shape and colour pairs that only the combination set draws.
 HELD_OUT = {("circle", "purple"), ("square", "yellow"), ("triangle", "black"), ("cross", "green")}
 
@@ -34,7 +38,7 @@ PALETTE = np.array(
         (235, 190, 20),
         (150, 50, 180),
         (20, 20, 20),
-        (215, 215, 215),
+        (130, 130, 130),
     ],
     dtype=np.uint8,
 )
@@ -116,7 +120,7 @@ def _draw_item(rng: random.Random, kind: str, cell: Cell, grid: int) -> str:
     if kind == "digits":
         return str(rng.randint(0, 9))
     if kind == "small digits":
-        return str(rng.randint(1, 5))
+        return rng.choice(SMALL_DIGITS)
     if kind == "arrows":
         ways = [
             name
@@ -191,13 +195,14 @@ def render(scene: Scene) -> np.ndarray:
     """Palette indices (height, width) of a scene; `rgb` gives the colours."""
     side = scene.grid * CELL
     image = np.zeros((side, side), dtype=np.uint8)
-    for i in range(scene.grid):
-        image[i * CELL, :] = image[:, i * CELL] = GREY
+    mark = CELL // len(ROWS)
     for cell, (dy, dx) in zip(scene.cells(), scene.shifts, strict=True):
         top, left = cell[0] * CELL, cell[1] * CELL
         view = image[top : top + CELL, left : left + CELL]
         mask = np.roll(_stamp(scene, scene.item(cell)), (dy, dx), axis=(0, 1))
         view[mask] = 1 + COLOURS.index(scene.colour(cell))
+        view[mark * cell[0] : mark * (cell[0] + 1), :2] = GREY
+        view[:2, mark * cell[1] : mark * (cell[1] + 1)] = GREY
     return image
 
 

@@ -18,8 +18,10 @@ from data.scenes import (
     DIRECTIONS,
     LEVELS,
     POLYGONS,
+    ROWS,
     SHAPES,
     SIZES,
+    SMALL_DIGITS,
     Cell,
     Scene,
     draw_scene,
@@ -62,9 +64,9 @@ class Task:
 
 
 def show(thing: object) -> str:
-    """A slot's value in words; cells are counted from 1."""
+    """A slot's value in words; the cell in the second row and third column is Bc, one token."""
     if isinstance(thing, tuple):
-        return f"row {thing[0] + 1}, column {thing[1] + 1}"
+        return f"{ROWS[thing[0]]}{ROWS[thing[1]].lower()}"
     return str(thing)
 
 
@@ -144,7 +146,7 @@ def _path_end(scene: Scene, query: Part, evidence: Part) -> str:
 
 def _seen_here(scene: Scene, order: tuple[str, ...]) -> tuple[str, ...]:
     """Only what such a scene can show: a mistake must not be told by its words alone."""
-    return _LEVELS if scene.kind == "small digits" else order
+    return tuple(SMALL_DIGITS) if scene.kind == "small digits" else order
 
 
 def _plain(order: tuple[str, ...], colour: bool = False) -> dict[str, Callable]:
@@ -185,9 +187,9 @@ TASKS = {
             WORDING["row_of"],
             ask=_unique,
             look=_find,
-            infer=lambda scene, q, e: str(e[0][0] + 1),
+            infer=lambda scene, q, e: ROWS[e[0][0]],
             guess=lambda rng, scene, q: _one_cell(rng, scene),
-            options=lambda scene, q: [str(row + 1) for row in range(scene.grid)],
+            options=lambda scene, q: list(ROWS[: scene.grid]),
         ),
         Task(
             "taller_bar",
@@ -218,8 +220,8 @@ TASKS = {
             ask=_two_cells,
             look=lambda scene, q: (scene.item(q[0]), scene.item(q[1])),
             infer=lambda scene, q, e: str(int(e[0]) + int(e[1])),
-            guess=lambda rng, scene, q: (rng.choice(_LEVELS), rng.choice(_LEVELS)),
-            options=lambda scene, q: [str(total) for total in range(2, 11)],
+            guess=lambda rng, scene, q: (rng.choice(SMALL_DIGITS), rng.choice(SMALL_DIGITS)),
+            options=lambda scene, q: [str(total) for total in range(2, 9)],
         ),
         Task(
             "polygon_sides",

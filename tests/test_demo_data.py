@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import make_demo
-from data.reasoner import MIXED, SEEING, THINKING, draw, rollout
+from data.reasoner import MIXED, SEEING, THINKING, Chain, draw, rollout
 from data.scenes import HELD_OUT, draw_scene, png, render, rgb
-from data.tasks import TASKS, draw_question
+from data.tasks import TASKS, Question, draw_question
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TESTS = [held.name for held in make_demo.HELD]
@@ -267,10 +268,37 @@ def test_claims_are_right_half_of_the_time_and_truthful():
     for _ in range(600):
         question = draw_question(rng, "colour_cell")
         text, true = question.claim(rng)
-        row, column, colour = re.match(r"In row (\d), column (\d) I see (\w+)\.", text).groups()
-        assert true == (question.scene.colours[int(row) - 1][int(column) - 1] == colour)
+        row, column, colour = re.match(r"In (\w)(\w) I see (\w+)\.", text).groups()
+        seen = question.scene.colours["ABCD".index(row)]["abcd".index(column)]
+        assert true == (seen == colour)
         right.append(true)
     assert 0.45 < np.mean(right) < 0.6
+
+
+def consistent(question: Question, chain: Chain) -> bool:
+    """Whether the words alone give no mistake away; the colour at a path's end is in the image."""
+    states = chain.states
+    if any(later[: len(earlier)] != earlier for earlier, later in pairwise(states)):
+        return False  # it contradicts what it said before
+    read, seen, _, inferred, concluded = states[-1]
+    return read == question.truth[0] and concluded == inferred == tuple(
+        value if task.name == "arrow_end" else task.infer(question.scene, query, evidence)
+        for task, query, evidence, value in zip(question.tasks, read, seen, inferred, strict=True)
+    )
+
+
+def test_text_alone_hardly_helps_where_perception_fails():
+    """A perfect reader without eyes picks among the chains that do not contradict themselves."""
+    card = (DATA / "README.md").read_text(encoding="utf-8")
+    for held in make_demo.HELD:
+        right, single = [], []
+        for question, chains in make_demo.held_questions(1, held.name, 200):
+            left = [chain for chain in chains if consistent(question, chain)] or chains
+            right.append(np.mean([chain.right for chain in left]))
+            single.append(np.mean([chain.right for chain in chains]))
+        assert f"{np.mean(right):.2f} ({held.name.removeprefix('test_')})" in card, np.mean(right)
+        if held.profile is SEEING:
+            assert np.mean(right) - np.mean(single) < 0.05
 
 
 def test_the_card_states_every_domain():

@@ -1,0 +1,247 @@
+"""Pre-train the tiny Qwen2-VL from scratch: to see, to look up, and to judge chains of thought.
+
+    python weights/make_tiny_model.py
+    python weights/pretrain.py --steps 5000 --threads 2 --out weights/tiny-qwen2-vl
+
+Every batch is drawn afresh from a random stream named after its step, so a run that was stopped
+goes on from its state file as if it had not been, and none of its scenes comes from the streams of
+the demo data. `weights/evaluate.py` says what the result can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from weights.make_tiny_model import make_model  # noqa: E402
+from weights.sheets import CAPTIONS, CHAINS, CLAIMS, LOOKUPS, SPOKEN, Batch, Layout, draw_sheet  # noqa: E402
+
+
+def see(model: Qwen2VLForConditionalGeneration, patches: Tensor, grid: int) -> Tensor:
+    """Visual tokens `[B, cells, hidden]` of images of one size.
+
+    The model's own vision tower gives the same numbers, but attends image by image and convolves
+    in three dimensions; with thousands of one-second steps on a CPU that is a third of the time.
+    """
+    tower = model.model.visual
+    batch, count, _ = patches.shape
+    weight = tower.patch_embed.proj.weight
+    hidden = F.linear(patches, weight.view(len(weight), -1))
+    index = torch.arange(count)
+    cell, inner = index // 4, index % 4
+    where = torch.stack((cell // grid * 2 + inner // 2, cell % grid * 2 + inner % 2), dim=-1)
+    cos, sin = tower.rotary_pos_emb(hidden, where)
+    for block in tower.blocks:
+        attention = block.attn
+        qkv = attention.qkv(block.norm1(hidden))
+        qkv = qkv.view(batch, count, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = (_rotate(qkv[i], cos, sin) for i in range(2))
+        mixed = F.scaled_dot_product_attention(query, key, qkv[2])
+        hidden = hidden + attention.proj(mixed.transpose(1, 2).flatten(2))
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    return tower.merger(hidden.flatten(0, 1)).view(batch, grid * grid, -1)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def forward(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:
+    """Vocabulary logits `[K, vocabulary]` at the nodes where something is predicted."""
+    text = model.model.language_model
+    embedded = text.embed_tokens(batch.input_ids)
+    image = batch.input_ids == model.config.image_token_id
+    visual = see(model, batch.patches, batch.grid)
+    embedded = embedded.masked_scatter(image[..., None], visual)
+    hidden = text(
+        inputs_embeds=embedded,
+        position_ids=batch.positions,
+        attention_mask={"full_attention": batch.mask},
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden.flatten(0, 1)[batch.nodes])
+
+
+# Where in the run a level begins at the latest, and the accuracies that let it begin earlier.
+LEVELS = (
+    (CAPTIONS, 0.0, {}),
+    (LOOKUPS, 0.15, {"caption": 0.97}),
+    (CLAIMS, 0.3, {"lookup": 0.72, "check": 0.95}),
+    (CHAINS, 0.4, {"claim": 0.85}),
+)
+
+
+def next_level(level: int, step: int, steps: int, recent: dict[str, float]) -> int:
+    """The curriculum's level: cells one by one, then every question and claim, then chains.
+
+    A level begins when the one before is mastered: begun too early, it stalls.
+    """
+    if level + 1 == len(LEVELS):
+        return level
+    _, latest, wanted = LEVELS[level + 1]
+    ready = all(recent.get(kind, 0.0) >= bar for kind, bar in wanted.items())
+    return level + 1 if ready or step >= latest * steps else level
+
+
+def draw_batch(layout: Layout, seed: int, step: int, level: int, size: int) -> Batch:
+    """The batch of a step, from a stream no data set draws from."""
+    rng = random.Random(f"pretrain/{seed}/{step}")
+    mix = LEVELS[level][0]
+    grid = rng.choice(mix.grids)
+    return layout.collate([draw_sheet(rng, mix, grid) for _ in range(int(size * mix.size))])
+
+
+def rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
+    """Learning rate: warm-up, flat for the first half, then a cosine to 2 % of the peak."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    late = max(0.0, (step / steps - 0.5) / 0.5)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed blocks: fresh pages for every activation cost more than the sums."""
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another C library: slower, not different
+
+
+def make_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+class Tally:
+    """Loss and accuracy of everything seen since the last report."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+
+    def add(self, batch: Batch, logits: Tensor, losses: Tensor) -> dict[str, float]:
+        """Count every item; returns the batch's accuracy by kind."""
+        kinds: dict[str, list[bool]] = defaultdict(list)
+        right = (logits.argmax(-1) == batch.targets)[batch.counted].tolist()
+        for item, good, loss in zip(
+            batch.items, right, losses[batch.counted].tolist(), strict=True
+        ):
+            kinds[item.kind].append(good)
+            names = [item.kind]
+            if "+" not in item.task:
+                names.append(f"{item.kind[:2]}.{item.task}")
+            if item.mistake and item.step == 5:
+                names.append(item.mistake)
+            for name in names:
+                entry = self.sums[name]
+                entry[0] += 1
+                entry[1] += good
+                entry[2] += loss
+        return {kind: sum(good) / len(good) for kind, good in kinds.items()}
+
+    def __str__(self) -> str:
+        main = [n for n in (*SPOKEN, "lookup", "claim", "prefix") if n in self.sums]
+        said = [
+            f"{n} {self.sums[n][1] / self.sums[n][0]:.3f} ({self.sums[n][2] / self.sums[n][0]:.3f})"
+            for n in main
+        ]
+        rest = sorted(n for n in self.sums if n not in main)
+        return (
+            " ".join(said)
+            + " | "
+            + " ".join(f"{n} {self.sums[n][1] / self.sums[n][0]:.2f}" for n in rest)
+        )
+
+
+def save(model: nn.Module, source: Path, out: Path) -> None:
+    """Write the checkpoint folder with its processor."""
+    model.save_pretrained(out)
+    if source != out:
+        AutoProcessor.from_pretrained(source).save_pretrained(out)
+
+
+def main() -> None:
+    """Train, report, save."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    default = REPOSITORY / "weights" / "tiny-qwen2-vl"
+    parser.add_argument("--base", type=Path, default=default, help="folder with the tokenizer")
+    parser.add_argument("--out", type=Path, default=default, help="folder to write")
+    parser.add_argument("--state", type=Path, default=Path("pretrain_state.pt"), help="to go on")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", type=int, default=100, help="steps between two lines")
+    parser.add_argument("--minutes", type=float, default=0, help="stop (to be resumed) after these")
+    arguments = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(arguments.threads)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+    layout = Layout(tokenizer)
+    model = make_model(tokenizer, arguments.seed).train()
+    optimizer = make_optimizer(model, arguments.lr)
+    begin, level, recent = 0, 0, {}
+    if arguments.state.exists():
+        state = torch.load(arguments.state, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        begin, level, recent = state["step"], state["level"], state["recent"]
+    tally, start, drawing = Tally(), time.time(), 0.0
+    for step in range(begin, arguments.steps):
+        tick = time.time()
+        batch = draw_batch(layout, arguments.seed, step, level, arguments.batch_size)
+        drawing += time.time() - tick
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, arguments.steps, arguments.lr)
+        logits = forward(model, batch)
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        ((losses * batch.weights).sum() / batch.weights.sum()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for kind, accuracy in tally.add(batch, logits.detach(), losses.detach()).items():
+            recent[kind] = 0.97 * recent.get(kind, 0.0) + 0.03 * accuracy
+        reached = next_level(level, step, arguments.steps, recent)
+        if reached > level:
+            level, recent = reached, {}
+            print(f"{step + 1} level {level}", flush=True)
+        done = step + 1
+        late = arguments.minutes and time.time() - start > 60 * arguments.minutes
+        if done % arguments.report == 0:
+            took = time.time() - start
+            share = drawing / took
+            speed = took / (done - begin)
+            print(f"{done} {took:.0f}s {speed:.3f}s/step draw {share:.2f} {tally}", flush=True)
+            tally = Tally()
+        if done % 500 == 0 or done == arguments.steps or late:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            state |= {"level": level, "recent": recent}
+            torch.save(state, arguments.state.with_suffix(".new"))
+            arguments.state.with_suffix(".new").replace(arguments.state)
+            save(model, arguments.base, arguments.out)
+        if late:
+            break
+
+
+if __name__ == "__main__":
+    main()
