@@ -4,6 +4,7 @@
     DIR/LN_weights.pt        the reward head
     DIR/domain_weights.pt    raw domain weights, in their published form, and the domains' names
     DIR/domain_weights.json  {domain: weight}, for people
+    DIR/domain_weights_average.json  the same, averaged over the last quarter of the upper steps
     DIR/trainer_state.pt     everything else ``--resume`` needs
     DIR/arguments.json       the arguments of the run
     DIR/metrics.jsonl        one line every ``--logging_steps`` (not part of the checkpoint)
@@ -27,6 +28,7 @@ from .reward_model import BASE_DIRECTORY, HEAD_FILE
 
 DOMAIN_FILE = "domain_weights.pt"
 DOMAIN_JSON = "domain_weights.json"
+AVERAGE_JSON = "domain_weights_average.json"
 STATE_FILE = "trainer_state.pt"
 ARGUMENTS_FILE = "arguments.json"
 METRICS_FILE = "metrics.jsonl"
@@ -95,12 +97,16 @@ def load_arguments(directory: Path) -> dict:
     return json.loads((directory / _CURRENT / ARGUMENTS_FILE).read_text())
 
 
-def save_domain_weights(folder: Path, weighting) -> None:
-    """Write the domain weights for machines and for people."""
+def save_domain_weights(folder: Path, weighting, average: list[float] | None = None) -> None:
+    """Write the domain weights for machines and for people, and their ``average`` if known."""
     state = {"module": weighting.state_dict(), "domains": weighting.domains}
     torch.save(state, folder / DOMAIN_FILE)
-    weights = json.dumps(weighting.named_weights(), indent=2, ensure_ascii=False)
-    (folder / DOMAIN_JSON).write_text(weights + "\n")
+    tables = {DOMAIN_JSON: weighting.named_weights()}
+    if average is not None:
+        tables[AVERAGE_JSON] = dict(zip(weighting.domains, average, strict=True))
+    for name, weights in tables.items():
+        text = json.dumps(weights, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n")
 
 
 def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:

@@ -187,6 +187,7 @@ class Upper(_Problem):
         self.loss = loss
         self.hypergradient_norm = float("nan")
         self.on_loss: Callable[[float], None] = lambda loss: None
+        self.on_step: Callable[[], None] = lambda: None
 
     def get_batch(self) -> MetaBatch:
         return next(self.batches).to(self.device)
@@ -212,3 +213,4 @@ class Upper(_Problem):
         # In fp16 the meta gradient can overflow; skip that step.
         if math.isfinite(self.hypergradient_norm):
             self.optimizer.step()
+            self.on_step()

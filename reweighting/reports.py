@@ -113,11 +113,15 @@ class Reporter:
             line["meta_loss"] = _number(fmean(losses))
             line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
             line["weights"] = engine.upper.module.named_weights()
+            if len(engine.history) > 1:
+                line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
+                line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())
         line["domain_loss"] = {
             domain: float(mean)
             for domain, mean, present in zip(self.domains, means, seen, strict=True)
             if present
         }
+        line["parameters_moved"] = engine.moved.value()
         line["samples_per_second"] = self._samples / max(seconds, 1e-9)
         line["peak_memory_gib"] = peak_memory_gib(engine.device)
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -127,6 +131,9 @@ class Reporter:
         self._loss_sums.zero_()
         self._loss_counts.zero_()
         self._meta_losses.clear()
+
+    def _by_domain(self, values: torch.Tensor) -> dict[str, float]:
+        return dict(zip(self.domains, values.tolist(), strict=True))
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
+from .diagnostics import WINDOW, MovedShare, WeightHistory
 from .problems import Lower, Upper
 from .prompts import PromptEncoder
 from .reports import Reporter
@@ -273,6 +274,8 @@ class ReweightingEngine(Engine):
         self.units = train_units(arguments, data.train)
         self.total = total_steps(arguments, len(self.units))
         self.reporter = Reporter(arguments, data.domains)
+        self.moved = MovedShare(model)
+        self.history = WeightHistory()
         self._interrupted: int | None = None
 
         lower = self._make_lower(model.to(arguments.device))
@@ -280,6 +283,7 @@ class ReweightingEngine(Engine):
         if arguments.learn_weights:
             upper = self._make_upper()
             upper.on_loss = self.reporter.note_meta_loss
+            upper.on_step = self._note_upper_step
             problems = [upper, lower]
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
         super().__init__(problems, EngineConfig(train_iters=self.total), dependencies)
@@ -424,8 +428,20 @@ class ReweightingEngine(Engine):
             records = Counter(sample.domain for sample in self.data.train)
             weights = self.upper.module.named_weights()
             lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
+            average = self.history.average() if len(self.history) else None
+            if average is not None:
+                lines[-1] += f"{'average':>9}{'signal/noise':>14}"
+                ratio = self.history.signal_to_noise()
             for domain in sorted(weights, key=weights.get, reverse=True):
                 lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+                if average is not None:
+                    index = self.data.domains.index(domain)
+                    lines[-1] += f"{average[index]:>9.3f}{ratio[index]:>14.1f}"
+            if average is not None:
+                lines.append(
+                    "average: over the last quarter of the upper steps; signal/noise: of the last "
+                    f"{WINDOW} hypergradients, below 2 is what chance gives"
+                )
         return "\n".join(lines)
 
     def _after_step(self, bar: tqdm, seconds: float) -> None:
@@ -446,6 +462,10 @@ class ReweightingEngine(Engine):
     def _note_losses(self, batch: TrainBatch, losses: torch.Tensor) -> None:
         self.reporter.note_losses(batch.domains, losses)
 
+    def _note_upper_step(self) -> None:
+        table = self.upper.module
+        self.history.add(table.raw_weights.grad, table.weights())
+
     def save(self) -> None:
         """Write a checkpoint of the present state."""
         checkpoints.save(self.directory, self.iteration, self._write)
@@ -462,11 +482,14 @@ class ReweightingEngine(Engine):
             },
             "random": torch.get_rng_state(),
             "reporter": self.reporter.state_dict(),
+            "history": self.history.state_dict(),
+            "start": self.moved.start,
         }
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:
-            checkpoints.save_domain_weights(folder, self.upper.module)
+            average = self.history.average().tolist() if len(self.history) else None
+            checkpoints.save_domain_weights(folder, self.upper.module, average)
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
                 "optimizer": self.upper.optimizer.state_dict(),
@@ -495,6 +518,8 @@ class ReweightingEngine(Engine):
         if self.device.type == "cuda" and "cuda_random" in state:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
         self.reporter.load_state_dict(state["reporter"])
+        self.history.load_state_dict(state["history"])
+        self.moved.start = state["start"]
 
 
 def quiet() -> None:

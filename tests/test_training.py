@@ -95,6 +95,10 @@ def test_metrics_log_losses_and_every_weight(finished):
         assert set(line["domain_loss"]) <= set(DOMAINS) and line["domain_loss"]
     assert lines[-1]["weights"] != lines[0]["weights"]
     assert lines[1]["hypergradient_norm"] > 0
+    assert set(lines[-1]["signal_to_noise"]) == set(lines[-1]["sign_agreement"]) == set(DOMAINS)
+    assert lines[-1]["parameters_moved"] > 0.99
+    average = json.loads((finished / "domain_weights_average.json").read_text())
+    assert list(average) == DOMAINS and sum(average.values()) / 3 == pytest.approx(1)
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(dataset, finished, tmp_path):
