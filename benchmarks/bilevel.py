@@ -1,0 +1,423 @@
+"""Time and memory of a bilevel cycle: the straightforward loop against ours, side by side.
+
+    python -m benchmarks.bilevel --shape mix
+    python -m benchmarks.bilevel --shape vocabulary
+    python -m benchmarks.bilevel --shape 2b --device cuda --precision bf16
+
+A cycle is five lower steps and one upper step over a chain of five steps. The straightforward loop
+does what the published code does: one forward pass per prefix, the logits of the whole vocabulary
+at every position, a graph kept for each prefix, the hypergradient by a central difference whose
+passes build graphs, batch 1. Both run in one process, a cycle of each in turn, over the same chains
+and with random weights; that they compute the same scores is checked first. Batches are prepared
+beforehand (the share of time spent waiting for data is in every run's `metrics.jsonl`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import logging
+import multiprocessing
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from betty.logging.logger_base import get_logger as betty_logger
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from benchmarks.hypergradient import build
+from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from reweighting.prompts import PromptEncoder
+from reweighting.reward_model import RewardModel, autocast
+from reweighting.samples import MetaSample, TrainSample
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"
+UNROLL = 5
+QUESTION_TOKENS = 90
+STEP_TOKENS = (57, 56, 75, 94, 42)  # as the published chains have, at the median
+DOMAINS = ["a", "b"]
+
+# Changes to the tiny checkpoint's configuration. "mix" has the FLOP shares of Qwen2-VL-2B for text,
+# vision and head; "vocabulary" its vocabulary; "2b" is its shape, "7b" that of Qwen2-VL-7B.
+SHAPES = {
+    "tiny": ({}, {}),
+    "mix": (
+        {"vocab_size": 5120, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8},
+        {"embed_dim": 256, "hidden_size": 256, "depth": 5, "num_heads": 8},
+    ),
+    "vocabulary": (
+        {"vocab_size": 151_936, "hidden_size": 256, "intermediate_size": 1024},
+        {"embed_dim": 256, "hidden_size": 256, "depth": 4, "num_heads": 8},
+    ),
+    "2b": (
+        {"vocab_size": 151_936, "hidden_size": 1536, "intermediate_size": 8960,
+         "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2},
+        {"embed_dim": 1280, "hidden_size": 1536, "depth": 32, "num_heads": 16},
+    ),
+    "7b": (
+        {"vocab_size": 152_064, "hidden_size": 3584, "intermediate_size": 18_944,
+         "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
+        {"embed_dim": 1280, "hidden_size": 3584, "depth": 32, "num_heads": 16},
+    ),
+}  # fmt: skip
+
+
+def make_model(shape: str, device: str, dtype: torch.dtype = torch.float32) -> RewardModel:
+    """A reward model of the real architecture with random weights."""
+    config = AutoConfig.from_pretrained(TINY)
+    text, vision = SHAPES[shape]
+    for part, changes in ((config.text_config, text), (config.vision_config, vision)):
+        for name, value in changes.items():
+            setattr(part, name, value)
+    head = config.text_config.hidden_size // config.text_config.num_attention_heads
+    sections = [head // 8, 3 * head // 16, 3 * head // 16]  # time, height, width, as in Qwen2-VL
+    config.text_config.rope_parameters["mrope_section"] = sections
+    torch.manual_seed(0)
+    with torch.device(device):
+        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model = RewardModel(base, PromptEncoder(AutoProcessor.from_pretrained(TINY)))
+    nn.init.normal_(model.LN.weight, std=0.02)
+    return model
+
+
+def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STEP_TOKENS, seed=0):
+    """Chains over images of 336 px; ``steps`` are the tokens of each step."""
+    rng = random.Random(seed)
+    tokenizer = encoder.processor.tokenizer
+    words = ["the", "colour", "in", "Bc", "is", "red", "and", "so", "circle", "larger", "level"]
+
+    def text(tokens: int) -> str:
+        said = " ".join(rng.choice(words) for _ in range(tokens))
+        ids = tokenizer(said)["input_ids"][:tokens]
+        return tokenizer.decode(ids).strip()
+
+    train, meta = [], []
+    for number in range(count):
+        image = Image.effect_noise((336, 336), 60).convert("RGB")
+        question = text(QUESTION_TOKENS)
+        response = [f"Step {k}: {text(n - 4)}" for k, n in enumerate(steps, start=1)]
+        prompts = [question + "\n\n" + "\n".join(response[: k + 1]) for k in range(len(response))]
+        train.append([
+            TrainSample(number * len(steps) + k, prompt, image, DOMAINS[number % 2], rng.random(),
+                        (number,))
+            for k, prompt in enumerate(prompts)
+        ])  # fmt: skip
+        meta.append([MetaSample(number, prompts, image, bool(number % 2))])
+    return EncodedDataset(train, encoder), EncodedDataset(meta, encoder)
+
+
+class Straightforward:
+    """The published loop's work, written plainly: one prompt a forward pass."""
+
+    def __init__(self, model: RewardModel, precision: str) -> None:
+        self.base, self.head = model.base_model, model.LN
+        self.base.model.language_model.set_attn_implementation("sdpa")
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.01)
+        self.raw_weights = torch.zeros(len(DOMAINS), device=model.LN.weight.device).requires_grad_()
+        self.meta_optimizer = torch.optim.AdamW([self.raw_weights], lr=0.01)
+        self.precision = precision
+        self.forwards = self.tokens = 0
+
+    def log_odds(self, ids: list[int], image) -> torch.Tensor:
+        """z of one prompt."""
+        device = self.head.weight.device
+        tokens = torch.tensor([ids], device=device)
+        self.forwards += 1
+        self.tokens += len(ids)
+        with autocast(device, self.precision):
+            logits = self.base(
+                input_ids=tokens,
+                pixel_values=image.pixel_values.to(device),
+                image_grid_thw=image.grid_thw[None].to(device),
+                mm_token_type_ids=(tokens == self.base.config.image_token_id).int(),
+            ).logits
+        return self.head(logits[:, -1].float())[0, 0]
+
+    def loss(self, item, index: int) -> torch.Tensor:
+        """Weighted loss of one record, a function of the raw weights."""
+        unit, encoded = item
+        z = self.log_odds(encoded.token_ids[index], encoded.image)
+        accuracy = torch.tensor(unit[index].accuracy, device=z.device)
+        positive = F.softplus(self.raw_weights)
+        weight = (positive / positive.mean())[DOMAINS.index(unit[index].domain)]
+        return weight * F.binary_cross_entropy_with_logits(z, accuracy)
+
+    def lower_step(self, item, index: int) -> None:
+        self.optimizer.zero_grad()
+        loss = self.loss(item, index)
+        loss.backward()
+        loss.item()  # the published loop prints it
+        self.optimizer.step()
+
+    def upper_step(self, chain, item, index: int) -> None:
+        [sample], encoded = chain
+        z = torch.stack([self.log_odds(ids, encoded.image) for ids in encoded.token_ids])
+        loss = (torch.sigmoid(z.mean()) - float(sample.true_false)).square()
+        vector = torch.autograd.grad(loss, self.parameters)
+        radius = 0.01 / torch.cat([v.reshape(-1) for v in vector]).norm()
+        slopes = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for parameter, v in zip(self.parameters, vector, strict=True):
+                    parameter += sign * radius * v
+            slopes.append(torch.autograd.grad(self.loss(item, index), self.raw_weights)[0])
+        with torch.no_grad():
+            for parameter, v in zip(self.parameters, vector, strict=True):
+                parameter += radius * v
+        self.raw_weights.grad = -(slopes[0] - slopes[1]) / (2 * radius)
+        self.meta_optimizer.step()
+
+
+class Ours:
+    """The trainer's two problems under Betty's engine, batches prepared beforehand."""
+
+    def __init__(self, model: RewardModel, precision: str) -> None:
+        self.engine = build(model, DOMAINS, [], [], lr=1e-6, unroll_steps=UNROLL,
+                            precision=precision)  # fmt: skip
+        self.step = 0
+        self.lower_seconds: list[float] = []
+        device = model.LN.weight.device
+        for problem in (self.engine.lower, self.engine.upper):
+            problem.device = device
+            problem.module.to(device)
+        one_step = self.engine.lower.one_step_descent
+
+        def timed(batch=None):
+            started = now(device)
+            found = one_step(batch)
+            self.lower_seconds.append(now(device) - started)
+            return found
+
+        self.engine.lower.one_step_descent = timed
+
+    def cycle(self, train: Iterator[TrainBatch], meta: Iterator[MetaBatch]) -> None:
+        self.engine.lower.batches, self.engine.upper.batches = train, meta
+        for _ in range(UNROLL):
+            self.step += 1
+            self.engine.global_step = self.step
+            self.engine.train_step()
+
+
+def now(device) -> float:
+    """Seconds, once the device has finished."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
+    """Seconds of lower step, upper step and cycle, for both loops and for trees on both levels."""
+    device, precision = arguments.device, arguments.precision
+    train, meta = make_chains(16, model.encoder)
+    collate = CollateTrain(DOMAINS)
+    chains = [train[i] for i in range(len(train))]
+    records = [(i, k) for i in range(len(chains)) for k in range(len(STEP_TOKENS))]
+    random.Random(1).shuffle(records)
+    single = {
+        (i, k): collate([([chains[i][0][k]], model.encoder.encode(chains[i][0][k].image,
+                                                                 [chains[i][0][k].prompt]))])
+        for i, k in records
+    }  # fmt: skip
+    metas = [meta[i] for i in range(len(meta))]
+
+    plain = Straightforward(copy.deepcopy(model), precision)
+    ours = Ours(copy.deepcopy(model), precision)
+    trees = Ours(model, precision)
+    with torch.no_grad():
+        i, k = records[0]
+        alone = plain.log_odds(chains[i][1].token_ids[k], chains[i][1].image)
+        with autocast(device, precision):
+            packed = ours.engine.lower.module(single[records[0]].prompts.to(device))[0]
+    difference = abs(float(alone - packed))
+    print(f"largest difference of a score: {difference:.1e}")
+    assert difference < (1e-4 if precision == "fp32" else 5e-2)
+
+    seconds = {name: {"lower": [], "upper": [], "cycle": []} for name in ("plain", "ours", "trees")}
+    drawn, chosen = itertools.cycle(records), itertools.cycle(metas)
+    groups = itertools.cycle([chains[:8], chains[8:]])
+    work = {}
+    for repetition in range(arguments.repetitions + 1):
+        batch = [next(drawn) for _ in range(UNROLL)]
+        chain = next(chosen)
+        plain.forwards = plain.tokens = 0
+        times = []
+        started = now(device)
+        for i, k in batch:
+            begin = now(device)
+            plain.lower_step(chains[i], k)
+            times.append(now(device) - begin)
+        begin = now(device)
+        plain.upper_step(chain, chains[i], k)
+        upper = now(device) - begin
+        note(seconds["plain"], repetition, times, upper, now(device) - started)
+
+        run_cycle(ours, seconds["ours"], repetition, device,
+                  [single[r] for r in batch], [collate_meta([chain])])  # fmt: skip
+        eight = next(groups)
+        run_cycle(trees, seconds["trees"], repetition, device,
+                  [collate(eight)] * UNROLL, [collate_meta(metas[:8])])  # fmt: skip
+        work["plain"] = (plain.forwards, plain.tokens)
+        tokens = sum(len(single[r].prompts.input_ids) for r in batch)
+        work["ours"] = (UNROLL + 1, tokens + len(collate_meta([chain]).prompts.input_ids))
+    for name, (forwards, tokens) in work.items():
+        print(f"{name}: {forwards} forward passes and {tokens:,} tokens a cycle")
+    return {n: {k: statistics.median(v) for k, v in s.items()} for n, s in seconds.items()}
+
+
+def run_cycle(loop: Ours, seconds, repetition, device, train, meta) -> None:
+    loop.lower_seconds.clear()
+    started = now(device)
+    loop.cycle(iter(train), iter(meta))
+    total = now(device) - started
+    note(seconds, repetition, loop.lower_seconds, total - sum(loop.lower_seconds), total)
+
+
+def note(seconds, repetition: int, lower: list[float], upper: float, cycle: float) -> None:
+    """Keep a cycle's times; the first cycle warms up."""
+    if repetition:
+        seconds["lower"] += lower
+        seconds["upper"].append(upper)
+        seconds["cycle"].append(cycle)
+
+
+def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
+    """Seconds of an upper step for chains of 2 to 10 steps with the same text in all."""
+    total, found = sum(STEP_TOKENS), []
+    ours = Ours(model, arguments.precision)
+    train, _ = make_chains(1, model.encoder)
+    record = CollateTrain(DOMAINS)([train[0]])
+    for steps in (2, 5, 10):
+        _, meta = make_chains(1, model.encoder, (total // steps,) * steps)
+        batch, times = collate_meta([meta[0]]), []
+        for _ in range(arguments.repetitions + 1):
+            seconds = {"lower": [], "upper": [], "cycle": []}
+            run_cycle(ours, seconds, 1, arguments.device, [record] * UNROLL, [batch])
+            times += seconds["upper"]
+        found.append((steps, len(batch.prompts.input_ids), statistics.median(times[1:])))
+    return found
+
+
+def memory(arguments, loop: str, queue) -> None:
+    """In a process of its own: peak after lower steps, and what an upper step adds, in bytes."""
+    torch.set_num_threads(arguments.threads)
+    betty_logger().setLevel(logging.WARNING)
+    device = arguments.device
+    model = make_model(arguments.shape, device)
+    train, meta = make_chains(2, model.encoder)
+    single = [([train[0][0][-1]], model.encoder.encode(train[0][0][-1].image,
+                                                       [train[0][0][-1].prompt]))]  # fmt: skip
+    batch = CollateTrain(DOMAINS)(single)
+    if loop == "plain":
+        plain = Straightforward(model, arguments.precision)
+        for _ in range(2):
+            plain.lower_step(train[0], -1)
+        before = peak(device)
+        plain.upper_step(meta[1], train[0], -1)
+    else:
+        ours = Ours(model, arguments.precision)
+        lower = ours.engine.lower
+        lower.batches = itertools.repeat(batch)
+        for _ in range(2):
+            lower.one_step_descent()
+        before = peak(device)
+        ours.cycle(itertools.repeat(batch), itertools.repeat(collate_meta([meta[1]])))
+    queue.put((before, peak(device) - before))
+
+
+def peak(device) -> int:
+    """Most bytes used so far: allocated on a CUDA device, resident otherwise."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_a_process(function: Callable, *arguments):
+    """What ``function(*arguments, queue)`` puts, from a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=function, args=(*arguments, queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found
+
+
+def utilisation(arguments, model: RewardModel, seconds: float) -> str:
+    """Model FLOP utilisation of one of our lower steps, and its time at the device's peak."""
+    train, _ = make_chains(1, model.encoder)
+    ours = Ours(model, arguments.precision)
+    ours.engine.lower.batches = itertools.repeat(CollateTrain(DOMAINS)([train[0]]))
+    with FlopCounterMode(display=False) as counter:
+        ours.engine.lower.one_step_descent()
+    now(arguments.device)
+    started = now(arguments.device)
+    ours.engine.lower.one_step_descent()
+    seconds = now(arguments.device) - started
+    flops = counter.get_total_flops()
+    bound = flops / (arguments.peak_tflops * 1e12)
+    return (
+        f"lower step of one chain as a tree: {flops / 1e12:.2f} TFLOP, {seconds * 1e3:.1f} ms; "
+        f"{bound * 1e3:.1f} ms at {arguments.peak_tflops:g} TFLOP/s: utilisation "
+        f"{100 * bound / seconds:.0f} %"
+    )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), default="mix")
+    add("--device", default="cpu")
+    add("--precision", choices=["fp32", "bf16"], default="fp32")
+    add("--repetitions", type=int, default=3, help="cycles measured (default: 3)")
+    add("--threads", type=int, default=1, help="on the CPU (default: 1)")
+    add("--peak_tflops", type=float, help="of the device: also print the utilisation")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    betty_logger().setLevel(logging.WARNING)
+
+    model = make_model(arguments.shape, arguments.device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"shape {arguments.shape}: {count / 1e6:.1f} M parameters, {arguments.device}, "
+          f"{arguments.precision}, torch {torch.__version__}")  # fmt: skip
+    found = measure(arguments, model)
+    plain, ours, trees = found["plain"], found["ours"], found["trees"]
+    print("\n| seconds (median) | straightforward | ours | ratio |")
+    print("|---|---|---|---|")
+    for name in ("lower", "upper", "cycle"):
+        print(f"| {name} | {plain[name]:.3f} | {ours[name]:.3f} | {plain[name] / ours[name]:.2f} |")
+    per_record = (UNROLL * plain["lower"] + plain["upper"]) / (
+        UNROLL * trees["lower"] / (8 * len(STEP_TOKENS)) + trees["upper"] / 8
+    )
+    print(f"| trees, 8 chains / 8 chains: lower {trees['lower']:.3f}, upper {trees['upper']:.3f}; "
+          f"per train and meta record | | | {per_record:.2f} |")  # fmt: skip
+
+    print("\n| steps of the meta chain | tokens of its tree | upper step, seconds |")
+    print("|---|---|---|")
+    for steps, tokens, seconds in growth(arguments, make_model(arguments.shape, arguments.device)):
+        print(f"| {steps} | {tokens} | {seconds:.3f} |")
+
+    print("\n| peak memory, GiB | after lower steps | added by the upper step |")
+    print("|---|---|---|")
+    for loop in ("plain", "ours"):
+        before, added = in_a_process(memory, arguments, loop)
+        print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.2f} |", flush=True)
+    if arguments.peak_tflops:
+        print(utilisation(arguments, make_model(arguments.shape, arguments.device), ours["lower"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
