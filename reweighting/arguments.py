@@ -189,6 +189,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="the gradient's norm is clipped to this; 0: no clipping",
     )
 
+    group = parser.add_argument_group("memory")
+    add = group.add_argument
+    add(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="keep the input of every layer only and compute the rest again in the backward pass",
+    )
+    add(
+        "--optimizer",
+        choices=["adamw", "adamw_8bit"],
+        default="adamw",
+        help="adamw_8bit (torchao): bf16 weights with stochastic rounding and 8-bit moments, 6 "
+        "bytes a parameter instead of 16",
+    )
+    add(
+        "--lora_rank",
+        type=_whole(0),
+        default=0,
+        help="train low-rank adapters of this rank in the language model, and the head, instead of "
+        "all parameters; 0: no adapters",
+    )
+    add(
+        "--attn_implementation",
+        choices=["auto", "sdpa", "eager"],
+        default="auto",
+        help="attention kernels: fused where there is one (sdpa), or plain matrix products; auto "
+        "takes sdpa",
+    )
+
     group = parser.add_argument_group("upper level: the domain weights")
     add = group.add_argument
     add(
@@ -307,9 +336,15 @@ def check(arguments: argparse.Namespace, error) -> None:
         a.device = f"cuda:{index}"
     if not 0 <= a.seed < 2**31:
         error(f"--seed must lie in 0 ... {2**31 - 1}, is {a.seed}")
-    package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(a.report_to)
-    if package and importlib.util.find_spec(package) is None:
-        error(f"--report_to {a.report_to} needs a package: pip install {package}")
+    if a.optimizer == "adamw_8bit" and a.precision != "bf16":
+        error("--optimizer adamw_8bit keeps bf16 weights: it needs --precision bf16")
+    for flag, package in (
+        (f"--report_to {a.report_to}", a.report_to if a.report_to != "none" else None),
+        (f"--optimizer {a.optimizer}", "torchao" if a.optimizer == "adamw_8bit" else None),
+        (f"--lora_rank {a.lora_rank}", "peft" if a.lora_rank else None),
+    ):
+        if package and importlib.util.find_spec(package) is None:
+            error(f"{flag} needs a package: pip install {package}")
     if not os.path.isdir(a.image_root):
         error(f"--image_root {a.image_root} is no directory")
     problem = unwritable(a.weights_path)

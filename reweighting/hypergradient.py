@@ -149,6 +149,11 @@ def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
     return sum((a * b).sum(dtype=torch.float64) for a, b in zip(left, right, strict=True)).item()
 
 
+def _moment(state: torch.Tensor) -> torch.Tensor:
+    """A moment of AdamW as a plain tensor; torchao keeps it in 8 bits."""
+    return state.dequantize() if hasattr(state, "block_size") else state
+
+
 class AdamWStep:
     """One step of ``torch.optim.AdamW`` seen as a function φ' = U(φ, g), just after it was taken.
 
@@ -165,7 +170,7 @@ class AdamWStep:
         self.gradients = gradients
         self.clip = clip
         # The scheduler changes the rate after the step and before the hypergradient asks for it.
-        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
+        self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def _terms(self):
         """Per parameter: itself, g, m̂, √v̂, ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε, decay."""
@@ -176,8 +181,8 @@ class AdamWStep:
                 state = self.optimizer.state[parameter]
                 time = float(state["step"])
                 correction1, correction2 = 1 - beta1**time, 1 - beta2**time
-                mean = state["exp_avg"] / correction1
-                root = (state["exp_avg_sq"] / correction2).sqrt()
+                mean = _moment(state["exp_avg"]) / correction1
+                root = (_moment(state["exp_avg_sq"]) / correction2).sqrt()
                 yield (
                     parameter,
                     next(gradients),
@@ -212,6 +217,6 @@ class AdamWStep:
     def undo(self) -> list[torch.Tensor]:
         """φ, the parameters before the step, up to rounding."""
         return [
-            (parameter + rate * mean / (root + eps)) / (1 - rate * decay)
+            ((parameter + rate * mean / (root + eps)) / (1 - rate * decay)).to(parameter.dtype)
             for parameter, _, mean, root, _, _, rate, eps, decay in self._terms()
         ]

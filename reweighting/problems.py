@@ -10,8 +10,8 @@ through the lower step by the function registered in :mod:`reweighting.hypergrad
 from __future__ import annotations
 
 import collections
-import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -40,6 +40,14 @@ class _Problem(ImplicitProblem):
         self.batches = batches
         self.compute_precision = precision
         self.last_loss = float("nan")
+        self.waited = 0.0  # seconds, for batches
+
+    def next_batch(self):
+        """The next batch on this problem's device; counts the time it takes to come."""
+        started = time.monotonic()
+        batch = next(self.batches)
+        self.waited += time.monotonic() - started
+        return batch.to(self.device)
 
     def patch_optimizer(self) -> None:
         """Keep the optimizer as it is, with its parameter groups."""
@@ -109,9 +117,7 @@ class Lower(_Problem):
 
     def get_batch(self) -> list[TrainBatch]:
         """The micro-batches of one step."""
-        return [
-            batch.to(self.device) for batch in itertools.islice(self.batches, self.accumulation)
-        ]
+        return [self.next_batch() for _ in range(self.accumulation)]
 
     def record_losses(self, batch: TrainBatch, forward=None) -> torch.Tensor:
         """Unweighted loss of every record, ``[B]``; ``forward`` replaces the module."""
@@ -190,7 +196,7 @@ class Upper(_Problem):
         self.on_step: Callable[[], None] = lambda: None
 
     def get_batch(self) -> MetaBatch:
-        return next(self.batches).to(self.device)
+        return self.next_batch()
 
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
         """Aggregation loss of the meta chains under the lower level's present parameters."""

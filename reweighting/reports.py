@@ -123,6 +123,8 @@ class Reporter:
         }
         line["parameters_moved"] = engine.moved.value()
         line["samples_per_second"] = self._samples / max(seconds, 1e-9)
+        waited = sum(problem.waited for problem in engine.problems)
+        line["waiting"] = waited / max(seconds, 1e-9)
         line["peak_memory_gib"] = peak_memory_gib(engine.device)
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .prefix_tree import ATTENTION_NAME, PackedTrees, pack
@@ -22,6 +23,8 @@ from .prompts import PromptEncoder, chain_prompts
 
 HEAD_FILE = "LN_weights.pt"
 BASE_DIRECTORY = "base_model"
+# What --lora_rank adapts: every linear map of the language model's layers.
+ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,6 +51,7 @@ class RewardModel(nn.Module):
         self.base_model.model.language_model.set_attn_implementation(ATTENTION_NAME)
         self.LN = nn.Linear(base_model.config.get_text_config().vocab_size, 1)
         self.encoder = encoder
+        self._fused_attention = True
 
     @classmethod
     def from_pretrained(
@@ -76,25 +80,65 @@ class RewardModel(nn.Module):
             model.LN.load_state_dict(state)
         return model.to(device)
 
+    def set_attention(self, implementation: str) -> None:
+        """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
+        self._fused_attention = implementation == "sdpa"
+        self.base_model.model.visual.set_attn_implementation(implementation)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep the input of every layer only; the backward pass computes the rest again."""
+        self.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.train()  # transformers checkpoints in training mode only; there is no dropout
+
+    def add_adapters(self, rank: int) -> None:
+        """Freeze the base model and put low-rank adapters (LoRA, arXiv 2106.09685) in its layers.
+
+        They start as zero maps, so no score changes. ``save_pretrained`` writes them merged.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.base_model.requires_grad_(False)
+        adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED)
+        inject_adapter_in_model(adapters, self.base_model)
+
+    def _merged_state(self) -> dict[str, torch.Tensor] | None:
+        """The base model's parameters with adapters merged in; None where there are none."""
+        if not any(".lora_" in name for name, _ in self.base_model.named_parameters()):
+            return None
+        from peft.tuners.lora import LoraLayer
+
+        merged = {
+            name.replace(".base_layer", ""): value
+            for name, value in self.base_model.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, module in self.base_model.named_modules():
+            if isinstance(module, LoraLayer):
+                weight = module.base_layer.weight.detach()
+                delta = module.get_delta_weight("default").detach()
+                merged[f"{name}.weight"] = weight + delta.to(weight.dtype)
+        return merged
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Write ``base_model/`` (with the processor) and ``LN_weights.pt`` into ``directory``."""
         directory = Path(directory)
-        self.base_model.save_pretrained(directory / BASE_DIRECTORY)
+        self.base_model.save_pretrained(directory / BASE_DIRECTORY, state_dict=self._merged_state())
         if self.encoder is not None:
             self.encoder.processor.save_pretrained(directory / BASE_DIRECTORY)
         torch.save(self.LN.state_dict(), directory / HEAD_FILE)
 
     def forward(self, packed: PackedTrees) -> torch.Tensor:
         """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least."""
-        outputs = self.base_model.model(
-            input_ids=packed.input_ids[None],
-            position_ids=self._positions(packed)[:, None],
-            # A dictionary reaches the attention function as it is; trees stand in for a mask.
-            attention_mask={"full_attention": packed.trees},
-            pixel_values=packed.pixel_values,
-            image_grid_thw=packed.image_grid_thw,
-            use_cache=False,
-        )
+        with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
+            outputs = self.base_model.model(
+                input_ids=packed.input_ids[None],
+                position_ids=self._positions(packed)[:, None],
+                # A dictionary reaches the attention function as it is; trees stand in for a mask.
+                attention_mask={"full_attention": packed.trees},
+                pixel_values=packed.pixel_values,
+                image_grid_thw=packed.image_grid_thw,
+                use_cache=False,
+            )
         hidden = outputs.last_hidden_state[0, packed.read_outs]
         # At least fp32: in bf16 neighbouring scores would fall together.
         dtype = torch.promote_types(hidden.dtype, torch.float32)

@@ -253,6 +253,36 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
     return state
 
 
+def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel:
+    """The reward model as training wants it, at the start or as it was when ``state`` was saved."""
+    source = arguments.reward_model
+    if state is not None and not arguments.lora_rank:  # a checkpoint has its adapters merged
+        source = checkpoints.current(Path(arguments.weights_path))
+    # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
+    dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
+    model = RewardModel.from_pretrained(source, dtype=dtype)
+    model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
+    if arguments.lora_rank:
+        model.add_adapters(arguments.lora_rank)
+        if state is not None:
+            model.load_state_dict(state["trained"], strict=False)
+    if arguments.gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model
+
+
+def make_optimizer(arguments: argparse.Namespace, model: RewardModel) -> torch.optim.Optimizer:
+    """``--optimizer`` over the trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": arguments.lr, "weight_decay": arguments.weight_decay}
+    if arguments.optimizer == "adamw_8bit":
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit(parameters, bf16_stochastic_round=True, **options)
+    fused = torch.device(arguments.device).type == "cuda"
+    return torch.optim.AdamW(parameters, fused=fused, **options)
+
+
 class ReweightingEngine(Engine):
     """Betty's engine with a progress line, checkpoints, and exact resumption.
 
@@ -265,10 +295,7 @@ class ReweightingEngine(Engine):
         self.directory = Path(arguments.weights_path)
         state = check_resume(arguments, data)
         torch.manual_seed(arguments.seed)
-        if state is None:
-            model = RewardModel.from_pretrained(arguments.reward_model)
-        else:
-            model = RewardModel.from_pretrained(checkpoints.current(self.directory))
+        model = make_model(arguments, state)
         model.encoder = encoder
         self.iteration = state["iteration"] if state else 0
         self.units = train_units(arguments, data.train)
@@ -298,12 +325,7 @@ class ReweightingEngine(Engine):
             seed=2 * a.seed,
             start=(self.iteration - self._replayed()) * a.gradient_accumulation,
         )
-        optimizer = torch.optim.AdamW(
-            (p for p in model.parameters() if p.requires_grad),
-            lr=a.lr,
-            weight_decay=a.weight_decay,
-            fused=torch.device(a.device).type == "cuda",
-        )
+        optimizer = make_optimizer(a, model)
         lower = Lower(
             name="lower",
             config=Config(type=HYPERGRADIENTS[a.hypergradient], unroll_steps=a.unroll_steps),
@@ -485,6 +507,12 @@ class ReweightingEngine(Engine):
             "history": self.history.state_dict(),
             "start": self.moved.start,
         }
+        if self.arguments.lora_rank:
+            state["trained"] = {
+                name: parameter.detach()
+                for name, parameter in self.lower.module.named_parameters()
+                if parameter.requires_grad
+            }
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:

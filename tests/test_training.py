@@ -23,7 +23,7 @@ from reweighting.reward_model import RewardModel
 
 from .conftest import DOMAINS, REPOSITORY, command
 
-TIMES = ("samples_per_second", "peak_memory_gib")
+TIMES = ("samples_per_second", "peak_memory_gib", "waiting")
 
 
 def train(dataset: Path, weights_path: Path, *flags: str) -> Path:
