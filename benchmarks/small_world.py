@@ -30,14 +30,14 @@ import torch
 from PIL import Image
 from scipy.stats import mannwhitneyu, spearmanr
 
+from reweighting.best_of_n import LogOdds, interval, majority, select
 from reweighting.reward_model import RewardModel
 from reweighting.samples import CandidatesSample, RecordReader, load_candidates
-from reweighting.selection import LogOdds, majority, score_candidates, select
+from reweighting.selection import score_candidates
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = REPOSITORY / "data"
 TESTS = ["test_combination", "test_hard", "test_wording", "test_errors", "test_mix"]
-DRAWS = 2000  # of the bootstrap
 
 # Chosen on the validation set, see README.md; the test sets were not looked at for it.
 RECIPE = ["--lr", "2e-4", "--meta_lr", "0.05", "--unroll_steps", "2", "--weight_decay", "0"]
@@ -116,17 +116,6 @@ def prefix_auroc(name: str, log_odds: list[LogOdds]) -> float:
     sound = [x for record in records for steps in record["step_correct"] for x in steps]
     above = mannwhitneyu(np.extract(sound, z), np.extract(~np.array(sound), z)).statistic
     return float(above / (sum(sound) * (len(sound) - sum(sound))))
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval, ``values`` ``[seeds, questions]``, over both."""
-    rng = np.random.default_rng(0)
-    seeds, questions = values.shape
-    means = [
-        values[rng.integers(0, seeds, seeds)][:, rng.integers(0, questions, questions)].mean()
-        for _ in range(DRAWS)
-    ]
-    return float(values.mean()), *map(float, np.percentile(means, [2.5, 97.5]))
 
 
 class Study:
@@ -218,7 +207,7 @@ class Study:
                               ("reweighted", "majority"), ("true quality", "vanilla"),
                               ("reweighted 1/1", "vanilla")):  # fmt: skip
             if better in self.right and worse in self.right:
-                mean, low, high = interval(self.gap(better, worse))
+                mean, _, low, high = interval(self.gap(better, worse))
                 lines.append(f"- {better} - {worse}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
         return "\n".join(lines)
 

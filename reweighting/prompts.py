@@ -82,13 +82,13 @@ def split_question(text: str) -> tuple[str, str]:
 
 
 def final_answer(response: str) -> str:
-    """What follows the last "Final answer", in lower case and without decoration; "" if none."""
+    """What follows the last "Final answer" on its line, as written; "" if there is none."""
     matches = list(_FINAL_ANSWER.finditer(response))
     if not matches:
         return ""
     rest = response[matches[-1].end() :].strip().removeprefix("is")
     line = rest.lstrip(" *_:\n").splitlines()
-    return line[0].strip(" *_.").lower() if line else ""
+    return line[0].strip(" *_") if line else ""
 
 
 def join(question: str, prefix: str) -> str:

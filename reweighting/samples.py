@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from .answers import is_right
 from .prompts import chain_prompts, join, open_image, split_question
 
 MAX_LISTED = 20
@@ -241,6 +242,13 @@ class RecordReader:
         for name in ("answer", "dataset"):
             if not isinstance(record.get(name), (str, type(None))):
                 self.problem(number, name, f"must be text, is {_shown(record[name])}")
+        choices = record.get("choices")
+        if choices is not None and not (
+            isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+        ):
+            self.problem(number, "choices", f"must be a list of texts, is {_shown(choices)}")
+        elif true_false is None and record.get("answer") and number not in self.problems:
+            true_false = [is_right(c, record["answer"], choices) for c in candidates]
         return CandidatesSample(
             number,
             question,

@@ -15,18 +15,17 @@ import hashlib
 import itertools
 import json
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from tqdm import tqdm
 
+from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .checkpoints import ARGUMENTS_FILE
 from .prefix_tree import pack
-from .prompts import EncodedPrompts, chain_prompts, final_answer
+from .prompts import EncodedPrompts, chain_prompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
 
@@ -34,19 +33,6 @@ SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
 # What a prompt is made of: selection takes these from the run that trained the model.
 PROMPT_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
-
-# From the log-odds z of a chain's prefixes ``[steps]`` to one number; larger is better.
-AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "mean_log_odds": torch.mean,  # the paper's
-    "sum_log_odds": torch.sum,
-    "mean": lambda z: torch.sigmoid(z).mean(),
-    "min": lambda z: torch.sigmoid(z).min(),
-    "max": lambda z: torch.sigmoid(z).max(),
-    "product": lambda z: torch.nn.functional.logsigmoid(z).sum(),  # its logarithm: no underflow
-    "last": lambda z: torch.sigmoid(z[-1]),
-}
-
-LogOdds = list[list[float]]  # of one question: one list of step prefixes a candidate
 
 
 def score_candidates(
@@ -105,29 +91,6 @@ def _forward(
     with autocast(device, precision):
         flat = iter(model(pack(groups).to(device)).tolist())
     return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
-
-
-def aggregate(log_odds: Sequence[float], aggregation: str) -> float:
-    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`."""
-    return float(AGGREGATIONS[aggregation](torch.tensor(log_odds, dtype=torch.float64)))
-
-
-def select(log_odds: LogOdds, aggregation: str = "mean_log_odds") -> int:
-    """Index of the best candidate, the first one among equals."""
-    scores = [aggregate(z, aggregation) for z in log_odds]
-    return scores.index(max(scores))
-
-
-def majority(candidates: Sequence[str]) -> int:
-    """Index of the first candidate whose final answer is the most frequent (self-consistency).
-
-    Candidates without a "Final answer" do not vote; if none has one, the first is taken.
-    """
-    answers = [final_answer(candidate) for candidate in candidates]
-    counts = Counter(answer for answer in answers if answer)
-    if not counts:
-        return 0
-    return answers.index(max(counts, key=counts.__getitem__))
 
 
 def run(
@@ -204,41 +167,42 @@ def _complete_batches(path: Path) -> list[dict]:
     return lines
 
 
-def results(lines: list[dict]) -> dict[str, dict[str, float]]:
-    """Accuracy and standard error over questions of every method, where right and wrong are known.
+def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """What choosing is worth where right and wrong are known: {method: {N: numbers}}.
 
-    ``one sample`` is the expected accuracy of one candidate, ``oracle`` that of a perfect judge.
+    ``one sample`` is the expected accuracy of one candidate, ``oracle`` that of a perfect judge,
+    ``last`` that of the model used as an outcome reward model. Numbers are the accuracy over all
+    subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
     """
-    known = [line for line in lines if "true_false" in line]
-    if not known:
+    pools = [
+        Pool.of(line["candidates"], line["true_false"], line["step_log_odds"], list(line["chosen"]))
+        for line in lines
+        if "true_false" in line
+    ]
+    if not pools:
         return {}
-    methods = {
-        "one sample": [fmean(line["true_false"]) for line in known],
-        "majority": [float(line["true_false"][majority(line["candidates"])]) for line in known],
-        **{name: [float(line["right"][name]) for line in known] for name in known[0]["right"]},
-        "oracle": [float(any(line["true_false"])) for line in known],
-    }
+    names = ("accuracy", "standard_error", "low", "high")
     return {
-        name: {
-            "accuracy": fmean(values),
-            "standard_error": float(torch.tensor(values).std() / len(values) ** 0.5),
-            "questions": len(values),
+        method: {
+            str(size): {**dict(zip(names, interval(values), strict=True)), "questions": len(values)}
+            for size, values in by_size.items()
         }
-        for name, values in methods.items()
+        for method, by_size in evaluate(pools).items()
     }
 
 
-def table(by_set: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Accuracies in per cent, a row a set."""
-    methods = list(next(iter(by_set.values())))
-    width = max(map(len, by_set)) + 2
-    rows = [" " * width + "".join(f"{method:>16}" for method in methods)]
-    for name, values in by_set.items():
-        cells = [
-            f"{100 * values[m]['accuracy']:.1f} ± {100 * values[m]['standard_error']:.1f}"
-            for m in methods
-        ]
-        rows.append(f"{name:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Accuracies in per cent with standard errors: a block a set, a row a method, N across."""
+    rows = []
+    for name, methods in by_set.items():
+        numbers = list(next(iter(methods.values())))
+        rows.append(f"{name:<24}" + "".join(f"{'N = ' + n:>14}" for n in numbers))
+        for method, values in methods.items():
+            cells = [
+                f"{100 * values[n]['accuracy']:.1f} ± {100 * values[n]['standard_error']:.1f}"
+                for n in numbers
+            ]
+            rows.append(f"  {method:<22}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(rows)
 
 
@@ -253,7 +217,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights_path", required=True, type=Path, help="directory of a training run")
     add("--candidates", required=True, nargs="+", type=Path, help="files of candidates records")
     add("--output_dir", required=True, type=Path, help="where samples and results go")
-    add("--aggregation", nargs="+", choices=list(AGGREGATIONS), default=["mean_log_odds"],
+    add("--aggregation", nargs="+", choices=list(AGGREGATIONS), 
+        default=["mean_log_odds", "last"],
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
     add("--image_root", default=".", help="directory relative image paths start from")
     add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reweighting import selection
+from reweighting import best_of_n, selection
+from reweighting.best_of_n import Pool, evaluate, interval, majority, select, sizes, subsets
 from reweighting.prompts import chain_prompts, final_answer
 from reweighting.samples import CandidatesSample
 
@@ -75,14 +76,14 @@ def test_aggregations_by_hand():
         "product": math.log(0.9 * 0.4 * 0.6),
         "last": 0.6,
     }
-    assert set(by_hand) == set(selection.AGGREGATIONS)
+    assert set(by_hand) == set(best_of_n.AGGREGATIONS)
     for name, value in by_hand.items():
-        assert selection.aggregate(z, name) == pytest.approx(value, abs=1e-6), name
+        assert best_of_n.aggregate(z, name) == pytest.approx(value, abs=1e-6), name
 
 
 def test_ties_go_to_the_first_and_a_chain_without_steps_competes(reward_model, samples):
-    assert selection.select([[0.5], [1.0, 1.0], [1.0], [0.0]]) == 1
-    assert selection.select([[3.0, -9.0], [1.0, 1.0]], "max") == 0
+    assert select([[0.5], [1.0, 1.0], [1.0], [0.0]]) == 1
+    assert select([[3.0, -9.0], [1.0, 1.0]], "max") == 0
     assert chain_prompts("Q", samples[0].candidates[3]) == ["Q\n\nIt is green."]
 
 
@@ -90,37 +91,88 @@ def test_select_from_python_agrees(reward_model, samples):
     [batch] = selection.score_candidates(reward_model, samples)
     sample = samples[0]
     chosen = reward_model.select(sample.image, sample.question, sample.candidates)
-    assert chosen == selection.select(batch[0])
+    assert chosen == select(batch[0])
 
 
 def test_majority_vote_by_final_answer():
-    assert final_answer("Step 1: x\n**Final answer:** B.\n") == "b"
+    assert final_answer("Step 1: x\n**Final answer:** B.\n") == "B."
     assert final_answer("so. Final answer is 42") == "42"
     assert final_answer("no verdict") == ""
     votes = ["Final answer: a", "Final answer: b", "Final answer: B", "none"]
-    assert selection.majority(votes) == 1
-    assert selection.majority(["none", "nothing"]) == 0
+    assert majority(votes) == 1
+    assert majority(["none", "nothing"]) == 0
 
 
-def test_results_by_hand():
-    lines = [
-        {
-            "true_false": [True, False],
-            "candidates": ["Final answer: a", "Final answer: b"],
-            "right": {"min": False},
-        },
-        {
-            "true_false": [False, True],
-            "candidates": ["Final answer: a", "Final answer: b"],
-            "right": {"min": True},
-        },
-        {"candidates": ["unknown truth"]},
-    ]
-    found = selection.results(lines)
-    accuracies = {name: value["accuracy"] for name, value in found.items()}
-    assert accuracies == {"one sample": 0.5, "majority": 0.5, "min": 0.5, "oracle": 1.0}
-    assert found["min"]["standard_error"] == pytest.approx(0.5)
-    assert found["min"]["questions"] == 2
+def pool(answers: str, right: str, scores: list[float]) -> Pool:
+    """Candidates with one-letter answers, right where ``right`` has a 1, and their z."""
+    return Pool.of(
+        [f"Final answer: {answer}" if answer != "-" else "none" for answer in answers],
+        [digit == "1" for digit in right],
+        [[z] for z in scores],
+        ["mean_log_odds"],
+    )
+
+
+def test_methods_by_hand():
+    found = pool("xxyy", "0011", [-1, -1, 2, 0]).accuracies(4)
+    assert found == {
+        "one sample": 0.5,
+        "majority": 0,  # a tie, which goes to the first answer
+        "weighted vote": 1,
+        "mean_log_odds": 1,
+        "oracle": 1,
+    }
+    # two weak votes beat one strong one: 2 σ(0.5) > σ(1)
+    found = pool("xyy", "100", [1, 0.5, 0.5]).accuracies(3)
+    assert found["weighted vote"] == 0 and found["mean_log_odds"] == 1
+    # whoever gives no answer has no vote, but can be picked by its score
+    found = pool("--x", "100", [9, 0, 0]).accuracies(3)
+    assert found["majority"] == 0 and found["mean_log_odds"] == 1
+
+
+def test_accuracies_at_n_are_means_over_all_subsets():
+    scores, right = [0.3, 0.9, 0.1, 0.5], "1010"
+    found = pool("abcd", right, scores).accuracies(2)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    picked = [right[max(pair, key=lambda k: scores[k])] == "1" for pair in pairs]
+    assert found["mean_log_odds"] == pytest.approx(sum(picked) / 6)
+    assert found["oracle"] == pytest.approx(5 / 6) and found["one sample"] == 0.5
+    assert pool("abcd", right, scores).accuracies(1)["oracle"] == 0.5
+
+
+def test_subsets_are_exact_or_many():
+    assert sizes(8) == [1, 2, 4, 8] and sizes(6) == [1, 2, 4, 6] and sizes(1) == [1]
+    assert len(subsets(8, 4)) == 70 and len(subsets(32, 16)) >= 200
+    assert all(len(set(row)) == 16 and (np.diff(row) > 0).all() for row in subsets(32, 16))
+    assert len(np.unique(subsets(32, 16), axis=0)) == 200
+
+
+def test_pools_of_different_sizes_use_what_they_have():
+    found = evaluate([pool("ab", "01", [0, 1]), pool("abcd", "0001", [0, 1, 2, 3])])
+    assert found["mean_log_odds"][4].tolist() == [1, 1]
+    assert found["oracle"][1].tolist() == [0.5, 0.25]
+
+
+def test_the_interval_covers_the_mean_and_shrinks():
+    rng = np.random.default_rng(1)
+    mean, error, low, high = interval((rng.random(400) < 0.6).astype(float))
+    assert low < mean < high and error == pytest.approx((0.6 * 0.4 / 400) ** 0.5, rel=0.1)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    runs = np.stack([np.full(400, value) for value in (0.2, 0.8)])
+    _, _, low, high = interval(runs)  # the runs differ: that is uncertainty as well
+    assert low == pytest.approx(0.2) and high == pytest.approx(0.8)
+
+
+def test_results_skip_questions_without_truth():
+    line = {
+        "candidates": ["Final answer: a", "Final answer: b"],
+        "step_log_odds": [[0.0, 1.0], [2.0]],
+        "chosen": {"min": 1},
+    }
+    found = selection.results([{**line, "true_false": [False, True]}, line])
+    assert found["min"]["2"]["accuracy"] == 1 and found["min"]["2"]["questions"] == 1
+    assert found["one sample"]["1"]["accuracy"] == 0.5
+    assert selection.results([line]) == {}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +215,7 @@ def test_an_interrupted_run_ends_with_the_same_files(run, candidates, tmp_path, 
     results = [(tmp_path / name / "results.json").read_text() for name in ("whole", "again")]
     assert results[0] == results[1]
     assert set(json.loads(results[0])["few"]) == {
-        *("one sample", "majority", "mean_log_odds", "min", "oracle")
+        *("one sample", "majority", "weighted vote", "mean_log_odds", "min", "oracle")
     }
 
 
@@ -184,6 +236,7 @@ def test_results_of_another_setting_are_not_continued(run, candidates, tmp_path,
         ({"question": " "}, "field 'question': is empty"),
         ({"image_path": "images/none.png"}, "none.png does not exist"),
         ({"answer": 3}, "field 'answer': must be text, is 3"),
+        ({"choices": "a"}, "field 'choices': must be a list of texts"),
     ],
 )
 def test_malformed_candidates_are_named(run, candidates, tmp_path, capsys, fields, expected):
@@ -204,9 +257,18 @@ def test_the_key_candidate_is_accepted_and_truth_is_optional(run, candidates, tm
     records = json.loads(candidates.read_text())[:2]
     for record in records:
         record["candidate"] = record.pop("candidates")
-        del record["true_false"]
+        del record["true_false"], record["answer"]
     candidates.write_text("\n".join(map(json.dumps, records)))
     assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == {}
     lines = (tmp_path / "out" / "few" / "samples.jsonl").read_text().splitlines()
     assert len(json.loads(lines[0])["step_scores"]) == 8
+
+
+def test_truth_follows_from_the_answer_where_it_is_not_given(run, candidates, tmp_path):
+    records = json.loads(candidates.read_text())
+    wanted = [record.pop("true_false") for record in records]
+    candidates.write_text(json.dumps(records))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    lines = (tmp_path / "out" / "few" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["true_false"] for line in lines] == wanted

@@ -1,0 +1,149 @@
+"""From step scores to a choice among N candidates, and what choosing is worth.
+
+Every method sees the same pool of candidates. Accuracies at N are averages over the subsets of size
+N of the pool, all of them where there are few, so that no lucky subset is ever picked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from .answers import extract, normalise
+
+LogOdds = list[list[float]]  # of one question: one list of step prefixes a candidate
+
+# From the log-odds z of a chain's prefixes ``[steps]`` to one number; larger is better.
+AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean_log_odds": torch.mean,  # the paper's
+    "sum_log_odds": torch.sum,
+    "mean": lambda z: torch.sigmoid(z).mean(),
+    "min": lambda z: torch.sigmoid(z).min(),
+    "max": lambda z: torch.sigmoid(z).max(),
+    "product": lambda z: torch.nn.functional.logsigmoid(z).sum(),  # its logarithm: no underflow
+    "last": lambda z: torch.sigmoid(z[-1]),  # as an outcome reward model
+}
+SUBSETS = 200  # at least, where not all are looked at
+RESAMPLES = 2000  # of the bootstrap
+
+
+def aggregate(log_odds: Sequence[float], aggregation: str) -> float:
+    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`."""
+    return float(AGGREGATIONS[aggregation](torch.tensor(log_odds, dtype=torch.float64)))
+
+
+def select(log_odds: LogOdds, aggregation: str = "mean_log_odds") -> int:
+    """Index of the best candidate, the first one among equals."""
+    scores = [aggregate(z, aggregation) for z in log_odds]
+    return scores.index(max(scores))
+
+
+@dataclass
+class Pool:
+    """The candidates of one question as choosing sees them.
+
+    Args:
+        answers: normalised final answers, "" where there is none.
+        right: whether a candidate is right, ``[n]``.
+        scores: aggregated scores ``[n]`` by aggregation.
+        probability: of being right, ``[n]``: the sigmoid of the mean log-odds; weighs votes.
+    """
+
+    answers: list[str]
+    right: np.ndarray
+    scores: dict[str, np.ndarray]
+    probability: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        candidates: Sequence[str],
+        true_false: Sequence[bool],
+        log_odds: LogOdds,
+        aggregations: Sequence[str],
+    ) -> Pool:
+        """From responses, their truth and the log-odds of their prefixes."""
+        means = torch.tensor([aggregate(z, "mean_log_odds") for z in log_odds], dtype=torch.float64)
+        return cls(
+            [normalise(extract(candidate)) for candidate in candidates],
+            np.array(true_false, dtype=float),
+            {name: np.array([aggregate(z, name) for z in log_odds]) for name in aggregations},
+            torch.sigmoid(means).numpy(),
+        )
+
+    def accuracies(self, size: int) -> dict[str, float]:
+        """Share of subsets of ``size`` candidates from which each method picks a right one."""
+        chosen = subsets(len(self.right), min(size, len(self.right)))  # [subsets, size]
+        right = self.right[chosen]
+        answers = np.array(self.answers, dtype=object)[chosen]
+        same = (answers[:, :, None] == answers[:, None, :]) & (answers != "")[:, None, :]
+        weight = self.probability[chosen][:, None, :]
+        support = {
+            "majority": same.sum(-1),  # votes for each candidate's answer
+            "weighted vote": (same * weight).sum(-1),
+            **{name: scores[chosen] for name, scores in self.scores.items()},
+        }
+        rows = np.arange(len(chosen))
+        # argmax takes the first among equals
+        found = {name: right[rows, value.argmax(-1)].mean() for name, value in support.items()}
+        return {"one sample": right.mean(), **found, "oracle": right.max(-1).mean()}
+
+
+def majority(candidates: Sequence[str]) -> int:
+    """Index of the first candidate whose final answer is the most frequent (self-consistency).
+
+    Candidates without a final answer do not vote; if none has one, the first is taken.
+    """
+    answers = [normalise(extract(candidate)) for candidate in candidates]
+    votes = [answers.count(answer) if answer else 0 for answer in answers]
+    return votes.index(max(votes))
+
+
+@cache
+def subsets(pool: int, size: int) -> np.ndarray:
+    """Subsets of ``size`` of ``pool`` candidates, in order: all, or :data:`SUBSETS` random ones."""
+    if math.comb(pool, size) <= SUBSETS:
+        return np.array(list(itertools.combinations(range(pool), size)))
+    rng = np.random.default_rng(0)
+    draws = [np.sort(rng.choice(pool, size, replace=False)) for _ in range(SUBSETS)]
+    return np.array(draws)
+
+
+def sizes(pool: int) -> list[int]:
+    """N = 1, 2, 4, 8 … up to the size of the pool, which is included."""
+    powers = [2**k for k in range(pool.bit_length()) if 2**k <= pool]
+    return powers if powers[-1] == pool else [*powers, pool]
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean over questions, its standard error, and its 95 % bootstrap interval.
+
+    Args:
+        values: of every question, ``[questions]``, or of several runs, ``[runs, questions]``; both
+            runs and questions are drawn anew, the same questions for every run.
+    """
+    table = np.atleast_2d(values)
+    rng = np.random.default_rng(0)
+    runs, questions = table.shape
+    means = [
+        table[rng.integers(0, runs, runs)][:, rng.integers(0, questions, questions)].mean()
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(table.mean()), float(np.std(means)), float(low), float(high)
+
+
+def evaluate(pools: Sequence[Pool]) -> dict[str, dict[int, np.ndarray]]:
+    """Accuracy of every method at every N, one value a question."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for size in sizes(max(len(pool.right) for pool in pools)):
+        by_question = [pool.accuracies(size) for pool in pools]
+        for name in by_question[0]:
+            found.setdefault(name, {})[size] = np.array([values[name] for values in by_question])
+    return found
