@@ -44,9 +44,11 @@ RECIPE = ["--lr", "2e-4", "--meta_lr", "0.05", "--unroll_steps", "2", "--weight_
 
 
 def variants(work: Path, iterations: int) -> dict[str, list[str]]:
-    """Flags of every kind of run, by name; all of them see the same number of train records."""
-    eight = ["--batch_size", "8", "--meta_batch_size", "8", "--iteration_num", str(iterations)]
-    one = ["--batch_size", "1", "--meta_batch_size", "1", "--iteration_num", str(8 * iterations)]
+    """Flags of every kind of run, by name."""
+    eight = ["--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"]
+    eight += ["--iteration_num", str(iterations)]
+    # The paper's batch, five times the upper steps.
+    one = ["--batch_size", "1", "--meta_batch_size", "1", "--iteration_num", str(5 * iterations)]
     return {
         "vanilla": [*eight, "--baseline"],
         "reweighted": eight,

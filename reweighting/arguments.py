@@ -101,6 +101,29 @@ def build_parser() -> argparse.ArgumentParser:
         help="largest image area in pixels; larger ones are shrunk (default: the processor's)",
     )
 
+    add(
+        "--train_subset",
+        choices=["all", "random", "s1", "outcome"],
+        default="all",
+        help="train on a part of the records (the paper's data-selection baselines): random ones; "
+        "s1-style, steps of middling length and uncertain accuracies first; or whole chains only, "
+        "which makes an outcome reward model",
+    )
+    add(
+        "--subset_size",
+        type=_whole(1),
+        default=2000,
+        help="records for --train_subset random, records per step index for s1",
+    )
+    add(
+        "--step_length",
+        type=_real(),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=[200.0, 300.0],
+        help="characters a step that --train_subset s1 keeps",
+    )
+
     group = parser.add_argument_group("training set-up")
     add = group.add_argument
     add("--iteration_num", type=_whole(1), default=10000, help="lower optimizer steps")
@@ -239,6 +262,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the aggregated score against true/false: squared error as published, or "
         "cross-entropy",
     )
+    add(
+        "--meta_target",
+        choices=["chain", "prefix"],
+        default="chain",
+        help="compare the aggregated score of a chain with true/false, or (the ablation without "
+        "aggregation loss) the score of every prefix by itself",
+    )
     add("--meta_lr", type=_real(positive=True), default=0.01, help="learning rate (AdamW)")
     add(
         "--meta_weight_decay",
@@ -311,6 +341,8 @@ def check(arguments: argparse.Namespace, error) -> None:
         error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
         error(f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}")
+    if a.step_length[0] > a.step_length[1]:
+        error(f"--step_length {a.step_length[0]:g} {a.step_length[1]:g}: LOW is above HIGH")
     if a.learn_weights and a.unroll_steps > a.iteration_num:
         error(
             f"--unroll_steps {a.unroll_steps} is above --iteration_num {a.iteration_num}: no upper "

@@ -186,11 +186,14 @@ class Upper(_Problem):
 
     Args:
         loss: ``mse`` or ``bce``, see :func:`~reweighting.objectives.chain_losses`.
+        target: what is compared with true/false: the aggregated score of a ``chain``, or the score
+            of every ``prefix`` by itself (the ablation without the aggregation loss).
     """
 
-    def __init__(self, *args, loss: str = "mse", **kwargs) -> None:
+    def __init__(self, *args, loss: str = "mse", target: str = "chain", **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
+        self.target = target
         self.hypergradient_norm = float("nan")
         self.on_loss: Callable[[float], None] = lambda loss: None
         self.on_step: Callable[[], None] = lambda: None
@@ -201,6 +204,8 @@ class Upper(_Problem):
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
         """Aggregation loss of the meta chains under the lower level's present parameters."""
         log_odds = self.lower.module(batch.prompts)
+        if self.target == "prefix":
+            return chain_losses(log_odds, batch.true_false[batch.chain], self.loss).mean()
         aggregated = aggregate(log_odds, batch.chain, len(batch.true_false))
         return chain_losses(aggregated, batch.true_false, self.loss).mean()
 

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
+from .data_selection import choose
 from .diagnostics import WINDOW, MovedShare, WeightHistory
 from .problems import Lower, Upper
 from .prompts import PromptEncoder
@@ -115,6 +116,22 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             )
         else:
             problems += reader.all_problems()
+    read = len(train)
+    train = choose(
+        train,
+        arguments.train_subset,
+        arguments.subset_size,
+        arguments.step_length,
+        arguments.seed,
+    )
+    if read and not train:
+        problems.append(
+            f"{arguments.train_json_file}: --train_subset {arguments.train_subset} keeps none of "
+            f"{read} records (--step_length {arguments.step_length[0]:g} "
+            f"{arguments.step_length[1]:g})"
+        )
+    elif len(train) < read:
+        notes.append(f"--train_subset {arguments.train_subset}: {len(train)} of {read} records")
     domains = list(dict.fromkeys(sample.domain for sample in train))
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
@@ -386,6 +403,7 @@ class ReweightingEngine(Engine):
             ),
             precision=a.precision,
             loss=a.meta_loss,
+            target=a.meta_target,
         )
 
     def _batches(self, units, encoder, collate, stream):

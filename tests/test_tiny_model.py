@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
+import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForConditionalGeneration
+
+from data.scenes import render, rgb
+from data.tasks import TASKS
+from reweighting.prompts import PromptEncoder
+from weights.evaluate import auroc, draw_evidence, draw_sheets, judge
+from weights.pretrain import forward
+from weights.sheets import CHAINS, Layout, Mix, draw_sheet
 
 from .conftest import TINY
 
@@ -13,6 +23,11 @@ from .conftest import TINY
 @pytest.fixture(scope="module")
 def processor():
     return AutoProcessor.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(TINY).eval()
 
 
 def test_the_auto_classes_open_it_and_it_is_small():
@@ -43,3 +58,43 @@ def test_the_chat_template_is_qwen2_vls(processor):
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("grid", [3, 4])
+def test_pretraining_sees_what_the_processor_and_the_model_see(processor, model, grid):
+    """Patches, token ids and logits of the packed training path are those of the real one."""
+    layout, encoder = Layout(processor.tokenizer), PromptEncoder(processor)
+    sheets = [draw_sheet(random.Random(f"test/{i}"), CHAINS, grid) for i in range(3)]
+    for sheet in sheets:
+        sheet.spoken = []
+    batch = layout.collate(sheets)
+    with torch.no_grad():
+        logits = iter(forward(model, batch)[batch.counted])
+        for row, sheet in enumerate(sheets):
+            image = Image.fromarray(rgb(render(sheet.scene)))
+            encoded = encoder.encode(image, [item.text for item in sheet.items])
+            torch.testing.assert_close(batch.patches[row], encoded.image.pixel_values)
+            for ids in encoded.token_ids:
+                tokens = torch.tensor([ids])
+                alone = model(
+                    input_ids=tokens,
+                    pixel_values=encoded.image.pixel_values,
+                    image_grid_thw=encoded.image.grid_thw[None],
+                    mm_token_type_ids=(tokens == model.config.image_token_id).int(),
+                ).logits[0, -1]
+                torch.testing.assert_close(next(logits), alone, atol=2e-3, rtol=1e-3)
+    assert next(logits, None) is None
+
+
+def test_it_looks_up_cells(processor, model):
+    layout = Layout(processor.tokenizer)
+    for name in ("colour_cell", "shape_cell", "bar_height", "table_digit", "polygon_sides"):
+        found = judge(model, layout, draw_evidence(f"test/{name}", 40, TASKS[name], 3))
+        assert sum(right for *_, right in found) >= 36, name
+
+
+def test_it_judges_claims_and_chain_prefixes(processor, model):
+    layout = Layout(processor.tokenizer)
+    found = judge(model, layout, draw_sheets("test/claims", 60, Mix(0, 4, 0, grids=(3,))))
+    assert sum(right for *_, right in found) / len(found) > 0.85
+    assert auroc(judge(model, layout, draw_sheets("test", 60, Mix(0, 0, 1, grids=(3,))))) > 0.9

@@ -1,0 +1,80 @@
+"""Data-selection baselines of the paper: train on a part of the records, all weighted 1.
+
+They are options of training over the same file, to be compared with reweighting (DreamPRM,
+table 1).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+from .prompts import split_question, step_starts
+from .samples import TrainSample
+
+
+def choose(
+    samples: list[TrainSample],
+    rule: str,
+    size: int,
+    step_length: Sequence[float],
+    seed: int,
+) -> list[TrainSample]:
+    """The records a rule keeps, in their order in the file.
+
+    Args:
+        rule: ``all``; ``random``, ``size`` of them; ``s1``, see :func:`s1_filter`; ``outcome``,
+            the longest prefix of each chain only, which trains an outcome reward model.
+        size: records for ``random``; records per step index for ``s1``.
+        step_length: least and most characters a step, for ``s1``.
+    """
+    rng = random.Random(seed)
+    if rule == "random":
+        kept = set(rng.sample(range(len(samples)), min(size, len(samples))))
+    elif rule == "s1":
+        kept = s1_filter(samples, size, step_length, rng)
+    elif rule == "outcome":
+        longest: dict[tuple, int] = {}
+        for index, sample in enumerate(samples):
+            best = longest.get(sample.chain)
+            if best is None or len(sample.prompt) > len(samples[best].prompt):
+                longest[sample.chain] = index
+        kept = set(longest.values())
+    else:
+        return samples
+    return [sample for index, sample in enumerate(samples) if index in kept]
+
+
+def s1_filter(
+    samples: list[TrainSample], per_step: int, step_length: Sequence[float], rng: random.Random
+) -> set[int]:
+    """Indices that the published s1-style filter keeps (paper-facts: s1-PRM).
+
+    Of the prefixes whose steps have a middling length, those with an accuracy strictly between 0
+    and 1 come first: such a question is neither trivial nor hopeless. Each step index is then
+    topped up to ``per_step`` with certain ones, right and wrong in equal numbers while they last.
+    """
+    low, high = step_length
+    groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, sample in enumerate(samples):
+        steps = steps_of(sample)
+        characters = len(split_question(sample.prompt)[1]) / steps
+        if low <= characters <= high:
+            kind = "fractional" if 0 < sample.accuracy < 1 else str(round(sample.accuracy))
+            groups[steps][kind].append(index)
+    kept: set[int] = set()
+    for kinds in groups.values():
+        for indices in kinds.values():
+            rng.shuffle(indices)
+        chosen = kinds["fractional"][:per_step]
+        right, wrong = kinds["1"], kinds["0"]
+        while len(chosen) < per_step and (right or wrong):
+            chosen.append((right if len(right) >= len(wrong) else wrong).pop())
+        kept.update(chosen)
+    return kept
+
+
+def steps_of(sample: TrainSample) -> int:
+    """Number of steps in a record's prefix, at least 1."""
+    return max(1, len(step_starts(split_question(sample.prompt)[1])))

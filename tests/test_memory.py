@@ -1,0 +1,171 @@
+"""Training with less memory: the same numbers, or a stated difference."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from reweighting.arguments import parse_arguments
+from reweighting.diagnostics import MovedShare
+from reweighting.prefix_tree import pack
+from reweighting.prompts import chain_prompts
+from reweighting.reward_model import RewardModel
+from reweighting.samples import RecordReader
+from reweighting.training import make_optimizer
+
+from .conftest import TINY, command
+from .test_training import assert_same_run, metrics_of, train, weights_of
+
+
+def trees(dataset, model: RewardModel, count: int = 3):
+    reader = RecordReader(str(dataset / "meta.json"), str(dataset))
+    samples = reader.samples(reader.meta_sample)[:count]
+    return pack([model.encoder.encode(sample.image, sample.prompts) for sample in samples])
+
+
+def gradients(model: RewardModel, packed) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(packed).square().sum().backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_checkpointed_gradients_are_the_gradients(dataset, reward_model):
+    packed = trees(dataset, reward_model)
+    wanted = gradients(copy.deepcopy(reward_model), packed)
+    model = copy.deepcopy(reward_model)
+    model.checkpoint_gradients()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        loss = model(packed).square().sum()
+    loss.backward()
+    everything = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: everything.append(t.numel()) or t, lambda t: t
+    ):
+        reward_model(packed)
+    assert sum(kept) < 0.5 * sum(everything)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpointed_run_is_the_same_run(dataset, tmp_path):
+    plain = train(dataset, tmp_path / "plain")
+    saving = train(dataset, tmp_path / "saving", "--gradient_checkpointing")
+    assert metrics_of(plain)[-1]["weights"] == pytest.approx(metrics_of(saving)[-1]["weights"])
+    assert metrics_of(plain)[-1]["loss"] == pytest.approx(metrics_of(saving)[-1]["loss"], rel=1e-5)
+
+
+def test_plain_attention_gives_the_fused_kernels_scores(dataset, reward_model):
+    packed = trees(dataset, reward_model)
+    model = copy.deepcopy(reward_model)
+    model.set_attention("eager")
+    with torch.no_grad():
+        torch.testing.assert_close(model(packed), reward_model(packed), rtol=1e-5, atol=1e-5)
+
+
+def test_attention_flag_reaches_the_kernels(dataset, tmp_path, monkeypatch):
+    chosen = []
+    set_attention = RewardModel.set_attention
+    monkeypatch.setattr(
+        RewardModel,
+        "set_attention",
+        lambda self, name: chosen.append(name) or set_attention(self, name),
+    )
+    for name in ("auto", "sdpa", "eager"):
+        train(dataset, tmp_path / name, "--iteration_num", "2", "--attn_implementation", name)
+    assert chosen == ["sdpa", "sdpa", "eager"]
+
+
+def test_adapters_change_no_score_and_alone_are_trained(dataset, reward_model):
+    model = copy.deepcopy(reward_model)
+    packed = trees(dataset, model)
+    with torch.no_grad():
+        before = model(packed)
+        model.add_adapters(4)
+        assert torch.equal(model(packed), before)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert {name.split(".")[0] for name in trainable} == {"base_model", "LN"}
+    assert all(".lora_" in name for name in trainable if name.startswith("base_model"))
+    assert not any("visual" in name for name in trainable)
+    assert gradients(model, packed).keys() == set(trainable)
+
+
+def test_a_run_with_adapters_saves_a_plain_checkpoint_and_resumes(dataset, tmp_path):
+    flags = ["--lora_rank", "2", "--lr", "1e-3"]
+    whole = train(dataset, tmp_path / "whole", *flags)
+    start, trained = RewardModel.from_pretrained(TINY), RewardModel.from_pretrained(whole)
+    moved = {
+        name
+        for (name, a), b in zip(start.named_parameters(), trained.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert any("q_proj" in name for name in moved) and any("down_proj" in name for name in moved)
+    assert all("_proj.weight" in name for name in moved if not name.startswith("LN"))
+    assert not any("visual" in name for name in moved)
+    assert metrics_of(whole)[-1]["weights"] != metrics_of(whole)[0]["weights"]
+
+    run = train(dataset, tmp_path / "run", *flags, "--iteration_num", "3")
+    assert_same_run(train(dataset, run, *flags, "--resume"), whole)
+
+
+def test_eight_bit_moments_round_without_bias(dataset, tmp_path):
+    """bf16 weights swallow updates of 5e-7 whole; stochastic rounding keeps their mean."""
+    pytest.importorskip("torchao")
+    flags = ["--optimizer", "adamw_8bit", "--precision", "bf16"]
+    arguments = parse_arguments(command(dataset, tmp_path / "x", *flags, "--lr", "5e-7"))
+    model = RewardModel.from_pretrained(TINY, dtype=torch.bfloat16)
+    weight = model.base_model.model.language_model.layers[0].mlp.up_proj.weight
+    start = weight.detach().float().clone()
+    moved, optimizer = MovedShare(model), make_optimizer(arguments, model)
+    for _ in range(20):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)  # AdamW then moves everything by -lr
+        optimizer.step()
+    assert weight.dtype == torch.bfloat16
+    assert 0.005 < moved.value() < 0.9  # a fraction of a unit in the last place a step
+    assert (weight.float() - start).mean().item() == pytest.approx(-20 * 5e-7, rel=0.15)
+
+
+def test_a_run_in_eight_bits_learns_and_resumes(dataset, tmp_path):
+    pytest.importorskip("torchao")
+    flags = ["--optimizer", "adamw_8bit", "--precision", "bf16", "--lr", "1e-3"]
+    run = train(dataset, tmp_path / "run", *flags, "--iteration_num", "4")
+    assert weights_of(run)["weight"].dtype == torch.float32
+    train(dataset, run, *flags, "--iteration_num", "8", "--resume")
+    lines = metrics_of(run)
+    assert [line["iteration"] for line in lines] == list(range(1, 9))
+    assert lines[-1]["weights"] != lines[3]["weights"]
+    assert all(line["hypergradient_norm"] > 0 for line in lines[1:])
+    assert json.loads((run / "arguments.json").read_text())["optimizer"] == "adamw_8bit"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_eight_bits_need_bf16(dataset, tmp_path, precision, capsys):
+    flags = ["--optimizer", "adamw_8bit", "--precision", precision]
+    with pytest.raises(SystemExit):
+        parse_arguments(command(dataset, tmp_path / "x", *flags))
+    assert "needs --precision bf16" in capsys.readouterr().err
+
+
+def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_path, reward_model):
+    model = copy.deepcopy(reward_model)
+    model.add_adapters(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(0, 0.1)
+    model.save_pretrained(tmp_path)
+    question, response = "Which colour?", "Step 1: it is red.\nStep 2: so red."
+    reader = RecordReader(str(dataset / "meta.json"), str(dataset))
+    image = reader.samples(reader.meta_sample)[0].image
+    encoded = model.encoder.encode(image, chain_prompts(question, response))
+    with torch.no_grad():
+        wanted = model(pack([encoded]))
+        found = RewardModel.from_pretrained(tmp_path)(pack([encoded]))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
