@@ -17,15 +17,14 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 	-$(RUN) -m pip install --disable-pip-version-check --no-deps dashscope
 	touch $@
 
-# The figures of a new demo run go beside its weights; those in figs/ are the ones the README shows.
+# One seed of the experiment, with fewer steps. The figures of a new run go beside its weights;
+# those in figs/ are the ones the README shows.
 demo: install
 	rm -rf $(DEMO)
-	$(RUN) main.py --train_json_file data/train.json --meta_json_file data/meta.json \
-		--image_root data --weights_path $(DEMO) --reward_model weights/tiny-qwen2-vl \
-		--device cpu --precision fp32 --num_workers 1 --batch_size 8 --meta_batch_size 8 \
-		--iteration_num 400 --unroll_steps 2 --lr 2e-4 --meta_lr 0.05 \
-		--save_every_iterations 100
-	$(RUN) -m reweighting.figures --weights_path $(DEMO) --output_dir $(DEMO)/figures
+	$(RUN) -m benchmarks.small_world --seeds 1 --variants vanilla reweighted --iterations 300 \
+		--skip_blank --work $(DEMO) --figure $(DEMO)/figures/small_world.png
+	$(RUN) -m reweighting.figures --weights_path $(DEMO)/reweighted_seed1 \
+		--output_dir $(DEMO)/figures
 
 test: install lint
 	$(RUN) -m pytest -m "not slow and not gpu"
