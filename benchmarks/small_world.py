@@ -254,8 +254,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5, help="training seeds 1 … N (default: 5)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "weights" / "small_world")
-    parser.add_argument("--iterations", type=int, default=400,
-                        help="lower steps at batch 8 (default: 400)")  # fmt: skip
+    parser.add_argument("--iterations", type=int, default=360,
+                        help="lower steps at batch 8 (default: 360)")  # fmt: skip
     parser.add_argument("--variants", nargs="*", help="only these kinds of run")
     parser.add_argument("--sets", nargs="*", default=TESTS, help="held-out sets to report")
     parser.add_argument(
