@@ -1,7 +1,7 @@
 """Pre-train the tiny Qwen2-VL from scratch: to see, to look up, and to judge chains of thought.
 
     python weights/make_tiny_model.py
-    python weights/pretrain.py --steps 5000 --threads 2 --out weights/tiny-qwen2-vl
+    python weights/pretrain.py
 
 Every batch is drawn afresh from a random stream named after its step, so a run that was stopped
 goes on from its state file as if it had not been, and none of its scenes comes from the streams of
@@ -185,8 +185,9 @@ def main() -> None:
     default = REPOSITORY / "weights" / "tiny-qwen2-vl"
     parser.add_argument("--base", type=Path, default=default, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, default=default, help="folder to write")
-    parser.add_argument("--state", type=Path, default=Path("pretrain_state.pt"), help="to go on")
-    parser.add_argument("--steps", type=int, default=5000)
+    state = REPOSITORY / "weights" / "pretrain_state.pt"
+    parser.add_argument("--state", type=Path, default=state, help="to go on from, if it is there")
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) a step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
