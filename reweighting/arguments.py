@@ -308,6 +308,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="continue the run in --weights_path where its last checkpoint left it; a run that has "
         "none starts",
     )
+    add(
+        "--eval_candidates",
+        metavar="FILE",
+        help="candidates of a validation set (never a test set): best-of-N accuracy is logged, and "
+        "the best checkpoint kept in best/ beside the last",
+    )
+    add(
+        "--eval_every",
+        type=_whole(1),
+        default=1000,
+        help="lower steps between two evaluations of --eval_candidates",
+    )
     add("--logging_steps", type=_whole(1), default=10, help="lower steps a line of metrics.jsonl")
     add(
         "--report_to",

@@ -116,6 +116,8 @@ class Reporter:
             if len(engine.history) > 1:
                 line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
                 line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())
+        if engine.validation.history:
+            line["best_of_n_accuracy"] = engine.validation.history[-1]["accuracy"]
         line["domain_loss"] = {
             domain: float(mean)
             for domain, mean, present in zip(self.domains, means, seen, strict=True)

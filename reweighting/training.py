@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,14 +35,17 @@ from .prompts import PromptEncoder
 from .reports import Reporter
 from .reward_model import BASE_DIRECTORY, RewardModel
 from .samples import (
+    CandidatesSample,
     DataError,
     MetaSample,
     RecordReader,
     TrainSample,
     chains_of,
+    load_candidates,
     load_meta,
     load_train,
 )
+from .validation import BEST_DIRECTORY, Validation
 from .weighting import DomainTable
 
 # What may change between the parts of an interrupted run: none of it alters a number.
@@ -60,6 +63,8 @@ FREE_ON_RESUME = {
     "local_rank",
     "weights_path",
     "allow_external_images",
+    "eval_candidates",
+    "eval_every",
     "train_json_file",
     "meta_json_file",
 }
@@ -83,6 +88,7 @@ class Data:
     warnings: list[str]
     fingerprint: str  # of all files and of the records in use
     fixed_weights: list[float] | None = None  # of the domains, where none are learned
+    validation: list[CandidatesSample] = field(default_factory=list)
 
 
 def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
@@ -148,6 +154,15 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         )
     elif arguments.learn_weights and not labels and not problems:
         problems.append(f"{arguments.meta_json_file}: no usable record is left")
+    validation = []
+    if arguments.eval_candidates:
+        try:
+            reader = RecordReader(arguments.eval_candidates, **options)
+            validation = load_candidates(reader, progress)
+            if not any(sample.true_false for sample in validation):
+                problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
+        except DataError as error:
+            problems += error.problems
     fixed_weights = None
     if arguments.domain_weights and not problems:
         try:
@@ -164,7 +179,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             digest.update(Path(reader.file).read_bytes())
             digest.update(json.dumps([sample.record for sample in samples]).encode())
     digest.update(json.dumps(fixed_weights).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights)
+    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation)
 
 
 def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
@@ -318,6 +333,9 @@ class ReweightingEngine(Engine):
         self.units = train_units(arguments, data.train)
         self.total = total_steps(arguments, len(self.units))
         self.reporter = Reporter(arguments, data.domains)
+        self.validation = Validation(
+            data.validation, arguments.eval_every, self.directory, arguments.precision
+        )
         self.moved = MovedShare(model)
         self.history = WeightHistory()
         self._interrupted: int | None = None
@@ -482,14 +500,23 @@ class ReweightingEngine(Engine):
                     "average: over the last quarter of the upper steps; signal/noise: of the last "
                     f"{WINDOW} hypergradients, below 2 is what chance gives"
                 )
+        if best := self.validation.best:
+            lines += [
+                "",
+                f"best of N on {self.arguments.eval_candidates}: {100 * best['accuracy']:.1f} % "
+                f"after {best['iteration']:,} steps, kept in {self.directory / BEST_DIRECTORY}; "
+                f"last {100 * self.validation.history[-1]['accuracy']:.1f} %",
+            ]
         return "\n".join(lines)
 
     def _after_step(self, bar: tqdm, seconds: float) -> None:
         bar.update()
         bar.set_postfix_str(self.reporter.progress_line(self, seconds), refresh=False)
+        last = self.iteration == self.total
+        if self.data.validation and self.validation.due(self.iteration, last):
+            self.validation.run(self.lower.module, self.iteration, self._write_model)
         if self.iteration % self.arguments.logging_steps == 0:
             self.reporter.write(self, seconds)
-        last = self.iteration == self.total
         if self.iteration % self.arguments.save_every_iterations == 0 and not last:
             self.save()
 
@@ -510,8 +537,16 @@ class ReweightingEngine(Engine):
         """Write a checkpoint of the present state."""
         checkpoints.save(self.directory, self.iteration, self._write)
 
-    def _write(self, folder: Path) -> None:
+    def _write_model(self, folder: Path) -> None:
         self.lower.module.save_pretrained(folder)
+        if self.arguments.learn_weights:
+            average = self.history.average().tolist() if len(self.history) else None
+            checkpoints.save_domain_weights(folder, self.upper.module, average)
+        text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
+        (folder / checkpoints.ARGUMENTS_FILE).write_text(text + "\n")
+
+    def _write(self, folder: Path) -> None:
+        self._write_model(folder)
         state = {
             "iteration": self.iteration,
             "data": self.data.fingerprint,
@@ -524,6 +559,7 @@ class ReweightingEngine(Engine):
             "reporter": self.reporter.state_dict(),
             "history": self.history.state_dict(),
             "start": self.moved.start,
+            "validation": self.validation.history,
         }
         if self.arguments.lora_rank:
             state["trained"] = {
@@ -534,8 +570,6 @@ class ReweightingEngine(Engine):
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:
-            average = self.history.average().tolist() if len(self.history) else None
-            checkpoints.save_domain_weights(folder, self.upper.module, average)
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
                 "optimizer": self.upper.optimizer.state_dict(),
@@ -543,8 +577,6 @@ class ReweightingEngine(Engine):
                 "hypergradient_norm": self.upper.hypergradient_norm,
             }
         torch.save(state, folder / checkpoints.STATE_FILE)
-        text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
-        (folder / checkpoints.ARGUMENTS_FILE).write_text(text + "\n")
 
     def _restore(self, state: dict) -> None:
         lower = self.lower
@@ -566,6 +598,7 @@ class ReweightingEngine(Engine):
         self.reporter.load_state_dict(state["reporter"])
         self.history.load_state_dict(state["history"])
         self.moved.start = state["start"]
+        self.validation.history = state["validation"]
 
 
 def quiet() -> None:

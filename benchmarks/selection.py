@@ -1,0 +1,125 @@
+"""Best-of-N scoring: one forward pass per prefix against one prefix tree a question.
+
+    python -m benchmarks.selection --questions 40
+
+prints candidates per second, tokens forwarded and peak memory of both, over the same questions of a
+demo set with the tiny model, in turns within one process (memory: in a process each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.bilevel import in_a_process, now, peak
+from reweighting.best_of_n import LogOdds
+from reweighting.prefix_tree import pack
+from reweighting.prompts import chain_prompts
+from reweighting.reward_model import RewardModel
+from reweighting.samples import CandidatesSample, RecordReader, load_candidates
+from reweighting.selection import score_candidates
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Counted(RewardModel):
+    """A reward model that counts the tokens of its forward passes."""
+
+    tokens = 0
+
+    def forward(self, packed):
+        self.tokens += len(packed.input_ids)
+        return super().forward(packed)
+
+
+def load(arguments) -> tuple[Counted, list[CandidatesSample]]:
+    torch.manual_seed(0)
+    model = Counted.from_pretrained(arguments.model, device=arguments.device).eval()
+    reader = RecordReader(
+        str(REPOSITORY / "data" / f"{arguments.set}.json"), str(REPOSITORY / "data")
+    )
+    return model, load_candidates(reader)[: arguments.questions]
+
+
+@torch.no_grad()
+def separately(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]:
+    """One forward pass per prefix."""
+    device = model.LN.weight.device
+    return [
+        [
+            [
+                model(pack([model.encoder.encode(sample.image, [prompt])]).to(device)).item()
+                for prompt in chain_prompts(sample.question, candidate)
+            ]
+            for candidate in sample.candidates
+        ]
+        for sample in samples
+    ]
+
+
+def by_trees(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]:
+    """One tree a question, as many questions a forward pass as fit."""
+    return [question for batch in score_candidates(model, samples) for question in batch]
+
+
+METHODS = {"one forward per prefix": separately, "prefix trees": by_trees}
+
+
+def memory(arguments, method: str, queue) -> None:
+    """In a process of its own: bytes that scoring adds to a loaded model."""
+    torch.set_num_threads(arguments.threads)
+    model, samples = load(arguments)
+    METHODS[method](model, samples[:1])
+    before = peak(arguments.device)
+    METHODS[method](model, samples)
+    queue.put(peak(arguments.device) - before)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", default=str(REPOSITORY / "weights" / "tiny-qwen2-vl"))
+    add("--set", default="validation", help="demo set (default: validation)")
+    add("--questions", type=int, default=40)
+    add("--repetitions", type=int, default=3)
+    add("--device", default="cpu")
+    add("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, samples = load(arguments)
+    candidates = sum(len(sample.candidates) for sample in samples)
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    tokens, scores = {}, {}
+    for _ in range(arguments.repetitions):
+        for name, method in METHODS.items():
+            model.tokens = 0
+            started = now(arguments.device)
+            scores[name] = method(model, samples)
+            seconds[name].append(now(arguments.device) - started)
+            tokens[name] = model.tokens
+    flat = [
+        torch.tensor([z for question in found for chain in question for z in chain])
+        for found in scores.values()
+    ]
+    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.device}, "
+          f"{arguments.threads} threads, {candidates} candidates of {arguments.set}; largest "
+          f"difference of a score {(flat[0].sigmoid() - flat[1].sigmoid()).abs().max():.1e}")  # fmt: skip
+    print("\n| | candidates a second | tokens forwarded | memory added, MiB |\n|---|---|---|---|")
+    rates = {name: candidates / statistics.median(values) for name, values in seconds.items()}
+    for name in METHODS:
+        added = in_a_process(memory, arguments, name)
+        print(f"| {name} | {rates[name]:.1f} | {tokens[name]:,} | {added / 2**20:.0f} |")
+    one, trees = METHODS
+    print(f"\nratio: {rates[trees] / rates[one]:.1f} in time, {tokens[one] / tokens[trees]:.1f} in "
+          "tokens")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
