@@ -107,9 +107,10 @@ def main() -> int:
         torch.tensor([z for question in found for chain in question for z in chain])
         for found in scores.values()
     ]
-    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.device}, "
-          f"{arguments.threads} threads, {candidates} candidates of {arguments.set}; largest "
-          f"difference of a score {(flat[0].sigmoid() - flat[1].sigmoid()).abs().max():.1e}")  # fmt: skip
+    difference = (flat[0].sigmoid() - flat[1].sigmoid()).abs().max()
+    print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.device}, ", end="")
+    print(f"{arguments.threads} threads, {candidates} candidates of {arguments.set}; ", end="")
+    print(f"largest difference of a score {difference:.1e}")
     print("\n| | candidates a second | tokens forwarded | memory added, MiB |\n|---|---|---|---|")
     rates = {name: candidates / statistics.median(values) for name, values in seconds.items()}
     for name in METHODS:
