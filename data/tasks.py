@@ -341,11 +341,11 @@ def draw_question(
         while len(pieces) < 5:
             pieces += (question.follow(pieces),)
         question = Question(tasks, scene, pieces, style, hint)
-        if all(_askable(task, scene, query) for task, query in zip(tasks, queries, strict=True)):
+        if all(askable(task, scene, query) for task, query in zip(tasks, queries, strict=True)):
             return question
 
 
-def _askable(task: Task, scene: Scene, query: Part) -> bool:
+def askable(task: Task, scene: Scene, query: Part) -> bool:
     """Whether the query has one answer, and the scene others to confuse it with."""
     if task.name == "row_of":
         names = [f"{scene.colour(cell)} {scene.item(cell)}" for cell in scene.cells()]

@@ -139,10 +139,12 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
     return float(table.mean()), float(np.std(means)), float(low), float(high)
 
 
-def evaluate(pools: Sequence[Pool]) -> dict[str, dict[int, np.ndarray]]:
-    """Accuracy of every method at every N, one value a question."""
+def evaluate(
+    pools: Sequence[Pool], at: Sequence[int] | None = None
+) -> dict[str, dict[int, np.ndarray]]:
+    """Accuracy of every method at every N (of ``at``, or of :func:`sizes`), a value a question."""
     found: dict[str, dict[int, np.ndarray]] = {}
-    for size in sizes(max(len(pool.right) for pool in pools)):
+    for size in at or sizes(max(len(pool.right) for pool in pools)):
         by_question = [pool.accuracies(size) for pool in pools]
         for name in by_question[0]:
             found.setdefault(name, {})[size] = np.array([values[name] for values in by_question])

@@ -11,7 +11,6 @@ the demo data. `weights/evaluate.py` says what the result can do.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import random
 import sys
@@ -34,8 +33,8 @@ from weights.sheets import CAPTIONS, CHAINS, CLAIMS, LOOKUPS, SPOKEN, Batch, Lay
 def see(model: Qwen2VLForConditionalGeneration, patches: Tensor, grid: int) -> Tensor:
     """Visual tokens `[B, cells, hidden]` of images of one size.
 
-    The model's own vision tower gives the same numbers, but attends image by image and convolves
-    in three dimensions; with thousands of one-second steps on a CPU that is a third of the time.
+    The model's own vision tower gives the same numbers (tests/test_tiny_model.py), but attends
+    image by image and convolves in three dimensions, which is slow on a processor.
     """
     tower = model.model.visual
     batch, count, _ = patches.shape
@@ -87,7 +86,7 @@ LEVELS = (
 
 
 def next_level(level: int, step: int, steps: int, recent: dict[str, float]) -> int:
-    """The curriculum's level: cells one by one, then every question and claim, then chains.
+    """The curriculum's level: captions, then questions, then claims, then chains.
 
     A level begins when the one before is mastered: begun too early, it stalls.
     """
@@ -103,7 +102,7 @@ def draw_batch(layout: Layout, seed: int, step: int, level: int, size: int) -> B
     rng = random.Random(f"pretrain/{seed}/{step}")
     mix = LEVELS[level][0]
     grid = rng.choice(mix.grids)
-    return layout.collate([draw_sheet(rng, mix, grid) for _ in range(int(size * mix.size))])
+    return layout.collate([draw_sheet(rng, mix, grid) for _ in range(size)])
 
 
 def rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
@@ -112,16 +111,6 @@ def rate(step: int, steps: int, peak: float, warm_up: int = 100) -> float:
         return peak * (step + 1) / warm_up
     late = max(0.0, (step / steps - 0.5) / 0.5)
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * late)))
-
-
-def keep_memory() -> None:
-    """Ask glibc to keep freed blocks: fresh pages for every activation cost more than the sums."""
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        pass  # another C library: slower, not different
 
 
 def make_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
@@ -195,7 +184,6 @@ def main() -> None:
     parser.add_argument("--report", type=int, default=100, help="steps between two lines")
     parser.add_argument("--minutes", type=float, default=0, help="stop (to be resumed) after these")
     arguments = parser.parse_args()
-    keep_memory()
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     layout = Layout(tokenizer)

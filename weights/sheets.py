@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.reasoner import MIXED, SEEING, THINKING, Chain, Profile, sample_chain, set_trap
 from data.scenes import CELL, COLOURS, DIRECTIONS, PALETTE, Scene, draw_scene, render
-from data.tasks import TASKS, Pieces, Question, Task, _askable, show
+from data.tasks import TASKS, Pieces, Question, Task, askable, show
 from reweighting.prefix_tree import build_trie
 from reweighting.prompts import join
 
@@ -88,11 +88,10 @@ class Mix:
     tasks: tuple[str, ...] = tuple(TASKS)
     grids: tuple[int, ...] = (3, 3, 3, 4)
     pairs: float = 0.15
-    size: float = 1.0  # sheets a step, as a multiple of the batch size
 
 
 # The curriculum. Captions name every cell and what it shows: nine look-ups for forty tokens, and
-# the place to be looked up is the last token read. Checks judge nine short statements likewise.
+# the place to be looked up is the last token read. Checks judge short statements about a cell.
 CAPTIONS = Mix(lookups=0, claims=0, chains=0, captions=1, grids=(2, 3, 3, 4))
 LOOKUPS = Mix(lookups=3, claims=0, chains=0, captions=1, checks=8)
 CLAIMS = Mix(lookups=2, claims=4, chains=0, checks=8)
@@ -103,8 +102,7 @@ def ask(rng: random.Random, scene: Scene, tasks: tuple[Task, ...], style: int) -
     """A question about a given scene, with its faultless chain; none if nothing fits."""
     for _ in range(8):
         queries = tuple(task.ask(rng, scene) for task in tasks)
-        fits = [_askable(task, scene, query) for task, query in zip(tasks, queries, strict=True)]
-        if scene.grid == 1 or all(fits):  # with one cell there is nothing to confuse it with
+        if all(askable(task, scene, query) for task, query in zip(tasks, queries, strict=True)):
             pieces: Pieces = (queries,)
             question = Question(tasks, scene, pieces, style, False)
             while len(pieces) < 5:
@@ -117,7 +115,7 @@ def claim(rng: random.Random, scene: Scene, task: Task, style: int) -> tuple[str
     """A statement about the scene in the words of a chain's second step, and its truth."""
     for _ in range(8):
         query = task.ask(rng, scene)
-        if task.name == "row_of" and not _askable(task, scene, query):
+        if task.name == "row_of" and not askable(task, scene, query):
             continue
         seen = task.look(scene, query)
         if rng.random() < 0.5:

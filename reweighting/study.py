@@ -1,0 +1,164 @@
+"""Several trainings over several seeds, compared on the same candidates.
+
+A study trains every variant with every seed (`main.py` in a process of its own), scores the
+candidates of the held-out sets with each model, and keeps all of it in one directory: what is there
+is not done again, and an interrupted training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .best_of_n import AGGREGATIONS, LogOdds, Pool, evaluate
+from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON
+from .reward_model import RewardModel
+from .samples import CandidatesSample, RecordReader, load_candidates
+from .selection import PROMPT_OPTIONS, score_candidates
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DONE_FILE = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a study trains on, from which model, and what it compares on.
+
+    Args:
+        flags: of ``main.py``, shared by all variants.
+        sets: candidates files of the held-out sets, by name.
+    """
+
+    train: Path
+    meta: Path
+    validation: Path
+    sets: dict[str, Path]
+    image_root: Path
+    reward_model: str
+    flags: tuple[str, ...]
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def missing(self) -> list[Path]:
+        """Files that are not there."""
+        files = [self.train, self.meta, self.validation, *self.sets.values(), self.image_root]
+        return [file for file in files if not file.exists()]
+
+
+class Study:
+    """Runs of ``variants`` (flags by name) with ``seeds``, kept in ``work``."""
+
+    def __init__(
+        self, setup: Setup, work: Path, variants: dict[str, Sequence[str]], seeds: Sequence[int]
+    ) -> None:
+        self.setup, self.work = setup, work.resolve()
+        self.variants, self.seeds = variants, list(seeds)
+
+    def folder(self, variant: str, seed: int) -> Path:
+        """Where a run is."""
+        return self.work / f"{variant.replace(' ', '_').replace('/', '_')}_seed{seed}"
+
+    def train(self, say: Callable[[str], None] = lambda text: None) -> None:
+        """Train what is not trained yet, seed by seed."""
+        for seed in self.seeds:
+            for variant, flags in self.variants.items():
+                if not (self.folder(variant, seed) / DONE_FILE).exists():
+                    say(f"training {variant}, seed {seed} …")
+                    self._train(self.folder(variant, seed), seed, flags)
+
+    def _train(self, run: Path, seed: int, flags: Sequence[str]) -> None:
+        started = time.monotonic()
+        setup = self.setup
+        command = [
+            *(sys.executable, str(REPOSITORY / "main.py"), "--train_json_file", str(setup.train)),
+            *("--meta_json_file", str(setup.meta), "--image_root", str(setup.image_root)),
+            *(
+                "--weights_path",
+                str(run),
+                "--reward_model",
+                setup.reward_model,
+                "--seed",
+                str(seed),
+            ),
+            *("--device", setup.device, "--precision", setup.precision, "--resume"),
+            *setup.flags,
+            *flags,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{run.name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+        (run / DONE_FILE).write_text(json.dumps(time.monotonic() - started))
+
+    def seconds(self, variant: str, seed: int) -> float:
+        """How long a run took (its last part, if it was interrupted)."""
+        return json.loads((self.folder(variant, seed) / DONE_FILE).read_text())
+
+    @cached_property
+    def weights(self) -> dict[str, list[dict[str, float]]]:
+        """Learned domain weights, one a seed, of the variants that learn them."""
+        found = {}
+        for variant in self.variants:
+            files = [self.folder(variant, seed) / DOMAIN_JSON for seed in self.seeds]
+            if all(file.exists() for file in files):
+                found[variant] = [json.loads(file.read_text()) for file in files]
+        return found
+
+    def samples(self, name: str) -> list[CandidatesSample]:
+        """The questions of a held-out set, or of ``validation``."""
+        path = self.setup.validation if name == "validation" else self.setup.sets[name]
+        return load_candidates(RecordReader(str(path), str(self.setup.image_root)))
+
+    @torch.no_grad()
+    def log_odds(self, variant: str, seed: int, name: str, blank: bool = False) -> list[LogOdds]:
+        """Log-odds of every prefix of every candidate of a set; ``blank`` hides the images."""
+        run = self.folder(variant, seed)
+        path = run / f"scores_{name}{'_blank' if blank else ''}.json"
+        if not path.exists():
+            samples = self.samples(name)
+            if blank:
+                samples = [_blanked(sample, self.work) for sample in samples]
+            trained = json.loads((run / ARGUMENTS_FILE).read_text())
+            options = {option: trained[option] for option in PROMPT_OPTIONS}
+            model = RewardModel.from_pretrained(run, device=self.setup.device, **options).eval()
+            batches = score_candidates(model, samples, precision=self.setup.precision)
+            found = json.dumps([question for batch in batches for question in batch])
+            aside = path.with_suffix(".unfinished")
+            aside.write_text(found)
+            aside.replace(path)
+        return json.loads(path.read_text())
+
+    def pools(self, variant: str, seed: int, name: str, blank: bool = False) -> list[Pool]:
+        """The questions of a set with this run's scores, under every aggregation."""
+        scores = self.log_odds(variant, seed, name, blank)
+        return [
+            Pool.of(sample.candidates, sample.true_false, z, list(AGGREGATIONS))
+            for sample, z in zip(self.samples(name), scores, strict=True)
+        ]
+
+    def right(
+        self, variant: str, name: str, size: int = 8, blank: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Accuracy of each way to choose among ``size`` candidates, ``[seeds, questions]``."""
+        by_seed = [evaluate(self.pools(variant, seed, name, blank), [size]) for seed in self.seeds]
+        return {
+            method: np.stack([found[method][size] for found in by_seed]) for method in by_seed[0]
+        }
+
+
+def _blanked(sample: CandidatesSample, work: Path) -> CandidatesSample:
+    """The same question with an empty image of the same size."""
+    size = Image.open(sample.image).size
+    path = work / f"blank_{size[0]}x{size[1]}.png"
+    if not path.exists():
+        Image.new("RGB", size, "white").save(path)
+    return replace(sample, image=str(path))
