@@ -67,12 +67,16 @@ def s1_filter(
     for kinds in groups.values():
         for indices in kinds.values():
             rng.shuffle(indices)
-        chosen = kinds["fractional"][:per_step]
-        right, wrong = kinds["1"], kinds["0"]
-        while len(chosen) < per_step and (right or wrong):
-            chosen.append((right if len(right) >= len(wrong) else wrong).pop())
-        kept.update(chosen)
+        fractional = kinds["fractional"][:per_step]
+        kept.update(fractional, _balanced(kinds["1"], kinds["0"], per_step - len(fractional)))
     return kept
+
+
+def _balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
+    """``count`` of both lists, in equal numbers while they last."""
+    fewer, more = sorted((right, wrong), key=len)
+    from_fewer = min(len(fewer), count // 2)
+    return fewer[:from_fewer] + more[: count - from_fewer]
 
 
 def steps_of(sample: TrainSample) -> int:

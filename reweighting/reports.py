@@ -105,7 +105,7 @@ class Reporter:
             / len(engine.units),
             "loss": float(self._loss_sums.sum() / count),
             "weighted_loss": engine.lower.last_loss,
-            "learning_rate": engine.lower.optimizer.param_groups[0]["lr"],
+            "learning_rate": float(engine.lower.optimizer.param_groups[0]["lr"]),
         }
         if self.arguments.learn_weights:
             # The mean since the last line; the last value if there was no upper step in between.

@@ -114,6 +114,7 @@ def test_a_run_with_adapters_saves_a_plain_checkpoint_and_resumes(dataset, tmp_p
     assert_same_run(train(dataset, run, *flags, "--resume"), whole)
 
 
+@pytest.mark.slow  # torchao compiles its update first
 def test_eight_bit_moments_round_without_bias(dataset, tmp_path):
     """bf16 weights swallow updates of 5e-7 whole; stochastic rounding keeps their mean."""
     pytest.importorskip("torchao")
@@ -132,6 +133,7 @@ def test_eight_bit_moments_round_without_bias(dataset, tmp_path):
     assert (weight.float() - start).mean().item() == pytest.approx(-20 * 5e-7, rel=0.15)
 
 
+@pytest.mark.slow  # torchao compiles its update first
 def test_a_run_in_eight_bits_learns_and_resumes(dataset, tmp_path):
     pytest.importorskip("torchao")
     flags = ["--optimizer", "adamw_8bit", "--precision", "bf16", "--lr", "1e-3"]
