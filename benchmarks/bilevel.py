@@ -354,7 +354,7 @@ def in_a_process(function: Callable, *arguments):
     return found
 
 
-def utilisation(arguments, model: RewardModel, seconds: float) -> str:
+def utilisation(arguments, model: RewardModel) -> str:
     """Model FLOP utilisation of one of our lower steps, and its time at the device's peak."""
     train, _ = make_chains(1, model.encoder)
     ours = Ours(model, arguments.precision)
@@ -415,7 +415,7 @@ def main() -> int:
         before, added = in_a_process(memory, arguments, loop)
         print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.2f} |", flush=True)
     if arguments.peak_tflops:
-        print(utilisation(arguments, make_model(arguments.shape, arguments.device), ours["lower"]))
+        print(utilisation(arguments, make_model(arguments.shape, arguments.device)))
     return 0
 
 

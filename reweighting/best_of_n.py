@@ -95,16 +95,6 @@ class Pool:
         return {"one sample": right.mean(), **found, "oracle": right.max(-1).mean()}
 
 
-def majority(candidates: Sequence[str]) -> int:
-    """Index of the first candidate whose final answer is the most frequent (self-consistency).
-
-    Candidates without a final answer do not vote; if none has one, the first is taken.
-    """
-    answers = [normalise(extract(candidate)) for candidate in candidates]
-    votes = [answers.count(answer) if answer else 0 for answer in answers]
-    return votes.index(max(votes))
-
-
 @cache
 def subsets(pool: int, size: int) -> np.ndarray:
     """Subsets of ``size`` of ``pool`` candidates, in order: all, or :data:`SUBSETS` random ones."""

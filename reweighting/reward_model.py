@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from .best_of_n import select
 from .prefix_tree import ATTENTION_NAME, PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
@@ -145,7 +146,8 @@ class RewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
             direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
-            return hidden.to(dtype) @ direction + self.LN.bias.to(dtype)
+            # Row by row: a matrix product may round equal rows differently, and ties would break.
+            return (hidden.to(dtype) * direction).sum(-1) + self.LN.bias.to(dtype)
 
     def _positions(self, packed: PackedTrees) -> torch.Tensor:
         """M-RoPE positions ``[3, N]``: those every token would have in its own prompt.
@@ -171,15 +173,20 @@ class RewardModel(nn.Module):
         return by_depth.to(device)[:, tree_of_token.to(device), packed.depths]
 
     @torch.no_grad()
+    def log_odds(
+        self, image: str | Path | Image.Image, question: str, responses: list[str]
+    ) -> list[list[float]]:
+        """z of every step prefix of every response, shortest first; all in one prefix tree."""
+        chains = [chain_prompts(question, response) for response in responses]
+        packed = pack([self.encoder.encode(image, [p for chain in chains for p in chain])])
+        flat = iter(self(packed.to(self.LN.weight.device)).tolist())
+        return [[next(flat) for _ in chain] for chain in chains]
+
     def score(self, image: str | Path | Image.Image, question: str, response: str) -> list[float]:
         """V of every step prefix of ``response``, shortest first, each in (0, 1)."""
-        packed = pack([self.encoder.encode(image, chain_prompts(question, response))])
-        return torch.sigmoid(self(packed.to(self.LN.weight.device))).tolist()
+        [log_odds] = self.log_odds(image, question, [response])
+        return torch.sigmoid(torch.tensor(log_odds)).tolist()
 
     def select(self, image: str | Path | Image.Image, question: str, responses: list[str]) -> int:
         """Index of the response with the highest mean log-odds, the first one among equals."""
-        means = []
-        for response in responses:
-            scores = torch.tensor(self.score(image, question, response), dtype=torch.float64)
-            means.append(torch.logit(scores).mean())
-        return int(torch.stack(means).argmax())
+        return select(self.log_odds(image, question, responses))
