@@ -29,26 +29,12 @@ from scipy.stats import mannwhitneyu, spearmanr
 
 from data import make_demo
 from reweighting.best_of_n import LogOdds, interval
-from reweighting.study import REPOSITORY, Setup, Study
+from reweighting.reproduce import DEMO
+from reweighting.study import REPOSITORY, Study
 
 DATA = REPOSITORY / "data"
-TESTS = ["test_combination", "test_hard", "test_wording", "test_errors", "test_mix"]
+TESTS = list(DEMO.sets)
 BLANK = "reweighted, blank image"
-
-# Chosen on the validation set, see README.md.
-RECIPE = ("--lr", "2e-4", "--meta_lr", "0.05", "--unroll_steps", "2", "--weight_decay", "0")
-BATCH = ("--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8")
-
-SETUP = Setup(
-    train=DATA / "train.json",
-    meta=DATA / "meta.json",
-    validation=DATA / "validation.json",
-    sets={name: DATA / f"{name}.json" for name in TESTS},
-    image_root=DATA,
-    reward_model=str(REPOSITORY / "weights" / "tiny-qwen2-vl"),
-    flags=("--num_workers", "1", "--save_every_iterations", "200", *RECIPE),
-)
-
 
 # What is run unless --variants says otherwise.
 STANDARD = ("vanilla", "reweighted", "true quality", "reweighted 1/1")
@@ -56,9 +42,10 @@ STANDARD = ("vanilla", "reweighted", "true quality", "reweighted 1/1")
 
 def variants(work: Path, iterations: int) -> dict[str, list[str]]:
     """Flags of every kind of run, by name."""
-    eight = [*BATCH, "--iteration_num", str(iterations)]
+    eight = ["--iteration_num", str(iterations)]
     # The paper's batch: four times the upper steps, a tenth of the records.
-    one = ["--batch_size", "1", "--meta_batch_size", "1", "--iteration_num", str(4 * iterations)]
+    one = ["--batch_by", "record", "--batch_size", "1", "--meta_batch_size", "1"]
+    one += ["--iteration_num", str(4 * iterations)]
     return {
         "vanilla": [*eight, "--baseline"],
         "reweighted": eight,
@@ -196,7 +183,7 @@ def draw(study: Study, right: dict[str, list[np.ndarray]], sets: list[str], path
         at = np.arange(len(sets)) + (number - (len(shown) - 1) / 2) * width
         colour = plt.get_cmap("viridis")(number / max(1, len(shown) - 1))
         bars.bar(at, heights, width, label=method, color=colour)
-    bars.set_xticks(range(len(sets)), [name.removeprefix("test_") for name in sets])
+    bars.set_xticks(range(len(sets)), sets)
     bars.set_ylabel("right answers, %")
     bars.set_ylim(40, 112)
     bars.legend(frameon=False, ncols=3, fontsize=8, loc="upper center")
@@ -228,7 +215,7 @@ def main() -> int:
     chosen = {name: flags[name] for name in arguments.variants}
     if "clean labels" in chosen:
         (work / "clean.json").write_text(json.dumps(clean_records()))
-    study = Study(SETUP, work, chosen, range(1, arguments.seeds + 1))
+    study = Study(DEMO, work, chosen, range(1, arguments.seeds + 1))
     study.train(say=lambda text: print(text, file=sys.stderr, flush=True))
     right = accuracies(study, arguments.sets, blank=not arguments.skip_blank)
     text = report(study, right, arguments.sets)

@@ -38,7 +38,7 @@ DEMO = Setup(
     },
     image_root=DATA,
     reward_model=str(REPOSITORY / "weights" / "tiny-qwen2-vl"),
-    # Chosen on the validation set.
+    # Chosen on the validation set, see README.md.
     flags=(
         *("--num_workers", "1", "--save_every_iterations", "200", "--batch_by", "cot"),
         *("--batch_size", "8", "--meta_batch_size", "8", "--unroll_steps", "2"),
