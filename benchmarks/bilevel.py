@@ -80,6 +80,7 @@ def make_model(shape: str, device: str, dtype: torch.dtype = torch.float32) -> R
     for part, changes in ((config.text_config, text), (config.vision_config, vision)):
         for name, value in changes.items():
             setattr(part, name, value)
+    config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
     head = config.text_config.hidden_size // config.text_config.num_attention_heads
     sections = [head // 8, 3 * head // 16, 3 * head // 16]  # time, height, width, as in Qwen2-VL
     config.text_config.rope_parameters["mrope_section"] = sections

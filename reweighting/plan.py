@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
-
+from .batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from .memory import count_parameters, estimate_memory
 from .prompts import PromptEncoder
-from .reward_model import BASE_DIRECTORY
 from .training import Data, total_steps, train_units
 
 TOKENISED = 200  # records looked at for the token statistics
+DRAWN = 1000  # batches among which the longest is taken
 
 
 def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
@@ -45,42 +43,38 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         passes = upper * arguments.meta_batch_size / len(data.meta)
         print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
 
-    config = _config(arguments.reward_model)
-    parameters = count_parameters(config)
-    print(f"parameters                 {parameters:,}")
-    # The records of a chain form a tree little larger than the longest of them.
-    longest = max(train_tokens) * arguments.batch_size
-    if data.meta:
-        longest = max(longest, max(meta_tokens) * arguments.meta_batch_size)
-    memory = estimate_memory(config, parameters, longest, reweighting=arguments.learn_weights)
+    print(f"parameters                 {count_parameters(arguments):,}")
+    train, meta = largest_batches(arguments, data, encoder)
+    memory = estimate_memory(arguments, train.prompts, meta.prompts if meta else None)
     unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
-    print(f"estimated peak memory      {memory / unit:.1f} {name} (rough; tensors only)")
+    print(f"estimated peak memory      {memory / unit:.1f} {name} of tensors")
 
 
-def count_parameters(config) -> int:
-    """Parameters of the reward model, head included, counted without allocating them."""
-    with torch.device("meta"):
-        base = AutoModelForImageTextToText.from_config(config)
-    return sum(p.numel() for p in base.parameters()) + config.get_text_config().vocab_size + 1
+def largest_batches(
+    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
+) -> tuple[TrainBatch, MetaBatch | None]:
+    """The longest of many batches drawn at random, of both levels (None without reweighting)."""
+    units = train_units(arguments, data.train)
+    train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
+    if not arguments.learn_weights:
+        return train, None
+    units = [[sample] for sample in data.meta]
+    return train, collate_meta(_longest(units, arguments.meta_batch_size, encoder))
 
 
-def estimate_memory(config, parameters: int, tokens: int, reweighting: bool) -> float:
-    """Bytes at the peak of training; a rough estimate, not yet compared with a GPU's peak.
-
-    Parameters, gradients and AdamW's two moments are fp32 (16 bytes a parameter). The upper step
-    holds the meta gradient and, first the stored lower gradient, then the parameters before the
-    step (4 more). Every layer keeps its activations for the backward pass, a dozen vectors of the
-    hidden size and three of the MLP's, counted with 4 bytes a number.
-    """
-    text = config.get_text_config()
-    static = parameters * (20 if reweighting else 16)
-    per_token = text.num_hidden_layers * (12 * text.hidden_size + 3 * text.intermediate_size)
-    return static + 4.0 * tokens * per_token
-
-
-def _config(reward_model: str):
-    source = Path(reward_model) / BASE_DIRECTORY
-    return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
+def _longest(units, batch_size: int, encoder: PromptEncoder) -> list:
+    rng = random.Random(0)
+    dataset = EncodedDataset(units, encoder)
+    chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
+    items = {index: dataset[index] for index in chosen}
+    # Token ids and image patches weigh alike here: a patch is a token of the vision tower.
+    size = {
+        index: max(map(len, prompts.token_ids)) + int(prompts.image.grid_thw.prod())
+        for index, (_, prompts) in items.items()
+    }
+    batches = ([rng.choice(chosen) for _ in range(batch_size)] for _ in range(DRAWN))
+    longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
+    return [items[index] for index in longest]
 
 
 def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[int]:

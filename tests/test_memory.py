@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.memory import estimated_and_measured
 from reweighting.arguments import parse_arguments
 from reweighting.diagnostics import MovedShare
 from reweighting.prefix_tree import pack
@@ -171,3 +172,19 @@ def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_pat
         wanted = model(pack([encoded]))
         found = RewardModel.from_pretrained(tmp_path)(pack([encoded]))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--batch_size", "1"],
+        ["--batch_by", "cot", "--batch_size", "6", "--meta_batch_size", "6"],
+        ["--baseline", "--batch_size", "8", "--gradient_accumulation", "2"],
+        ["--batch_size", "8", "--meta_batch_size", "4", "--gradient_checkpointing"],
+        ["--batch_size", "8", "--meta_batch_size", "4", "--lora_rank", "4"],
+    ],
+    ids=["batch-1", "chains", "accumulated", "checkpointed", "adapters"],
+)
+def test_estimated_memory_is_the_measured_peak(dataset, tmp_path, flags):
+    estimate, measured = estimated_and_measured(command(dataset, tmp_path / "run", *flags), 4)
+    assert estimate == pytest.approx(measured, rel=0.15)

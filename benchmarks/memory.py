@@ -1,0 +1,119 @@
+"""Peak memory of training: what --dry_run says beforehand against what a run takes.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --shape 2b --device cuda --precision bf16
+
+trains a few steps of the demo data with random weights of the given shape, once for every set of
+flags that changes memory, each in a process of its own. On the processor the profiler records every
+allocation of a tensor; on a CUDA device the allocator keeps count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.bilevel import REPOSITORY, SHAPES, in_a_process, make_model
+from reweighting import training
+from reweighting.arguments import parse_arguments
+from reweighting.memory import estimate_memory
+from reweighting.plan import largest_batches
+
+DATA = REPOSITORY / "data"
+EIGHT = ["--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"]
+CONFIGURATIONS = {
+    "batch 1": [],
+    "baseline, batch 1": ["--baseline"],
+    "8 chains / 8 chains": EIGHT,
+    "8 / 8, accumulation 2": [*EIGHT, "--gradient_accumulation", "2"],
+    "8 / 8, gradient checkpointing": [*EIGHT, "--gradient_checkpointing"],
+    "8 / 8, LoRA": [*EIGHT, "--lora_rank", "16"],
+    "8 / 8, plain attention": [*EIGHT, "--attn_implementation", "eager"],
+    "8 / 8, finite difference": [*EIGHT, "--hypergradient", "darts"],
+    "8 / 8, adamw_8bit": [*EIGHT, "--optimizer", "adamw_8bit"],
+}
+
+
+def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
+    """The estimate for a run with flags ``argv``, and its peak over some steps, in bytes."""
+    arguments = parse_arguments(argv)
+    data = training.load_data(arguments, progress=False)
+    encoder = training.make_encoder(arguments)
+    train, meta = largest_batches(arguments, data, encoder)
+    estimate = estimate_memory(arguments, train.prompts, meta.prompts if meta else None)
+    engine = training.ReweightingEngine(arguments, data, encoder)
+    engine.train()
+    engine.lower.batches = itertools.repeat(train)
+    if meta is not None:
+        engine.upper.batches = itertools.repeat(meta)
+
+    def steps_taken() -> None:
+        for step in range(1, steps + 1):
+            engine.global_step = step
+            engine.train_step()
+
+    if torch.device(arguments.device).type == "cuda":
+        steps_taken()
+        return estimate, torch.cuda.max_memory_allocated()
+    loaded = sum(p.nbytes for p in engine.lower.module.parameters())
+    return estimate, loaded + peak_allocated(steps_taken)
+
+
+def run(argv: list[str], steps: int, queue) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    training.quiet()
+    queue.put(estimated_and_measured(argv, steps))
+
+
+def peak_allocated(function: Callable[[], None]) -> int:
+    """Most bytes of processor memory that tensors made by ``function`` hold at one time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), default="mix")
+    add("--device", default="cpu")
+    add("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    add("--only", default="", help="configurations whose name contains this")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(arguments.shape, "cpu").save_pretrained(folder)
+        print(f"shape {arguments.shape}, {arguments.device}, torch {torch.__version__}\n")
+        print(
+            "| flags | precision | estimated, MiB | measured, MiB | error |\n|---|---|---|---|---|"
+        )
+        for name, flags in CONFIGURATIONS.items():
+            for precision in arguments.precision:
+                if arguments.only not in name or ("8bit" in name and precision != "bf16"):
+                    continue
+                argv = [
+                    *("--train_json_file", str(DATA / "train.json"), "--image_root", str(DATA)),
+                    *("--meta_json_file", str(DATA / "meta.json"), "--num_workers", "0"),
+                    *("--reward_model", folder, "--weights_path", str(Path(folder) / "run")),
+                    *("--device", arguments.device, "--precision", precision),
+                    *("--unroll_steps", "2", *flags),
+                ]  # fmt: skip
+                estimate, measured = in_a_process(run, argv, 4)
+                error = 100 * (estimate / measured - 1)
+                cells = [name, precision, f"{estimate / 2**20:,.0f}", f"{measured / 2**20:,.0f}"]
+                print("| " + " | ".join(cells) + f" | {error:+.0f} % |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""How much memory a training run takes at its peak, estimated before it starts.
+
+Parameters, gradients and the optimizer's state are counted from the model's configuration. What a
+forward pass keeps for the backward pass is measured: a model of the same widths with one or two
+layers is run on the processor, on a batch of the run's own data, and the layers are scaled up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from .prefix_tree import PackedTrees
+from .reward_model import BASE_DIRECTORY, RewardModel, autocast
+
+
+def estimate_memory(
+    arguments: argparse.Namespace, train: PackedTrees, meta: PackedTrees | None
+) -> float:
+    """Bytes at the peak of training, without the CUDA context and the allocator's reserve.
+
+    Args:
+        arguments: of the run.
+        train: a micro-batch as large as the run's largest.
+        meta: likewise of the upper level; None without reweighting.
+    """
+    config = load_config(arguments.reward_model)
+    eight_bit = arguments.optimizer == "adamw_8bit"
+    weight = 2 if eight_bit else 4  # bytes of a parameter, and of its gradient
+    moments = 2 if eight_bit else 8
+
+    def activations(packed: PackedTrees, checkpointed: bool) -> _Parts:
+        def measure(shallow) -> int:
+            model = _model(shallow, arguments, checkpointed)
+            return saved_bytes(model, packed, arguments.precision)
+
+        return _Parts(config, measure)
+
+    trained = _Parts(config, lambda shallow: _count(shallow, arguments, trained=True))
+    every = _Parts(config, lambda shallow: _count(shallow, arguments, trained=False))
+    gradients = weight * trained.all
+    static = weight * every.all + moments * trained.all
+
+    def backward(packed: PackedTrees, already: float) -> float:
+        """The most a forward and backward pass adds: activations go while gradients come."""
+        kept = activations(packed, arguments.gradient_checkpointing)
+        recomputed = 0.0
+        if arguments.gradient_checkpointing:
+            whole = activations(packed, False)
+            recomputed = max(whole.layer, whole.vision_layer)
+        if already:  # gradients of earlier micro-batches are there from the start
+            return already + kept.all + recomputed
+        after_text = weight * (trained.rest + trained.text) + kept.vision
+        return max(kept.all, after_text, gradients) + recomputed
+
+    peak = static + backward(train, gradients if arguments.gradient_accumulation > 1 else 0)
+    if meta is not None:
+        # The stored lower gradient stays; then φ takes its place while directional derivatives
+        # carry every layer's numbers twice.
+        peak = max(peak, static + gradients + backward(meta, 0))
+        forward = activations(train, False)
+        peak = max(peak, static + 2 * gradients + 2 * max(forward.layer, forward.vision_layer))
+    return peak
+
+
+def count_parameters(arguments: argparse.Namespace) -> int:
+    """Parameters of the reward model, head included, counted without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in _model(load_config(arguments.reward_model)).parameters())
+
+
+def load_config(reward_model: str):
+    """The configuration of ``--reward_model``."""
+    source = Path(reward_model) / BASE_DIRECTORY
+    return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
+
+
+def _model(config, arguments: argparse.Namespace | None = None, checkpointed=False) -> RewardModel:
+    """A reward model with random parameters, set up as ``arguments`` ask."""
+    low = arguments is not None and arguments.optimizer == "adamw_8bit"
+    base = AutoModelForImageTextToText.from_config(
+        config, dtype=torch.bfloat16 if low else torch.float32
+    )
+    model = RewardModel(base)
+    if arguments is not None:
+        model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
+        if arguments.lora_rank:
+            model.add_adapters(arguments.lora_rank)
+        if checkpointed:
+            model.checkpoint_gradients()
+    return model
+
+
+def _count(config, arguments: argparse.Namespace, trained: bool) -> int:
+    with torch.device("meta"):
+        parameters = _model(config, arguments).parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad or not trained)
+
+
+def _depth_names(config) -> tuple[tuple[object, str], tuple[object, str]]:
+    """Where ``config`` keeps the number of layers: of the language model, of the vision tower."""
+    vision = config.vision_config
+    return (
+        (config.get_text_config(), "num_hidden_layers"),
+        (vision, "depth" if hasattr(vision, "depth") else "num_hidden_layers"),
+    )
+
+
+class _Parts:
+    """Bytes or numbers of the embeddings and head, of all text layers and of all vision layers."""
+
+    def __init__(self, config, measure) -> None:
+        text, vision = (getattr(holder, name) for holder, name in _depth_names(config))
+        one, more_text, more_vision = (
+            measure(_with_depth(config, *depths)) for depths in ((1, 1), (2, 1), (1, 2))
+        )
+        self.layer = more_text - one
+        self.vision_layer = more_vision - one
+        self.rest = one - self.layer - self.vision_layer
+        self.text = text * self.layer
+        self.vision = vision * self.vision_layer
+        self.all = self.rest + self.text + self.vision
+
+
+def _with_depth(config, text: int, vision: int):
+    config = copy.deepcopy(config)
+    for (holder, name), depth in zip(_depth_names(config), (text, vision), strict=True):
+        setattr(holder, name, depth)
+        if getattr(holder, "layer_types", None):
+            holder.layer_types = (holder.layer_types * depth)[:depth]
+    return config
+
+
+def saved_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
+    """Bytes that a forward pass of ``packed`` keeps for the backward pass, parameters excepted."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, autocast("cpu", precision):
+        log_odds = model(packed)  # holds the graph, so that no address is used twice
+    del log_odds
+    return sum(kept.values())
