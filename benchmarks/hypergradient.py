@@ -78,7 +78,9 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
     names = [name for name, _ in module.named_parameters()]
     gradients = []
     for batch in batches:
-        for loss in record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce"):
+        losses = record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce")
+        for record in range(len(batch.records)):
+            loss = losses[batch.record_of_prompt == record].mean()
             gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
     raw = state["raw_weights"].double().requires_grad_()
     positive = nn.functional.softplus(raw)
@@ -145,7 +147,7 @@ class PublishedLower(Lower):
         if not isinstance(batch, list):
             return super().training_step(batch)
         total = sum((self.upper.module(b.domains) * self.record_losses(b)).sum() for b in batch)
-        return total / sum(len(b.accuracy) for b in batch)
+        return total / sum(len(b.records) for b in batch)
 
 
 # name: (records a step, precision of the parameters, options of the lower level, scale-free)

@@ -25,7 +25,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         print(f"  {domain:<24} {counts[domain]:>8,}")
     print(f"  {'all':<24} {len(data.train):>8,}")
 
-    train_tokens = _tokens(encoder, [[s.prompt] for s in data.train], data.train)
+    train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)
     print(f"tokens a train record      {_summary(train_tokens)}")
     if data.meta:
         right = sum(sample.true_false for sample in data.meta)

@@ -96,9 +96,48 @@ def join(question: str, prefix: str) -> str:
     return f"{question}\n\n{prefix}" if prefix else question
 
 
-def chain_prompts(question: str, response: str) -> list[str]:
-    """The user turns of every step prefix of ``response``, shortest first."""
-    return [join(question, prefix) for prefix in split_steps(response)]
+@dataclass(frozen=True)
+class Prompt:
+    """What one score is read from: a question and the first steps of a response.
+
+    Args:
+        question: as the record gives it.
+        steps: as written, with what lies between them: put together they are the prefix itself.
+        labels: of the steps before the last one, right or not; all right where there are none.
+            Only ``plus_minus`` shows them to the model.
+        system: the instruction that the data bring along, if any; for ``plus_minus``.
+    """
+
+    question: str
+    steps: tuple[str, ...] = ()
+    labels: tuple[bool, ...] = ()
+    system: str = ""
+
+    @property
+    def text(self) -> str:
+        """Question and steps in one user turn."""
+        return join(self.question, "".join(self.steps))
+
+
+def cut(prefixes: list[str]) -> tuple[str, ...]:
+    """The pieces by which prefixes grow, the shortest prefix being the first piece."""
+    grown = zip(prefixes[1:], prefixes, strict=False)
+    return (*prefixes[:1], *(longer[len(shorter) :] for longer, shorter in grown))
+
+
+def step_prompts(question: str, steps: tuple[str, ...], system: str = "") -> list[Prompt]:
+    """A prompt for every step, shortest first."""
+    return [Prompt(question, steps[:count], system=system) for count in range(1, len(steps) + 1)]
+
+
+def chain_prompts(question: str, response: str) -> list[Prompt]:
+    """A prompt for every step prefix of ``response``, shortest first."""
+    return step_prompts(question, cut(split_steps(response)))
+
+
+def record_prompt(question: str, prefix: str) -> Prompt:
+    """The prompt of a train record's ``prefix``, which is kept to the letter."""
+    return Prompt(question, cut([*split_steps(prefix)[:-1], prefix]))
 
 
 @dataclass
@@ -150,13 +189,13 @@ class PromptEncoder:
         self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
         self._cached = 0
 
-    def encode(self, image: str | Path | Image.Image, prompts: list[str]) -> EncodedPrompts:
-        """Encode ``prompts`` (user turns) about ``image`` (a path, an http(s) URL or a picture)."""
+    def encode(self, image: str | Path | Image.Image, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts`` about ``image`` (a path, an http(s) URL or a picture)."""
         key = f"{id(image):x}" if isinstance(image, Image.Image) else str(image)
         encoded = self.encode_image(image)
         patches_per_token = self.processor.image_processor.merge_size**2
         image_tokens = int(encoded.grid_thw.prod()) // patches_per_token
-        texts = [self._chat(prompt, image_tokens) for prompt in prompts]
+        texts = [self._chat(prompt.text, image_tokens) for prompt in prompts]
         token_ids = self.processor.tokenizer(texts)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 

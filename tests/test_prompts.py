@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reweighting.prompts import chain_prompts, split_question, split_steps
+from reweighting.prompts import Prompt, chain_prompts, split_question, split_steps
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,8 @@ def test_question_and_response_of_a_meta_record():
 
 
 def test_chain_prompts_join_as_train_records_do():
-    assert chain_prompts("Q", "Step 1: a\nStep 2: b\nFinal answer: c") == [
+    prompts = chain_prompts("Q", "Step 1: a\nStep 2: b\nFinal answer: c")
+    assert [prompt.text for prompt in prompts] == [
         "Q\n\nStep 1: a",
         "Q\n\nStep 1: a\nStep 2: b",
     ]
@@ -72,7 +73,7 @@ def test_token_ids_are_those_of_the_processor(reward_model):
     """The whole prompt, spelled out, and the same ids as the processor's own call."""
     encoder = reward_model.encoder
     image = Image.fromarray(np.zeros((84, 112, 3), dtype=np.uint8))  # 3 x 4 visual tokens
-    [ids] = encoder.encode(image, ["Q\n\nStep 1: a"]).token_ids
+    [ids] = encoder.encode(image, [Prompt("Q", ("Step 1: a",))]).token_ids
     tokenizer = encoder.processor.tokenizer
     special = tokenizer.convert_tokens_to_ids
     expected = [
