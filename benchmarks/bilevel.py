@@ -139,8 +139,8 @@ class Straightforward:
         with autocast(device, self.precision):
             logits = self.base(
                 input_ids=tokens,
-                pixel_values=image.pixel_values.to(device),
-                image_grid_thw=image.grid_thw[None].to(device),
+                pixel_values=image.inputs["pixel_values"].to(device),
+                image_grid_thw=image.inputs["image_grid_thw"].to(device),
                 mm_token_type_ids=(tokens == self.base.config.image_token_id).int(),
             ).logits
         return self.head(logits[:, -1].float())[0, 0]

@@ -117,7 +117,9 @@ def as_double(prompts):
     if isinstance(prompts, torch.Tensor):
         return prompts.double()
     prompts = copy.copy(prompts)
-    prompts.pixel_values = prompts.pixel_values.double()
+    prompts.images = [
+        image | {"pixel_values": image["pixel_values"].double()} for image in prompts.images
+    ]
     return prompts
 
 

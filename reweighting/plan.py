@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .prompts import PromptEncoder
-from .reward_model import BASE_DIRECTORY
+from .reward_model import BASE_DIRECTORY, SEPARATE_FORWARDS, packs_trees
 from .training import Data, total_steps, train_units
 
 TOKENISED = 200  # records looked at for the token statistics
@@ -46,7 +46,9 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
 
     config = _config(arguments.reward_model)
-    parameters = count_parameters(config)
+    if not packs_trees(config):
+        print(f"{config.model_type}: {SEPARATE_FORWARDS}")
+    parameters = count_parameters(config, arguments.score_head)
     print(f"parameters                 {parameters:,}")
     # The records of a chain form a tree little larger than the longest of them.
     longest = max(train_tokens) * arguments.batch_size
@@ -57,11 +59,12 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     print(f"estimated peak memory      {memory / unit:.1f} {name} (rough; tensors only)")
 
 
-def count_parameters(config) -> int:
+def count_parameters(config, score_head: str) -> int:
     """Parameters of the reward model, head included, counted without allocating them."""
     with torch.device("meta"):
         base = AutoModelForImageTextToText.from_config(config)
-    return sum(p.numel() for p in base.parameters()) + config.get_text_config().vocab_size + 1
+    head = config.get_text_config().vocab_size + 1 if score_head == "linear" else 0
+    return sum(p.numel() for p in base.parameters()) + head
 
 
 def estimate_memory(config, parameters: int, tokens: int, reweighting: bool) -> float:

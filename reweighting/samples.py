@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from .answers import is_right
 from .prompts import (
+    LABELS,
     Prompt,
     chain_prompts,
     cut,
@@ -37,7 +38,7 @@ _CONTROL_TOKEN = re.compile(
 )
 # Where many data sets say that the image belongs; it has its place before the question.
 _IMAGE_TAG = re.compile(r"<image>[ \t]*\n?")
-_LABELS = {"+": 1.0, "-": 0.0}
+_LABELS = dict(zip(LABELS, (1.0, 0.0), strict=True))
 _ROLES = ("system", "human", "gpt")
 
 

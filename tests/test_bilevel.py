@@ -295,7 +295,7 @@ def test_a_loss_that_is_not_finite_names_its_records():
     train, meta = toy(0, 1)
     [batch] = list(train)
     batch.prompts[3] = float("nan")
-    batch.records += 100
+    batch.records = batch.records + 100
     engine = build(Linear(), ["a", "b"], [batch], meta, lr=0.1)
     with pytest.raises(NonFiniteLoss, match=r"lower loss is nan for records \[100, 101"):
         engine.train_step()

@@ -111,7 +111,7 @@ def test_equal_images_are_computed_once(reward_model, groups):
     """Records of one image share its tree, and the order of the prompts is kept."""
     first, second = groups[0][2], groups[2][2]
     packed = pack([first, second, first])
-    assert len(packed.image_grid_thw) == 2
+    assert len(packed.images) == 2
     with torch.no_grad():
         scores = reward_model(packed)
     count = len(first.token_ids)
