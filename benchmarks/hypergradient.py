@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import math
 import random
 import sys
 from pathlib import Path
@@ -102,9 +103,9 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
         mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
         square = moments["exp_avg_sq"].double() if moments else zero
         square = square * beta2 + (1 - beta2) * g[index].square()
-        change = (mean / (1 - beta1**time)) / (
-            torch.sqrt(square / (1 - beta2**time)) + group["eps"]
-        )
+        # Rows of the vocabulary that nothing reaches: sqrt has no derivative at 0, but g is 0 too.
+        root = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
+        change = (mean / (1 - beta1**time)) / (root / math.sqrt(1 - beta2**time) + group["eps"])
         after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
     assert list(after) == names
     log_odds = functional_call(module, after, (as_double(meta.prompts),))
