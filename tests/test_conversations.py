@@ -50,6 +50,19 @@ def test_question_and_first_step_may_share_a_turn(tmp_path):
     assert sample.domain == "d" and [len(prompt.steps) for prompt in sample.prompts] == [1, 2]
 
 
+def test_tags_of_the_image_are_left_out_of_every_format(tmp_path):
+    record = {"image_path": "a.png", "dataset": "d", "accuracy": 1, "add": "Step 1: a"}
+    reader = write(
+        tmp_path / "train.json",
+        record | {"input": "<image>\nWhich in <image 1>?"},
+        record | {"input": "Which <IMG_CONTEXT>?"},
+    )
+    [sample] = load_train(reader)
+    assert sample.text == "Which in <image 1>?\n\nStep 1: a"  # a reference by number stays
+    [problem] = reader.all_problems()
+    assert "record 2: field 'input': holds the control token <IMG_CONTEXT>" in problem
+
+
 def test_meta_chains_come_from_turns_or_from_the_response(tmp_path):
     common = {"image": "a.png", "true_false": True}
     turns = conversation("Which?", "b, I think.", "+", "So b.", "+")

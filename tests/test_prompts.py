@@ -101,6 +101,13 @@ def test_token_ids_are_those_of_the_processor(reward_model):
     assert inputs["input_ids"][0].tolist() == ids
 
 
+@pytest.mark.parametrize("size", [(28, 28), (100, 61), (448, 28)])
+def test_images_get_the_tokens_that_the_processor_gives_them(reward_model, size):
+    processor, image = reward_model.encoder.processor, Image.new("RGB", size)
+    inputs = processor(text=[processor.image_token], images=[image], return_tensors="pt")
+    assert grid(reward_model.encoder, image) == inputs["image_grid_thw"][0].tolist()
+
+
 @pytest.mark.parametrize("side, longest", [(1200, 504), (300, 308)])
 def test_images_are_shrunk_to_the_longest_side(reward_model, side, longest):
     encoded = reward_model.encoder.encode_image(Image.new("RGB", (side, side // 2)))
