@@ -118,13 +118,11 @@ class Prompt:
         steps: as written, with what lies between them: put together they are the prefix itself.
         labels: of the steps before the last one, right or not; all right where there are none.
             Only ``plus_minus`` shows them to the model.
-        system: the instruction that the data bring along, if any; for ``plus_minus``.
     """
 
     question: str
     steps: tuple[str, ...] = ()
     labels: tuple[bool, ...] = ()
-    system: str = ""
 
     @property
     def text(self) -> str:
@@ -138,9 +136,9 @@ def cut(prefixes: list[str]) -> tuple[str, ...]:
     return (*prefixes[:1], *(longer[len(shorter) :] for longer, shorter in grown))
 
 
-def step_prompts(question: str, steps: tuple[str, ...], system: str = "") -> list[Prompt]:
+def step_prompts(question: str, steps: tuple[str, ...]) -> list[Prompt]:
     """A prompt for every step, shortest first."""
-    return [Prompt(question, steps[:count], system=system) for count in range(1, len(steps) + 1)]
+    return [Prompt(question, steps[:count]) for count in range(1, len(steps) + 1)]
 
 
 def chain_prompts(question: str, response: str) -> list[Prompt]:
@@ -191,7 +189,7 @@ class PromptEncoder:
         cache_bytes: processed images kept in memory, least recently used ones dropped first.
         score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
             with a label after it, up to where the last label will stand.
-        system: first turn of a ``plus_minus`` prompt that brings none of its own.
+        system: first turn of every ``plus_minus`` prompt.
 
     Raises:
         ValueError: the processor lacks what this takes.
@@ -320,7 +318,7 @@ class PromptEncoder:
         else:
             first, *later = [step.strip() for step in prompt.steps] or [""]
             turns = [
-                _turn("system", prompt.system or self.system),
+                _turn("system", self.system),
                 _turn("user", join(prompt.question, first), image=True),
             ]
             for step, label in itertools.zip_longest(later, prompt.labels, fillvalue=True):

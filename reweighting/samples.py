@@ -52,6 +52,7 @@ class TrainSample:
     domain: str
     accuracies: list[float]  # of each prompt
     chain: tuple  # records with the same value may be prefixes of one chain
+    system: str = ""  # the instruction that a conversation opens with, if any
 
     @property
     def text(self) -> str:
@@ -232,7 +233,7 @@ class RecordReader:
         return TrainSample(number, prompts, image, domain, [accuracy], (domain, image, question))
 
     def _train_conversation(self, record: dict, number: int) -> TrainSample:
-        question, prompts, labels = self.conversation(record, number)
+        question, prompts, labels, system = self.conversation(record, number)
         image = self._conversation_image(record, number)
         # Without a name all records of a file are one domain.
         domain = Path(self.file).stem
@@ -240,13 +241,14 @@ class RecordReader:
             domain = self.text(record, number, "dataset")
         if number not in self.problems and len(labels) < max(1, len(prompts)):
             self.problem(number, "conversations", "must end with the label of a step")
-        return TrainSample(number, prompts, image, domain, labels, (domain, image, question))
+        chain = (domain, image, question)
+        return TrainSample(number, prompts, image, domain, labels, chain, system)
 
     def _conversation_image(self, record: dict, number: int) -> str:
         return self.image(record, number, "image" if "image" in record else "image_path")
 
-    def conversation(self, record: dict, number: int) -> tuple[str, list[Prompt], list[float]]:
-        """The question, a prompt for every step and the labels, 1 for ``+`` and 0 for ``-``.
+    def conversation(self, record: dict, number: int) -> tuple[str, list[Prompt], list[float], str]:
+        """The question, a prompt for every step, the labels (``+`` is 1, ``-`` 0), the system turn.
 
         What the human says before the first label is the question and the first step, in one turn
         or in several; then steps and labels take turns.
@@ -255,7 +257,7 @@ class RecordReader:
         turns = record[name]
         if not isinstance(turns, list) or not turns:
             self.problem(number, name, f"must be a list of turns, is {_shown(turns)}")
-            return "", [], []
+            return "", [], [], ""
         system, labels = "", []
         said: list[list[str]] = [[]]  # what the human says before each label
         for index, turn in enumerate(turns, start=1):
@@ -285,12 +287,12 @@ class RecordReader:
         if not labels and not first:
             pieces = []  # a question and nothing else
         prefixes = ["\n\n".join(filter(None, pieces[:count])) for count in range(len(pieces) + 1)]
-        return question, step_prompts(question, cut(prefixes[1:]), system), labels
+        return question, step_prompts(question, cut(prefixes[1:])), labels, system
 
     def meta_sample(self, record: dict, number: int) -> MetaSample:
         """A whole chain with its truth, in either format."""
         if "conversations" in record:
-            question, prompts, _ = self.conversation(record, number)
+            question, prompts, *_ = self.conversation(record, number)
             image = self._conversation_image(record, number)
             if number not in self.problems and not prompts:
                 prompts = chain_prompts(question, self.text(record, number, "response"))

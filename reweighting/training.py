@@ -90,6 +90,7 @@ class Data:
     fingerprint: str  # of all files and of the records in use
     fixed_weights: list[float] | None = None  # of the domains, where none are learned
     validation: list[CandidatesSample] = field(default_factory=list)
+    system: str = ""  # the system turn of the train conversations, where they have one
 
 
 def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
@@ -141,6 +142,13 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         notes.append(f"--train_subset {arguments.train_subset}: {len(train)} of {read} records")
     if arguments.history == "gold":
         train = with_labels(train)
+    systems = Counter(sample.system for sample in train if sample.system)
+    system = systems.most_common(1)[0][0] if systems else ""
+    if len(systems) > 1 and arguments.score_head == "plus_minus":
+        notes.append(
+            f"{arguments.train_json_file}: {len(systems)} different system turns; all prompts get "
+            "the most common one"
+        )
     domains = list(dict.fromkeys(sample.domain for sample in train))
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
@@ -182,7 +190,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             digest.update(Path(reader.file).read_bytes())
             digest.update(json.dumps([sample.record for sample in samples]).encode())
     digest.update(json.dumps(fixed_weights).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation)
+    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation, system)
 
 
 def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
@@ -225,11 +233,11 @@ def total_steps(arguments: argparse.Namespace, units: int) -> int:
     return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
 
 
-def make_encoder(arguments: argparse.Namespace, train: list[TrainSample]) -> PromptEncoder:
+def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     """The prompt encoder of ``--reward_model``.
 
-    The system turn of ``plus_minus`` is the one most common in ``train``; if there is none, that of
-    the checkpoint.
+    Args:
+        system: the system turn of the data; "": that of the checkpoint, or our own.
 
     Raises:
         SetupError: there is no such model, or it is none that can be trained.
@@ -243,10 +251,8 @@ def make_encoder(arguments: argparse.Namespace, train: list[TrainSample]) -> Pro
             f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
             f"{source}"
         )
-    systems = Counter(prompt.system for sample in train for prompt in sample.prompts)
-    del systems[""]
-    if systems:
-        head["system"] = systems.most_common(1)[0][0]
+    if system:
+        head["system"] = system
     try:
         processor = AutoProcessor.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)

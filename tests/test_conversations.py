@@ -38,7 +38,7 @@ def test_a_conversation_is_one_record_with_a_prompt_a_label(tmp_path):
         "Which colour?\n\nStep 1: a\n\nthen b\n\nso c",
     ]
     assert [step.strip() for step in sample.prompts[-1].steps] == ["Step 1: a", "then b", "so c"]
-    assert {prompt.system for prompt in sample.prompts} == {"Judge every step."}
+    assert sample.system == "Judge every step."
 
 
 def test_question_and_first_step_may_share_a_turn(tmp_path):

@@ -84,9 +84,6 @@ def test_a_prompt_is_a_conversation_up_to_its_last_label(model, dataset):
         "<|im_start|>user\nStep 2: b<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
         "<|im_start|>user\nStep 3: c<|im_end|>\n<|im_start|>assistant\n"
     )
-    [own] = model.encoder.encode(some_image(dataset), [Prompt("Q", system="Judge.")]).token_ids
-    text = model.encoder.processor.tokenizer.decode(own)
-    assert text.startswith("<|im_start|>system\nJudge.<|im_end|>\n")
 
 
 def test_all_steps_of_a_chain_are_read_from_one_plain_sequence(model, dataset):
@@ -151,6 +148,19 @@ def test_conversations_train_from_end_to_end(conversations, tmp_path, head):
         assert stored == {"score_head": "plus_minus", "system": "Judge every step."}
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["hypergradient_norm"] > 0 and len(metrics[-1]["weights"]) == 3
+
+
+def test_one_system_turn_serves_all_prompts_of_a_model(conversations, tmp_path, capsys):
+    folder = write_dataset(tmp_path / "data")
+    records = json.loads((conversations / "train.json").read_text())
+    for record in records[:3]:
+        record["conversations"][0]["value"] = "Something else."
+    (folder / "train.json").write_text(json.dumps(records))
+    run = train(folder, tmp_path / "run", *PLUS_MINUS, "--iteration_num", "2")
+    assert (
+        "2 different system turns; all prompts get the most common one" in capsys.readouterr().err
+    )
+    assert RewardModel.from_pretrained(run).encoder.system == "Judge every step."
 
 
 def test_a_run_resumes_with_its_head(conversations, tmp_path):
