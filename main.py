@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         data = training.load_data(arguments)
         for note in data.warnings:
             print(f"warning: {note}", file=sys.stderr)
-        encoder = training.make_encoder(arguments)
+        encoder = training.make_encoder(arguments, data.system)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)

@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.hypergradient import build
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
-from reweighting.prompts import PromptEncoder
+from reweighting.prompts import PromptEncoder, chain_prompts
 from reweighting.reward_model import RewardModel, autocast
 from reweighting.samples import MetaSample, TrainSample
 
@@ -108,10 +108,10 @@ def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STE
         image = Image.effect_noise((336, 336), 60).convert("RGB")
         question = text(QUESTION_TOKENS)
         response = [f"Step {k}: {text(n - 4)}" for k, n in enumerate(steps, start=1)]
-        prompts = [question + "\n\n" + "\n".join(response[: k + 1]) for k in range(len(response))]
+        prompts = chain_prompts(question, "\n".join(response))
         train.append([
-            TrainSample(number * len(steps) + k, prompt, image, DOMAINS[number % 2], rng.random(),
-                        (number,))
+            TrainSample(number * len(steps) + k, [prompt], image, DOMAINS[number % 2],
+                        [rng.random()], (number,))
             for k, prompt in enumerate(prompts)
         ])  # fmt: skip
         meta.append([MetaSample(number, prompts, image, bool(number % 2))])
@@ -140,8 +140,8 @@ class Straightforward:
         with autocast(device, self.precision):
             logits = self.base(
                 input_ids=tokens,
-                pixel_values=image.pixel_values.to(device),
-                image_grid_thw=image.grid_thw[None].to(device),
+                pixel_values=image.inputs["pixel_values"].to(device),
+                image_grid_thw=image.inputs["image_grid_thw"].to(device),
                 mm_token_type_ids=(tokens == self.base.config.image_token_id).int(),
             ).logits
         return self.head(logits[:, -1].float())[0, 0]
@@ -150,7 +150,7 @@ class Straightforward:
         """Weighted loss of one record, a function of the raw weights."""
         unit, encoded = item
         z = self.log_odds(encoded.token_ids[index], encoded.image)
-        accuracy = torch.tensor(unit[index].accuracy, device=z.device)
+        accuracy = torch.tensor(unit[index].accuracies[0], device=z.device)
         positive = F.softplus(self.raw_weights)
         weight = (positive / positive.mean())[DOMAINS.index(unit[index].domain)]
         return weight * F.binary_cross_entropy_with_logits(z, accuracy)
@@ -228,7 +228,7 @@ def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
     random.Random(1).shuffle(records)
     single = {
         (i, k): collate([([chains[i][0][k]], model.encoder.encode(chains[i][0][k].image,
-                                                                 [chains[i][0][k].prompt]))])
+                                                                 chains[i][0][k].prompts))])
         for i, k in records
     }  # fmt: skip
     metas = [meta[i] for i in range(len(meta))]
@@ -318,7 +318,7 @@ def memory(arguments, loop: str, queue) -> None:
     model = make_model(arguments.shape, device)
     train, meta = make_chains(2, model.encoder)
     single = [([train[0][0][-1]], model.encoder.encode(train[0][0][-1].image,
-                                                       [train[0][0][-1].prompt]))]  # fmt: skip
+                                                       train[0][0][-1].prompts))]  # fmt: skip
     batch = CollateTrain(DOMAINS)(single)
     if loop == "plain":
         plain = Straightforward(model, arguments.precision)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import math
 import random
 import sys
 from pathlib import Path
@@ -78,7 +79,9 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
     names = [name for name, _ in module.named_parameters()]
     gradients = []
     for batch in batches:
-        for loss in record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce"):
+        losses = record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce")
+        for record in range(len(batch.records)):
+            loss = losses[batch.record_of_prompt == record].mean()
             gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
     raw = state["raw_weights"].double().requires_grad_()
     positive = nn.functional.softplus(raw)
@@ -100,9 +103,9 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
         mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
         square = moments["exp_avg_sq"].double() if moments else zero
         square = square * beta2 + (1 - beta2) * g[index].square()
-        change = (mean / (1 - beta1**time)) / (
-            torch.sqrt(square / (1 - beta2**time)) + group["eps"]
-        )
+        # Rows of the vocabulary that nothing reaches: sqrt has no derivative at 0, but g is 0 too.
+        root = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
+        change = (mean / (1 - beta1**time)) / (root / math.sqrt(1 - beta2**time) + group["eps"])
         after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
     assert list(after) == names
     log_odds = functional_call(module, after, (as_double(meta.prompts),))
@@ -115,7 +118,9 @@ def as_double(prompts):
     if isinstance(prompts, torch.Tensor):
         return prompts.double()
     prompts = copy.copy(prompts)
-    prompts.pixel_values = prompts.pixel_values.double()
+    prompts.images = [
+        image | {"pixel_values": image["pixel_values"].double()} for image in prompts.images
+    ]
     return prompts
 
 
@@ -145,7 +150,7 @@ class PublishedLower(Lower):
         if not isinstance(batch, list):
             return super().training_step(batch)
         total = sum((self.upper.module(b.domains) * self.record_losses(b)).sum() for b in batch)
-        return total / sum(len(b.accuracy) for b in batch)
+        return total / sum(len(b.records) for b in batch)
 
 
 # name: (records a step, precision of the parameters, options of the lower level, scale-free)

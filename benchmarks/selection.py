@@ -49,7 +49,7 @@ def load(arguments) -> tuple[Counted, list[CandidatesSample]]:
 @torch.no_grad()
 def separately(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]:
     """One forward pass per prefix."""
-    device = model.LN.weight.device
+    device = model.device
     return [
         [
             [

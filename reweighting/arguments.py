@@ -183,6 +183,20 @@ def build_parser() -> argparse.ArgumentParser:
         default="bce",
         help="against the Monte-Carlo accuracy: cross-entropy, or squared error as published",
     )
+    add(
+        "--score_head",
+        choices=["linear", "plus_minus"],
+        default="linear",
+        help="how a step is scored: a linear map of the logits after its prefix (DreamPRM), or the "
+        "log-odds of the label + against - after it in a conversation (DreamPRM-1.5)",
+    )
+    add(
+        "--history",
+        choices=["plus", "gold"],
+        default="plus",
+        help="labels that plus_minus sees of earlier steps in training: + everywhere, as in "
+        "selection, or those of the data, as published",
+    )
     add("--lr", type=_real(positive=True), default=5e-7, help="learning rate (AdamW)")
     add("--weight_decay", type=_real(), default=1e-3, help="decoupled weight decay (AdamW)")
     add(
@@ -351,6 +365,8 @@ def check(arguments: argparse.Namespace, error) -> None:
     a.learn_weights = not (a.baseline or a.domain_weights)
     if a.meta_json_file is None and a.learn_weights:
         error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
+    if a.history == "gold" and a.score_head == "linear":
+        error("--history gold needs --score_head plus_minus: the linear head sees no labels")
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
         error(f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}")
     if a.step_length[0] > a.step_length[1]:

@@ -15,12 +15,13 @@ from .samples import MetaSample, TrainSample
 
 @dataclass
 class TrainBatch:
-    """B step prefixes."""
+    """B records with R prompts in all: one each, or one a labelled step of a conversation."""
 
     prompts: PackedTrees
-    accuracy: torch.Tensor  # [B], Monte-Carlo accuracy in [0, 1]
+    accuracy: torch.Tensor  # [R], Monte-Carlo accuracy in [0, 1]
     domains: torch.Tensor  # [B], domain index
     records: torch.Tensor  # [B], record number in the file, from 1
+    record_of_prompt: torch.Tensor  # [R], which of the B records a prompt belongs to
 
     def to(self, device: torch.device | str) -> TrainBatch:
         return replace(
@@ -28,6 +29,7 @@ class TrainBatch:
             prompts=self.prompts.to(device),
             accuracy=self.accuracy.to(device, non_blocking=True),
             domains=self.domains.to(device, non_blocking=True),
+            record_of_prompt=self.record_of_prompt.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> TrainBatch:
@@ -36,6 +38,7 @@ class TrainBatch:
             prompts=self.prompts.pin_memory(),
             accuracy=self.accuracy.pin_memory(),
             domains=self.domains.pin_memory(),
+            record_of_prompt=self.record_of_prompt.pin_memory(),
         )
 
 
@@ -85,11 +88,7 @@ class EncodedDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Sequence[TrainSample | MetaSample], EncodedPrompts]:
         unit = self.units[index]
-        prompts = [
-            prompt
-            for sample in unit
-            for prompt in ([sample.prompt] if isinstance(sample, TrainSample) else sample.prompts)
-        ]
+        prompts = [prompt for sample in unit for prompt in sample.prompts]
         return unit, self.encoder.encode(unit[0].image, prompts)
 
 
@@ -101,11 +100,15 @@ class CollateTrain:
 
     def __call__(self, items: list[tuple[Sequence[TrainSample], EncodedPrompts]]) -> TrainBatch:
         samples = [sample for unit, _ in items for sample in unit]
+        accuracies = [accuracy for sample in samples for accuracy in sample.accuracies]
         return TrainBatch(
             prompts=pack([prompts for _, prompts in items]),
-            accuracy=torch.tensor([sample.accuracy for sample in samples], dtype=torch.float32),
+            accuracy=torch.tensor(accuracies, dtype=torch.float32),
             domains=torch.tensor([self.index[sample.domain] for sample in samples]),
             records=torch.tensor([sample.record for sample in samples]),
+            record_of_prompt=torch.repeat_interleave(
+                torch.tensor([len(sample.prompts) for sample in samples])
+            ),
         )
 
 

@@ -1,7 +1,8 @@
 """Checkpoints that a kill cannot tear, in the published layout.
 
     DIR/base_model/          Hugging Face checkpoint with the processor, fp32 master weights
-    DIR/LN_weights.pt        the reward head
+    DIR/LN_weights.pt        the linear reward head
+    DIR/score_head.json      which head it is, and the system turn of plus_minus
     DIR/domain_weights.pt    raw domain weights, in their published form, and the domains' names
     DIR/domain_weights.json  {domain: weight}, for people
     DIR/domain_weights_average.json  the same, averaged over the last quarter of the upper steps

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
-from .prompts import split_question, step_starts
 from .samples import TrainSample
 
 
@@ -25,7 +25,8 @@ def choose(
 
     Args:
         rule: ``all``; ``random``, ``size`` of them; ``s1``, see :func:`s1_filter`; ``outcome``,
-            the longest prefix of each chain only, which trains an outcome reward model.
+            the longest prefix of each chain only, which trains an outcome reward model. Of a
+            conversation that is its last label.
         size: records for ``random``; records per step index for ``s1``.
         step_length: least and most characters a step, for ``s1``.
     """
@@ -38,9 +39,13 @@ def choose(
         longest: dict[tuple, int] = {}
         for index, sample in enumerate(samples):
             best = longest.get(sample.chain)
-            if best is None or len(sample.prompt) > len(samples[best].prompt):
+            if best is None or len(sample.text) > len(samples[best].text):
                 longest[sample.chain] = index
         kept = set(longest.values())
+        samples = [
+            replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
+            for sample in samples
+        ]
     else:
         return samples
     return [sample for index, sample in enumerate(samples) if index in kept]
@@ -58,11 +63,12 @@ def s1_filter(
     low, high = step_length
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, sample in enumerate(samples):
-        steps = steps_of(sample)
-        characters = len(split_question(sample.prompt)[1]) / steps
+        steps = sample.prompts[-1].steps
+        characters = len("".join(steps)) / len(steps)
         if low <= characters <= high:
-            kind = "fractional" if 0 < sample.accuracy < 1 else str(round(sample.accuracy))
-            groups[steps][kind].append(index)
+            accuracy = sum(sample.accuracies) / len(sample.accuracies)
+            kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
+            groups[len(steps)][kind].append(index)
     kept: set[int] = set()
     for kinds in groups.values():
         for indices in kinds.values():
@@ -77,8 +83,3 @@ def _balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     fewer, more = sorted((right, wrong), key=len)
     from_fewer = min(len(fewer), count // 2)
     return fewer[:from_fewer] + more[: count - from_fewer]
-
-
-def steps_of(sample: TrainSample) -> int:
-    """Number of steps in a record's prefix, at least 1."""
-    return max(1, len(step_starts(split_question(sample.prompt)[1])))

@@ -65,15 +65,19 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
     """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
-        return [torch.zeros_like(batch.accuracy) for batches in lower.window for batch in batches]
+        return [
+            torch.zeros_like(batch.domains, dtype=torch.float32)
+            for batches in lower.window
+            for batch in batches
+        ]
     step.pull_back(vector)
     shared = _shared_weight(lower)
     if shared is not None:
         # Σ_j s_j = ⟨g, u⟩ / w; where all records share a weight, only the sum matters.
         [batches] = lower.window
-        records = sum(len(batch.accuracy) for batch in batches)
+        records = sum(len(batch.records) for batch in batches)
         each = inner(vector, step.gradients) / shared / records
-        return [torch.full_like(batch.accuracy, each) for batch in batches]
+        return [torch.full_like(batch.domains, each, dtype=torch.float32) for batch in batches]
     step.gradients = None  # their memory is needed for φ
     before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
     along = dict(zip(lower.parameter_names(), vector, strict=True))
@@ -109,7 +113,7 @@ register("finite_difference", finite_differences)  # Betty's own "darts" stays w
 def _per_record(lower, products: Callable) -> list[torch.Tensor]:
     """``products(batch)`` of all micro-batches, over the number of records of their step."""
     return [
-        products(batch) / sum(len(batch.accuracy) for batch in batches)
+        products(batch) / sum(len(batch.records) for batch in batches)
         for batches in lower.window
         for batch in batches
     ]

@@ -15,16 +15,20 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .prefix_tree import PackedTrees
+from .prompts import PromptEncoder
 from .reward_model import BASE_DIRECTORY, RewardModel, autocast
 
 
 def estimate_memory(
-    arguments: argparse.Namespace, train: PackedTrees, meta: PackedTrees | None
+    arguments: argparse.Namespace,
+    encoder: PromptEncoder,
+    train: PackedTrees,
+    meta: PackedTrees | None,
 ) -> float:
     """Bytes at the peak of training, without the CUDA context and the allocator's reserve.
 
     Args:
-        arguments: of the run.
+        arguments, encoder: of the run.
         train: a micro-batch as large as the run's largest.
         meta: likewise of the upper level; None without reweighting.
     """
@@ -35,13 +39,13 @@ def estimate_memory(
 
     def activations(packed: PackedTrees, checkpointed: bool) -> _Parts:
         def measure(shallow) -> int:
-            model = _model(shallow, arguments, checkpointed)
+            model = _model(shallow, arguments, encoder, checkpointed)
             return saved_bytes(model, packed, arguments.precision)
 
         return _Parts(config, measure)
 
-    trained = _Parts(config, lambda shallow: _count(shallow, arguments, trained=True))
-    every = _Parts(config, lambda shallow: _count(shallow, arguments, trained=False))
+    trained = _Parts(config, lambda shallow: _count(shallow, arguments, encoder, trained=True))
+    every = _Parts(config, lambda shallow: _count(shallow, arguments, encoder))
     gradients = weight * trained.all
     static = weight * every.all + moments * trained.all
 
@@ -67,10 +71,9 @@ def estimate_memory(
     return peak
 
 
-def count_parameters(arguments: argparse.Namespace) -> int:
+def count_parameters(arguments: argparse.Namespace, encoder: PromptEncoder) -> int:
     """Parameters of the reward model, head included, counted without allocating them."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in _model(load_config(arguments.reward_model)).parameters())
+    return _count(load_config(arguments.reward_model), arguments, encoder)
 
 
 def load_config(reward_model: str):
@@ -79,25 +82,23 @@ def load_config(reward_model: str):
     return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
 
 
-def _model(config, arguments: argparse.Namespace | None = None, checkpointed=False) -> RewardModel:
+def _model(
+    config, arguments: argparse.Namespace, encoder: PromptEncoder, checkpointed: bool = False
+) -> RewardModel:
     """A reward model with random parameters, set up as ``arguments`` ask."""
-    low = arguments is not None and arguments.optimizer == "adamw_8bit"
-    base = AutoModelForImageTextToText.from_config(
-        config, dtype=torch.bfloat16 if low else torch.float32
-    )
-    model = RewardModel(base)
-    if arguments is not None:
-        model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
-        if arguments.lora_rank:
-            model.add_adapters(arguments.lora_rank)
-        if checkpointed:
-            model.checkpoint_gradients()
+    dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
+    model = RewardModel(AutoModelForImageTextToText.from_config(config, dtype=dtype), encoder)
+    model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
+    if arguments.lora_rank:
+        model.add_adapters(arguments.lora_rank)
+    if checkpointed:
+        model.checkpoint_gradients()
     return model
 
 
-def _count(config, arguments: argparse.Namespace, trained: bool) -> int:
+def _count(config, arguments, encoder: PromptEncoder, trained: bool = False) -> int:
     with torch.device("meta"):
-        parameters = _model(config, arguments).parameters()
+        parameters = _model(config, arguments, encoder).parameters()
     return sum(p.numel() for p in parameters if p.requires_grad or not trained)
 
 

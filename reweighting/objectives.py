@@ -10,8 +10,8 @@ def record_losses(log_odds: torch.Tensor, accuracy: torch.Tensor, loss: str) -> 
     """Lower-level loss of every prefix against its Monte-Carlo accuracy.
 
     Args:
-        log_odds: z, ``[B]``.
-        accuracy: share of right completions in [0, 1], ``[B]``: a soft target.
+        log_odds: z, ``[R]``.
+        accuracy: share of right completions in [0, 1], ``[R]``: a soft target.
         loss: ``bce`` (cross-entropy) or ``mse`` (squared error of V, as published).
     """
     return _losses(log_odds, accuracy, loss)
@@ -29,9 +29,14 @@ def aggregate(log_odds: torch.Tensor, chain: torch.Tensor, chains: int) -> torch
     Returns:
         ``[chains]``
     """
-    steps = torch.bincount(chain, minlength=chains)
-    total = torch.zeros(chains, dtype=log_odds.dtype, device=log_odds.device)
-    return total.index_add(0, chain, log_odds) / steps
+    return group_means(log_odds, chain, chains)
+
+
+def group_means(values: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+    """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, numbers below ``groups``."""
+    members = torch.bincount(group, minlength=groups)
+    total = torch.zeros(groups, dtype=values.dtype, device=values.device)
+    return total.index_add(0, group, values) / members
 
 
 def chain_losses(aggregated: torch.Tensor, true_false: torch.Tensor, loss: str) -> torch.Tensor:

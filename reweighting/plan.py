@@ -7,8 +7,9 @@ import random
 from collections import Counter
 
 from .batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
-from .memory import count_parameters, estimate_memory
+from .memory import count_parameters, estimate_memory, load_config
 from .prompts import PromptEncoder
+from .reward_model import SEPARATE_FORWARDS, packs_trees
 from .training import Data, total_steps, train_units
 
 TOKENISED = 200  # records looked at for the token statistics
@@ -23,7 +24,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         print(f"  {domain:<24} {counts[domain]:>8,}")
     print(f"  {'all':<24} {len(data.train):>8,}")
 
-    train_tokens = _tokens(encoder, [[s.prompt] for s in data.train], data.train)
+    train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)
     print(f"tokens a train record      {_summary(train_tokens)}")
     if data.meta:
         right = sum(sample.true_false for sample in data.meta)
@@ -43,9 +44,11 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         passes = upper * arguments.meta_batch_size / len(data.meta)
         print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
 
-    print(f"parameters                 {count_parameters(arguments):,}")
+    if not packs_trees(load_config(arguments.reward_model)):
+        print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
+    print(f"parameters                 {count_parameters(arguments, encoder):,}")
     train, meta = largest_batches(arguments, data, encoder)
-    memory = estimate_memory(arguments, train.prompts, meta.prompts if meta else None)
+    memory = estimate_memory(arguments, encoder, train.prompts, meta.prompts if meta else None)
     unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
     print(f"estimated peak memory      {memory / unit:.1f} {name} of tensors")
 
@@ -67,11 +70,8 @@ def _longest(units, batch_size: int, encoder: PromptEncoder) -> list:
     dataset = EncodedDataset(units, encoder)
     chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
     items = {index: dataset[index] for index in chosen}
-    # Token ids and image patches weigh alike here: a patch is a token of the vision tower.
-    size = {
-        index: max(map(len, prompts.token_ids)) + int(prompts.image.grid_thw.prod())
-        for index, (_, prompts) in items.items()
-    }
+    # The prompts of a unit form a tree little larger than the longest of them.
+    size = {index: max(map(len, prompts.token_ids)) for index, (_, prompts) in items.items()}
     batches = ([rng.choice(chosen) for _ in range(batch_size)] for _ in range(DRAWN))
     longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
     return [items[index] for index in longest]

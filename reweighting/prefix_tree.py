@@ -12,7 +12,8 @@ of them, so its cost does not grow with the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,41 +46,49 @@ class PackedTrees:
     depths: torch.Tensor  # [N], position of the token in its own prompt
     read_outs: torch.Tensor  # [R]
     trees: list[Tree]
-    pixel_values: torch.Tensor  # [patches, patch_dim], images in the order of the trees
-    image_grid_thw: torch.Tensor  # [trees, 3]
+    images: list[dict[str, torch.Tensor]]  # the model's inputs for the image of every tree
     prompt_tokens: int  # tokens that separate forwards would have taken
 
     def to(self, device: torch.device | str) -> PackedTrees:
         """Copy to ``device`` without waiting for the copy where the memory is pinned."""
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        trees = [
-            replace(tree, ancestors=None if tree.ancestors is None else move(tree.ancestors))
-            for tree in self.trees
-        ]
-        return replace(
-            self,
-            input_ids=move(self.input_ids),
-            depths=move(self.depths),
-            read_outs=move(self.read_outs),
-            trees=trees,
-            pixel_values=move(self.pixel_values),
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> PackedTrees:
         """Called by the data loader: page-locked memory, so that copies overlap with compute."""
-        pin = torch.Tensor.pin_memory
-        trees = [
-            replace(tree, ancestors=None if tree.ancestors is None else pin(tree.ancestors))
-            for tree in self.trees
-        ]
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, place: Callable[[torch.Tensor], torch.Tensor]) -> PackedTrees:
         return replace(
             self,
-            input_ids=pin(self.input_ids),
-            depths=pin(self.depths),
-            read_outs=pin(self.read_outs),
-            trees=trees,
-            pixel_values=pin(self.pixel_values),
+            input_ids=place(self.input_ids),
+            depths=place(self.depths),
+            read_outs=place(self.read_outs),
+            trees=[
+                replace(tree, ancestors=None if tree.ancestors is None else place(tree.ancestors))
+                for tree in self.trees
+            ],
+            # Sizes and grids are read by Python: they stay where they are.
+            images=[
+                {name: place(v) if v.is_floating_point() else v for name, v in image.items()}
+                for image in self.images
+            ],
         )
+
+    def image_inputs(self) -> dict[str, torch.Tensor]:
+        """The inputs of all images together."""
+        return {name: torch.cat([image[name] for image in self.images]) for name in self.images[0]}
+
+    def separate_prompts(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Token ids and image inputs of every prompt by itself."""
+        ends = [tree.end for tree in self.trees]
+        for read_out in self.read_outs.tolist():
+            number = bisect.bisect_right(ends, read_out)
+            tree = self.trees[number]
+            tokens = self.input_ids[tree.start : tree.end]
+            if tree.ancestors is None:
+                yield tokens[: read_out - tree.start + 1], self.images[number]
+            else:
+                yield tokens[tree.ancestors[read_out - tree.start]], self.images[number]
 
 
 def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
@@ -116,8 +125,7 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
         depths=torch.tensor(depths),
         read_outs=read_outs,
         trees=trees,
-        pixel_values=torch.cat([image.pixel_values for image in images]),
-        image_grid_thw=torch.stack([image.grid_thw for image in images]),
+        images=[image.inputs for image in images],
         prompt_tokens=sum(len(ids) for group in groups for ids in group.token_ids),
     )
 

@@ -19,7 +19,7 @@ from betty.problems import ImplicitProblem
 
 from . import hypergradient
 from .batches import MetaBatch, TrainBatch
-from .objectives import aggregate, chain_losses, record_losses
+from .objectives import aggregate, chain_losses, group_means, record_losses
 from .reward_model import autocast
 
 
@@ -120,9 +120,13 @@ class Lower(_Problem):
         return [self.next_batch() for _ in range(self.accumulation)]
 
     def record_losses(self, batch: TrainBatch, forward=None) -> torch.Tensor:
-        """Unweighted loss of every record, ``[B]``; ``forward`` replaces the module."""
+        """Unweighted loss of every record, ``[B]``: the mean over its prompts.
+
+        ``forward`` replaces the module.
+        """
         log_odds = (forward or self.module)(batch.prompts)
-        return record_losses(log_odds, batch.accuracy, self.loss)
+        losses = record_losses(log_odds, batch.accuracy, self.loss)
+        return group_means(losses, batch.record_of_prompt, len(batch.records))
 
     def weights(self, batches: list[TrainBatch]) -> list[torch.Tensor]:
         """w of every record, ``[B]`` per micro-batch, constants at this level.
@@ -133,7 +137,7 @@ class Lower(_Problem):
             return [self.upper.module(batch.domains).detach() for batch in batches]
         if self.fixed_weights is not None:
             return [self.fixed_weights[batch.domains] for batch in batches]
-        return [torch.ones_like(batch.accuracy) for batch in batches]
+        return [torch.ones_like(batch.domains, dtype=torch.float32) for batch in batches]
 
     def training_step(self, batch: TrainBatch) -> torch.Tensor:
         """Σ_j w_j ℓ_j over one micro-batch."""
@@ -146,7 +150,7 @@ class Lower(_Problem):
         self.last_step = None  # frees its gradients before new ones are made
         self.cur_batch = self.get_batch()
         self.window.append(self.cur_batch)
-        records = sum(len(batch.accuracy) for batch in self.cur_batch)
+        records = sum(len(batch.records) for batch in self.cur_batch)
         self.last_loss = 0.0
         for micro_batch in self.cur_batch:
             loss = self.training_step_exec(micro_batch) / records

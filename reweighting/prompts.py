@@ -1,12 +1,15 @@
 """From text and an image to token ids: one code path for training and for selection.
 
-A *prefix* is a question followed by the first i steps of a chain of thought. Every prefix becomes
-one chat turn, ``<image> question\\n\\nsteps``, closed by the generation prompt; the reward is read
-at the last position (DreamPRM, section 3: the PRM scores each step given all before it).
+A *prefix* is a question followed by the first i steps of a chain of thought; the reward is read at
+the last position of its prompt. For the head ``linear`` a prefix is one chat turn, ``<image>
+question\\n\\nsteps``, closed by the generation prompt (DreamPRM, section 3). For ``plus_minus``
+(DreamPRM-1.5) the steps are turns of their own with a label after each, and the generation prompt
+is where the label of the last one will stand.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -15,7 +18,17 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from qwen_vl_utils import fetch_image, smart_resize
+from qwen_vl_utils import smart_resize
+from qwen_vl_utils.vision_process import to_rgb
+
+LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
+# The system turn of the head plus_minus, where the data bring none.
+INSTRUCTION = (
+    "You are given a question about an image and a solution of it, step by step. After each step "
+    "say whether the solution is right so far: answer + if it is and - if it is not, nothing else."
+)
+# What a processor returns beside the inputs of the image.
+_TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
 
 # Real chains write "Step 1:", "### Step 1:", "**Step 1**", "STEP 1." at the start of a line. Inside
 # a line only a marker that opens a sentence and carries a delimiter counts, so that "as seen in
@@ -96,21 +109,64 @@ def join(question: str, prefix: str) -> str:
     return f"{question}\n\n{prefix}" if prefix else question
 
 
-def chain_prompts(question: str, response: str) -> list[str]:
-    """The user turns of every step prefix of ``response``, shortest first."""
-    return [join(question, prefix) for prefix in split_steps(response)]
+@dataclass(frozen=True)
+class Prompt:
+    """What one score is read from: a question and the first steps of a response.
+
+    Args:
+        question: as the record gives it.
+        steps: as written, with what lies between them: put together they are the prefix itself.
+        labels: of the steps before the last one, right or not; all right where there are none.
+            Only ``plus_minus`` shows them to the model.
+    """
+
+    question: str
+    steps: tuple[str, ...] = ()
+    labels: tuple[bool, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Question and steps in one user turn."""
+        return join(self.question, "".join(self.steps))
+
+
+def cut(prefixes: list[str]) -> tuple[str, ...]:
+    """The pieces by which prefixes grow, the shortest prefix being the first piece."""
+    grown = zip(prefixes[1:], prefixes, strict=False)
+    return (*prefixes[:1], *(longer[len(shorter) :] for longer, shorter in grown))
+
+
+def step_prompts(question: str, steps: tuple[str, ...]) -> list[Prompt]:
+    """A prompt for every step, shortest first."""
+    return [Prompt(question, steps[:count]) for count in range(1, len(steps) + 1)]
+
+
+def chain_prompts(question: str, response: str) -> list[Prompt]:
+    """A prompt for every step prefix of ``response``, shortest first."""
+    return step_prompts(question, cut(split_steps(response)))
+
+
+def record_prompt(question: str, prefix: str) -> Prompt:
+    """The prompt of a train record's ``prefix``, which is kept to the letter."""
+    return Prompt(question, cut([*split_steps(prefix)[:-1], prefix]))
 
 
 @dataclass
 class EncodedImage:
-    """An image as the vision tower takes it."""
+    """An image as the model takes it.
 
-    pixel_values: torch.Tensor  # [patches, patch_dim], float32
-    grid_thw: torch.Tensor  # [3], patches along time, height, width
+    Args:
+        inputs: by the names of the model's arguments; those of several images go one after the
+            other along the first dimension.
+        placeholder: what stands for the image in a prompt, one token for each visual feature.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    placeholder: str
 
     @property
     def nbytes(self) -> int:
-        return self.pixel_values.nbytes + self.grid_thw.nbytes
+        return len(self.placeholder) + sum(value.nbytes for value in self.inputs.values())
 
 
 @dataclass
@@ -123,7 +179,7 @@ class EncodedPrompts:
 
 
 class PromptEncoder:
-    """Turns an image and user turns into the model's inputs, with the checkpoint's own processor.
+    """Turns an image and prompts into the model's inputs, with the checkpoint's own processor.
 
     Args:
         processor: the checkpoint's ``AutoProcessor``.
@@ -131,6 +187,12 @@ class PromptEncoder:
         min_pixels, max_pixels: area bounds after rounding to whole visual tokens; ``None`` keeps
             the processor's own.
         cache_bytes: processed images kept in memory, least recently used ones dropped first.
+        score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
+            with a label after it, up to where the last label will stand.
+        system: first turn of every ``plus_minus`` prompt.
+
+    Raises:
+        ValueError: the processor lacks what this takes.
     """
 
     def __init__(
@@ -140,28 +202,66 @@ class PromptEncoder:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         cache_bytes: int = 0,
+        score_head: str = "linear",
+        system: str = INSTRUCTION,
     ) -> None:
         self.processor = processor
         self.max_image_size = max_image_size
-        size = processor.image_processor.size
-        self.min_pixels = min_pixels or size["shortest_edge"]
-        self.max_pixels = max_pixels or size["longest_edge"]
+        # Qwen's processors resize to whole visual tokens; others to sizes of their own.
+        self.resizes = hasattr(processor.image_processor, "merge_size")
+        if self.resizes:
+            size = processor.image_processor.size
+            self.min_pixels = min_pixels or size["shortest_edge"]
+            self.max_pixels = max_pixels or size["longest_edge"]
+        elif min_pixels or max_pixels:
+            raise ValueError("its image processor knows no bounds of the number of pixels")
         self.cache_bytes = cache_bytes
+        self.score_head = score_head
+        self.system = system
         self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
         self._cached = 0
 
-    def encode(self, image: str | Path | Image.Image, prompts: list[str]) -> EncodedPrompts:
-        """Encode ``prompts`` (user turns) about ``image`` (a path, an http(s) URL or a picture)."""
+    @property
+    def label_ids(self) -> tuple[int, int]:
+        """Token ids of ``+`` and ``-``.
+
+        Raises:
+            ValueError: one of them is not a single token.
+        """
+        found = []
+        for label in LABELS:
+            ids = self.processor.tokenizer(label, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise ValueError(f"its tokenizer makes {len(ids)} tokens of the label '{label}'")
+            found += ids
+        return found[0], found[1]
+
+    def check(self) -> None:
+        """Make a small prompt, to see that the processor can.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.score_head == "plus_minus":
+            _ = self.label_ids
+        try:
+            self.encode(Image.new("RGB", (56, 56)), [Prompt("Q", ("Step 1: a", "Step 2: b"))])
+        except Exception as error:  # processors and templates raise whatever they miss
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(f"its processor makes no prompt: {reason}") from error
+
+    def encode(self, image: str | Path | Image.Image, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts`` about ``image`` (a path, an http(s) URL or a picture)."""
         key = f"{id(image):x}" if isinstance(image, Image.Image) else str(image)
         encoded = self.encode_image(image)
-        patches_per_token = self.processor.image_processor.merge_size**2
-        image_tokens = int(encoded.grid_thw.prod()) // patches_per_token
-        texts = [self._chat(prompt, image_tokens) for prompt in prompts]
-        token_ids = self.processor.tokenizer(texts)["input_ids"]
+        image_token = self.processor.image_token
+        texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
+        # The chat template has written the special tokens.
+        token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 
     def encode_image(self, image: str | Path | Image.Image) -> EncodedImage:
-        """Decode, shrink, round to whole visual tokens and normalise one image."""
+        """Decode, shrink and normalise one image."""
         if isinstance(image, Image.Image):
             return self._process(image)
         key = str(image)
@@ -182,6 +282,25 @@ class PromptEncoder:
             size = tuple(max(1, int(side * scale)) for side in image.size)
             image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "P") else "RGB")
             image = image.resize(size, Image.Resampling.LANCZOS)
+        image = to_rgb(image)
+        options = {"add_special_tokens": False, "return_tensors": "pt"}
+        if self.resizes:
+            image = self._whole_tokens(image)
+            options["do_resize"] = False
+        # The processor knows how many tokens stand for an image: it is asked for those alone.
+        image_token = self.processor.image_token
+        inputs = dict(self.processor(images=[image], text=[image_token], **options))
+        placeholder = self.processor.tokenizer.decode(inputs.pop("input_ids")[0])
+        for name in _TEXT_INPUTS:
+            inputs.pop(name, None)
+        if "token_type_ids" in inputs:
+            raise ValueError("it needs token types, which prompts here do not have")
+        if inputs["pixel_values"].dim() == 5:  # images with their tiles, padded to equal numbers
+            inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
+        return EncodedImage(inputs, placeholder)
+
+    def _whole_tokens(self, image: Image.Image) -> Image.Image:
+        """The image in a size of whole visual tokens within the bounds of its area."""
         processor = self.processor.image_processor
         token = processor.patch_size * processor.merge_size  # pixels along a visual token
         height, width = (
@@ -190,18 +309,26 @@ class PromptEncoder:
                 image.height, image.width, token, self.min_pixels, self.max_pixels
             )
         )
-        image = fetch_image({"image": image, "resized_height": height, "resized_width": width})
-        inputs = processor(images=[image], do_resize=False, return_tensors="pt")
-        return EncodedImage(inputs["pixel_values"], inputs["image_grid_thw"][0])
+        return image.resize((width, height))
 
-    def _chat(self, prompt: str, image_tokens: int) -> str:
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        text = self.processor.apply_chat_template(
-            [turn], tokenize=False, add_generation_prompt=True
-        )
-        placeholder = self.processor.image_token
-        before, after = text.split(placeholder, 1)
-        return before + placeholder * image_tokens + after
+    def _chat(self, prompt: Prompt) -> str:
+        """The conversation up to where the model would speak next, one placeholder an image."""
+        if self.score_head == "linear":
+            turns = [_turn("user", prompt.text, image=True)]
+        else:
+            first, *later = [step.strip() for step in prompt.steps] or [""]
+            turns = [
+                _turn("system", self.system),
+                _turn("user", join(prompt.question, first), image=True),
+            ]
+            for step, label in itertools.zip_longest(later, prompt.labels, fillvalue=True):
+                turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
+        return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def _turn(role: str, text: str, image: bool = False) -> dict:
+    content = [{"type": "text", "text": text}]
+    return {"role": role, "content": [{"type": "image"}, *content] if image else content}
 
 
 def open_image(source: str) -> Image.Image:

@@ -1,14 +1,24 @@
-"""The process reward model: a vision-language model and a linear head on its vocabulary logits.
+"""The process reward model: a vision-language model and a head on its vocabulary logits.
 
-    V(x, prefix) = sigmoid(z),   z = LN(logits at the last position of the prompt)
+    V(x, prefix) = sigmoid(z)
+    linear       z = LN(logits at the last position of the prompt)
+    plus_minus   z = logit("+") - logit("-") there, so that V = P("+") / (P("+") + P("-"))
 
-as published (DreamPRM, section 3), so that published checkpoints load. Only the read-out positions
-reach the vocabulary layer, and there the two linear maps are folded into one: for logits W h and
-head weights u, z = u·(W h) + b = (Wᵀu)·h + b, the same number without a vocabulary-sized vector.
+``linear`` is DreamPRM's (section 3) in its published form, so that published checkpoints load;
+``plus_minus`` is DreamPRM-1.5's generative score, without a parameter of its own. With the loss
+``bce`` it is the cross-entropy between the two labels. The published code takes the softmax over
+the whole vocabulary, in the loss and in the score: what the model gives to other tokens counts
+against both labels there, and not at all here.
+
+Only the read-out positions reach the vocabulary layer W, and there both heads fold into one vector:
+for logits W h and head weights u, z = u·(W h) + b = (Wᵀu)·h + b, and logit("+") - logit("-") =
+(W₊ - W₋)·h, the same numbers without a vocabulary-sized vector.
 """
 
 from __future__ import annotations
 
+import json
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,9 +33,16 @@ from .prefix_tree import ATTENTION_NAME, PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
 HEAD_FILE = "LN_weights.pt"
+SCORE_HEAD_FILE = "score_head.json"  # which head, and its system turn; linear where there is none
 BASE_DIRECTORY = "base_model"
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+# Architectures, and their language models, whose packed trees are tested against separate forwards
+# (tests/test_backbones.py). Others may hide from a tree what they need, such as tokens within a
+# sliding window or both ways of attention within an image.
+TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision"}
+TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen2", "qwen3"}
+SEPARATE_FORWARDS = "prefix trees are not tested for this architecture: a forward pass a prompt"
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,21 +53,48 @@ def autocast(device: torch.device | str, precision: str):
     return torch.autocast(torch.device(device).type, dtype=_AUTOCAST_DTYPES[precision])
 
 
+def packs_trees(config) -> bool:
+    """Whether the prompts of an architecture may share one forward pass as packed trees."""
+    text = config.get_text_config()
+    return (
+        config.model_type in TREE_ARCHITECTURES
+        and text.model_type in TREE_LANGUAGE_MODELS
+        and set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+    )
+
+
+def saved_head(directory: Path) -> dict[str, str]:
+    """Which head a directory written by training holds, as options of the prompt encoder."""
+    path = directory / SCORE_HEAD_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 class RewardModel(nn.Module):
     """Process reward model φ.
 
     Args:
-        base_model: an ``AutoModelForImageTextToText`` of the Qwen2-VL family.
-        encoder: turns images and texts into this model's inputs; only ``score`` and ``select``
-            need it.
+        base_model: an ``AutoModelForImageTextToText``. Prompts of known architectures go through
+            it as packed trees (see :func:`packs_trees`), those of others one by one.
+        encoder: turns images and texts into this model's inputs and says which head it has;
+            without one the head is ``linear``.
+
+    Raises:
+        ValueError: the tokenizer has no single token for a label of ``plus_minus``.
     """
 
     def __init__(self, base_model: nn.Module, encoder: PromptEncoder | None = None) -> None:
         super().__init__()
         self.base_model = base_model
         self.base_model.config.use_cache = False
-        self.base_model.model.language_model.set_attn_implementation(ATTENTION_NAME)
-        self.LN = nn.Linear(base_model.config.get_text_config().vocab_size, 1)
+        self.packs_trees = packs_trees(base_model.config)
+        if self.packs_trees:
+            self.base_model.model.language_model.set_attn_implementation(ATTENTION_NAME)
+        self.label_ids: tuple[int, int] | None = None
+        self.LN: nn.Linear | None = None
+        if encoder is not None and encoder.score_head == "plus_minus":
+            self.label_ids = encoder.label_ids
+        else:
+            self.LN = nn.Linear(base_model.config.get_text_config().vocab_size, 1)
         self.encoder = encoder
         self._fused_attention = True
 
@@ -65,18 +109,22 @@ class RewardModel(nn.Module):
         """Load a reward model.
 
         Args:
-            path: a directory written by training (``base_model/`` and ``LN_weights.pt``), or any
-                vision-language checkpoint or hub name, which gets a fresh head.
+            path: a directory written by training (``base_model/`` and the head), or any
+                vision-language checkpoint or hub name, which gets a fresh linear head.
             dtype: of the parameters; training keeps fp32 master weights.
-            encoder_options: passed to :class:`~reweighting.prompts.PromptEncoder`.
+            encoder_options: passed to :class:`~reweighting.prompts.PromptEncoder`; they overrule
+                what the directory says.
         """
         directory = Path(path)
         trained = (directory / BASE_DIRECTORY).is_dir()
         source = str(directory / BASE_DIRECTORY) if trained else str(path)
         base_model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        encoder = PromptEncoder(AutoProcessor.from_pretrained(source), **encoder_options)
-        model = cls(base_model, encoder)
-        if trained and (directory / HEAD_FILE).exists():
+        options = saved_head(directory) | encoder_options
+        model = cls(base_model, PromptEncoder(AutoProcessor.from_pretrained(source), **options))
+        if not model.packs_trees:
+            kind = type(base_model).__name__
+            warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)
+        if model.LN is not None and trained and (directory / HEAD_FILE).exists():
             state = torch.load(directory / HEAD_FILE, map_location="cpu", weights_only=True)
             model.LN.load_state_dict(state)
         return model.to(device)
@@ -84,7 +132,10 @@ class RewardModel(nn.Module):
     def set_attention(self, implementation: str) -> None:
         """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
         self._fused_attention = implementation == "sdpa"
-        self.base_model.model.visual.set_attn_implementation(implementation)
+        if self.packs_trees:
+            self.base_model.set_attn_implementation({"vision_config": implementation})
+        else:
+            self.base_model.set_attn_implementation(implementation)
 
     def checkpoint_gradients(self) -> None:
         """Keep the input of every layer only; the backward pass computes the rest again."""
@@ -121,40 +172,75 @@ class RewardModel(nn.Module):
         return merged
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``base_model/`` (with the processor) and ``LN_weights.pt`` into ``directory``."""
+        """Write ``base_model/`` (with the processor) and the head into ``directory``."""
         directory = Path(directory)
         self.base_model.save_pretrained(directory / BASE_DIRECTORY, state_dict=self._merged_state())
         if self.encoder is not None:
             self.encoder.processor.save_pretrained(directory / BASE_DIRECTORY)
-        torch.save(self.LN.state_dict(), directory / HEAD_FILE)
+        head = {"score_head": "linear"}
+        if self.LN is not None:
+            torch.save(self.LN.state_dict(), directory / HEAD_FILE)
+        else:
+            head = {"score_head": "plus_minus", "system": self.encoder.system}
+        (directory / SCORE_HEAD_FILE).write_text(json.dumps(head, ensure_ascii=False) + "\n")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, packed: PackedTrees) -> torch.Tensor:
         """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least."""
         with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
-            outputs = self.base_model.model(
-                input_ids=packed.input_ids[None],
-                position_ids=self._positions(packed)[:, None],
-                # A dictionary reaches the attention function as it is; trees stand in for a mask.
-                attention_mask={"full_attention": packed.trees},
-                pixel_values=packed.pixel_values,
-                image_grid_thw=packed.image_grid_thw,
-                use_cache=False,
-            )
-        hidden = outputs.last_hidden_state[0, packed.read_outs]
+            hidden = self._together(packed) if self.packs_trees else self._one_by_one(packed)
         # At least fp32: in bf16 neighbouring scores would fall together.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
-            direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
+            if self.LN is None:
+                plus, minus = self.label_ids
+                direction, bias = vocabulary[plus].to(dtype) - vocabulary[minus].to(dtype), 0.0
+            else:
+                direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
+                bias = self.LN.bias.to(dtype)
             # Row by row: a matrix product may round equal rows differently, and ties would break.
-            return (hidden.to(dtype) * direction).sum(-1) + self.LN.bias.to(dtype)
+            return (hidden.to(dtype) * direction).sum(-1) + bias
+
+    def _together(self, packed: PackedTrees) -> torch.Tensor:
+        """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass."""
+        outputs = self.base_model.model(
+            input_ids=packed.input_ids[None],
+            position_ids=self._positions(packed),
+            # A dictionary reaches the attention function as it is; trees stand in for a mask.
+            attention_mask={"full_attention": packed.trees},
+            use_cache=False,
+            **packed.image_inputs(),
+        )
+        return outputs.last_hidden_state[0, packed.read_outs]
+
+    def _one_by_one(self, packed: PackedTrees) -> torch.Tensor:
+        """The same for any architecture, a forward pass a prompt."""
+        rows = []
+        for token_ids, image in packed.separate_prompts():
+            inputs = {
+                "input_ids": token_ids[None],
+                "attention_mask": torch.ones_like(token_ids)[None],
+            }
+            if hasattr(self.base_model.model, "get_rope_index"):
+                is_image = token_ids == self.base_model.config.image_token_id
+                inputs["mm_token_type_ids"] = is_image.int()[None]
+            outputs = self.base_model.model(**inputs, **image, use_cache=False)
+            rows.append(outputs.last_hidden_state[0, -1])
+        return torch.stack(rows)
 
     def _positions(self, packed: PackedTrees) -> torch.Tensor:
-        """M-RoPE positions ``[3, N]``: those every token would have in its own prompt.
+        """The positions that every token would have in its own prompt.
 
-        The prompts of a tree share everything up to the end of their image and go on with text, so
-        a position depends on the depth alone and the longest prompt knows them all.
+        ``[1, N]``, the depths in the tree, or with M-RoPE ``[3, 1, N]``. There the prompts of a
+        tree share everything up to the end of their image and go on with text, so a position
+        depends on the depth alone and the longest prompt knows them all.
         """
+        if not hasattr(self.base_model.model, "get_rope_index"):
+            return packed.depths[None]
         lengths = [len(tree.longest_prompt) for tree in packed.trees]
         ids = torch.zeros(len(packed.trees), max(lengths), dtype=torch.long)
         for row, tree in enumerate(packed.trees):
@@ -163,14 +249,14 @@ class RewardModel(nn.Module):
         by_depth, _ = self.base_model.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == image_token).int(),
-            image_grid_thw=packed.image_grid_thw,
+            image_grid_thw=torch.cat([image["image_grid_thw"] for image in packed.images]),
             attention_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
         )
         tree_of_token = torch.repeat_interleave(
             torch.tensor([tree.end - tree.start for tree in packed.trees])
         )
         device = packed.input_ids.device
-        return by_depth.to(device)[:, tree_of_token.to(device), packed.depths]
+        return by_depth.to(device)[:, None, tree_of_token.to(device), packed.depths]
 
     @torch.no_grad()
     def log_odds(
@@ -179,7 +265,7 @@ class RewardModel(nn.Module):
         """z of every step prefix of every response, shortest first; all in one prefix tree."""
         chains = [chain_prompts(question, response) for response in responses]
         packed = pack([self.encoder.encode(image, [p for chain in chains for p in chain])])
-        flat = iter(self(packed.to(self.LN.weight.device)).tolist())
+        flat = iter(self(packed.to(self.device)).tolist())
         return [[next(flat) for _ in chain] for chain in chains]
 
     def score(self, image: str | Path | Image.Image, question: str, response: str) -> list[float]:

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,46 @@ from PIL import Image
 from tqdm import tqdm
 
 from .answers import is_right
-from .prompts import chain_prompts, join, open_image, split_question
+from .prompts import (
+    LABELS,
+    Prompt,
+    chain_prompts,
+    cut,
+    open_image,
+    record_prompt,
+    split_question,
+    step_prompts,
+)
 
 MAX_LISTED = 20
 MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
-# Text that the tokenizer would take for an image or the end of a turn.
-_CONTROL_TOKEN = re.compile(r"<\|(?:(?:image|video)_pad|vision_(?:start|end)|im_(?:start|end))\|>")
+# Text that a tokenizer would take for an image or the end of a turn.
+_CONTROL_TOKEN = re.compile(
+    r"<\|(?:(?:image|video)_pad|vision_(?:start|end)|im_(?:start|end))\|>|<IMG_CONTEXT>|</?img>|<video>"
+)
+# Where many data sets say that the image belongs; it has its place before the question.
+_IMAGE_TAG = re.compile(r"<image>[ \t]*\n?")
+_LABELS = dict(zip(LABELS, (1.0, 0.0), strict=True))
+_ROLES = ("system", "human", "gpt")
 
 
 @dataclass
 class TrainSample:
-    """One step prefix with its Monte-Carlo accuracy (lower level)."""
+    """A step prefix with its Monte-Carlo accuracy, or a conversation's labelled steps (lower)."""
 
     record: int  # number in the file, from 1
-    prompt: str
+    prompts: list[Prompt]  # one, or one a labelled step, shortest first
     image: str
     domain: str
-    accuracy: float
-    chain: tuple  # records with the same value are prefixes of one chain
+    accuracies: list[float]  # of each prompt
+    chain: tuple  # records with the same value may be prefixes of one chain
+    system: str = ""  # the instruction that a conversation opens with, if any
+
+    @property
+    def text(self) -> str:
+        """Question and all steps."""
+        return self.prompts[-1].text
 
 
 @dataclass
@@ -44,7 +65,7 @@ class MetaSample:
     """One whole chain of thought, right or wrong (upper level)."""
 
     record: int
-    prompts: list[str]  # every step prefix, shortest first
+    prompts: list[Prompt]  # one a step prefix, shortest first
     image: str
     true_false: bool
 
@@ -89,6 +110,7 @@ class RecordReader:
     image_root: str = "."
     allow_external_images: bool = False
     problems: dict[int, list[str]] = field(default_factory=dict)
+    image_fields: dict[int, str] = field(default_factory=dict)  # by record: where its image stands
 
     def read(self) -> list[Any]:
         """All records of the file.
@@ -133,22 +155,32 @@ class RecordReader:
         self.problems.setdefault(number, []).append(f"{where}: {text}")
 
     def text(self, record: dict, number: int, name: str) -> str:
-        """A required, non-empty text field."""
-        value = record.get(name)
+        """A required, non-empty text field, without the tags that stand for an image."""
         if name not in record:
             self.problem(number, name, "is missing")
-        elif not isinstance(value, str):
-            self.problem(number, name, f"must be text, is {_shown(value)}")
-        elif not value.strip():
-            self.problem(number, name, "is empty")
-        elif control := _CONTROL_TOKEN.search(value):
-            self.problem(number, name, f"holds the control token {control.group()}")
+            return ""
+        return self._clean(record[name], number, name)
+
+    def _clean(self, value: Any, number: int, name: str, where: str = "") -> str:
+        """Text without image tags; ``where`` within field ``name`` it stands, for messages."""
+        if not isinstance(value, str):
+            self.problem(number, name, f"{where}must be text, is {_shown(value)}")
+        elif not (text := _IMAGE_TAG.sub("", value)).strip():
+            self.problem(number, name, f"{where}is empty")
+        elif control := _CONTROL_TOKEN.search(text):
+            self.problem(number, name, f"{where}holds the control token {control.group()}")
         else:
-            return value
+            return text
         return ""
 
     def image(self, record: dict, number: int, name: str = "image_path") -> str:
-        """A required image path or URL, resolved; whether it opens is checked later."""
+        """A required image path or URL, resolved; whether it opens is checked later.
+
+        Of a list the first is taken.
+        """
+        self.image_fields[number] = name
+        if isinstance(record.get(name), list) and record[name]:
+            record = {name: record[name][0]}
         value = self.text(record, number, name)
         if not value:
             return ""
@@ -183,6 +215,9 @@ class RecordReader:
         return samples
 
     def train_sample(self, record: dict, number: int) -> TrainSample:
+        """A step prefix (DreamPRM), or a conversation with labels (DreamPRM-1.5)."""
+        if "conversations" in record:
+            return self._train_conversation(record, number)
         question = self.text(record, number, "input")
         prefix = self.text(record, number, "add")
         image = self.image(record, number)
@@ -194,22 +229,89 @@ class RecordReader:
             self.problem(number, "accuracy", f"must be a number, is {_shown(accuracy)}")
         elif not math.isfinite(accuracy) or not 0 <= accuracy <= 1:
             self.problem(number, "accuracy", f"must lie in [0, 1], is {accuracy}")
-        return TrainSample(
-            number, join(question, prefix), image, domain, accuracy, (domain, image, question)
-        )
+        prompts = [record_prompt(question, prefix)]
+        return TrainSample(number, prompts, image, domain, [accuracy], (domain, image, question))
+
+    def _train_conversation(self, record: dict, number: int) -> TrainSample:
+        question, prompts, labels, system = self.conversation(record, number)
+        image = self._conversation_image(record, number)
+        # Without a name all records of a file are one domain.
+        domain = Path(self.file).stem
+        if "dataset" in record:
+            domain = self.text(record, number, "dataset")
+        if number not in self.problems and len(labels) < max(1, len(prompts)):
+            self.problem(number, "conversations", "must end with the label of a step")
+        chain = (domain, image, question)
+        return TrainSample(number, prompts, image, domain, labels, chain, system)
+
+    def _conversation_image(self, record: dict, number: int) -> str:
+        return self.image(record, number, "image" if "image" in record else "image_path")
+
+    def conversation(self, record: dict, number: int) -> tuple[str, list[Prompt], list[float], str]:
+        """The question, a prompt for every step, the labels (``+`` is 1, ``-`` 0), the system turn.
+
+        What the human says before the first label is the question and the first step, in one turn
+        or in several; then steps and labels take turns.
+        """
+        name = "conversations"
+        turns = record[name]
+        if not isinstance(turns, list) or not turns:
+            self.problem(number, name, f"must be a list of turns, is {_shown(turns)}")
+            return "", [], [], ""
+        system, labels = "", []
+        said: list[list[str]] = [[]]  # what the human says before each label
+        for index, turn in enumerate(turns, start=1):
+            where = f"turn {index} "
+            role = turn.get("from") if isinstance(turn, dict) else None
+            if role not in _ROLES:
+                text = f"{where}must be from {', '.join(_ROLES)}, is {_shown(turn)}"
+                self.problem(number, name, text)
+                continue
+            text = self._clean(turn.get("value"), number, name, where).strip()
+            if role == "human":
+                said[-1].append(text)
+            elif role == "system":
+                system = text
+                if index > 1:
+                    self.problem(number, name, f"{where}is from system: only the first may be")
+            elif text not in _LABELS:
+                if text:
+                    self.problem(number, name, f"{where}must be + or -, is {_shown(text)}")
+            elif not said[-1]:
+                self.problem(number, name, f"{where}labels no step")
+            else:
+                labels.append(_LABELS[text])
+                said.append([])
+        question, *first = said[0] or [""]
+        pieces = ["\n\n".join(first), *("\n\n".join(turns) for turns in said[1:] if turns)]
+        if not labels and not first:
+            pieces = []  # a question and nothing else
+        prefixes = ["\n\n".join(filter(None, pieces[:count])) for count in range(len(pieces) + 1)]
+        return question, step_prompts(question, cut(prefixes[1:])), labels, system
 
     def meta_sample(self, record: dict, number: int) -> MetaSample:
+        """A whole chain with its truth, in either format."""
+        if "conversations" in record:
+            question, prompts, *_ = self.conversation(record, number)
+            image = self._conversation_image(record, number)
+            if number not in self.problems and not prompts:
+                prompts = chain_prompts(question, self.text(record, number, "response"))
+            return MetaSample(number, prompts, image, self._true_false(record, number))
         text = self.text(record, number, "input")
         image = self.image(record, number)
+        question, response = split_question(text)
+        if text and not response:
+            self.problem(number, "input", "holds a question but no response to score")
+        prompts = chain_prompts(question, response)
+        return MetaSample(number, prompts, image, self._true_false(record, number))
+
+    def _true_false(self, record: dict, number: int) -> bool:
         true_false = record.get("true_false")
         if "true_false" not in record:
             self.problem(number, "true_false", "is missing")
         elif not isinstance(true_false, bool) and true_false not in (0, 1):
             self.problem(number, "true_false", f"must be true or false, is {_shown(true_false)}")
-        question, response = split_question(text)
-        if text and not response:
-            self.problem(number, "input", "holds a question but no response to score")
-        return MetaSample(number, chain_prompts(question, response), image, bool(true_false))
+        return bool(true_false)
 
     def candidates_sample(self, record: dict, number: int) -> CandidatesSample:
         question = self.text(record, number, "question")
@@ -271,7 +373,7 @@ class RecordReader:
             for image, trouble in zip(records, bar, strict=True):
                 if trouble:
                     for number in records[image]:
-                        self.problem(number, "image_path", trouble)
+                        self.problem(number, self.image_fields[number], trouble)
 
     def all_problems(self) -> list[str]:
         """Everything noted so far, in the order of the records."""
@@ -318,15 +420,47 @@ def chains_of(samples: list[TrainSample]) -> list[list[int]]:
     chains = []
     for indices in by_question.values():
         growing: list[list[int]] = []
-        for index in sorted(indices, key=lambda i: len(samples[i].prompt)):
+        for index in sorted(indices, key=lambda i: len(samples[i].text)):
             for chain in growing:
-                if samples[index].prompt.startswith(samples[chain[-1]].prompt):
+                if samples[index].text.startswith(samples[chain[-1]].text):
                     chain.append(index)
                     break
             else:
                 growing.append([index])
         chains += growing
     return sorted(chains)
+
+
+def with_labels(samples: list[TrainSample]) -> list[TrainSample]:
+    """The samples with prompts that know the labels of their earlier steps (``--history gold``).
+
+    A step is right if the prefix that ends with it has an accuracy above 1/2. That prefix is an
+    earlier step of the same conversation or another record of the same chain; a step that no record
+    judges counts as right, as it does in selection.
+    """
+    labelled = list(samples)
+    for chain in chains_of(samples):
+        known = _labels(samples[index] for index in chain)
+        for index in chain:
+            sample = samples[index]
+            labels = known | _labels([sample])  # a record's own labels come first
+            prompts = [
+                replace(
+                    prompt, labels=tuple(labels.get(k, True) for k in range(1, len(prompt.steps)))
+                )
+                for prompt in sample.prompts
+            ]
+            labelled[index] = replace(sample, prompts=prompts)
+    return labelled
+
+
+def _labels(samples: Iterable[TrainSample]) -> dict[int, bool]:
+    """Step number -> whether the prefix that ends with it is more often right than wrong."""
+    return {
+        len(prompt.steps): accuracy > 0.5
+        for sample in samples
+        for prompt, accuracy in zip(sample.prompts, sample.accuracies, strict=True)
+    }
 
 
 def _meta_warnings(reader: RecordReader) -> list[str]:

@@ -26,7 +26,7 @@ from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interva
 from .checkpoints import ARGUMENTS_FILE
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
-from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast
+from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
 
 SAMPLES_FILE = "samples.jsonl"
@@ -87,7 +87,7 @@ def _forward(
         replace(encoded, image_key=f"{index} {encoded.image_key}")
         for index, (encoded, _) in enumerate(batch)
     ]
-    device = model.LN.weight.device
+    device = model.device
     with autocast(device, precision):
         flat = iter(model(pack(groups).to(device)).tolist())
     return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
@@ -291,10 +291,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _identity(arguments: argparse.Namespace, path: Path) -> dict:
     """What must be the same for results to be continued."""
-    head = (arguments.weights_path / HEAD_FILE).read_bytes()
+    weights_path = arguments.weights_path
+    # Training moves the linear head; a model without one is known by all its weights.
+    files = [weights_path / HEAD_FILE]
+    if saved_head(weights_path).get("score_head") == "plus_minus":
+        files = sorted((weights_path / BASE_DIRECTORY).glob("*.safetensors"))
+    model = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**24):
+                model.update(chunk)
     return {
         "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "model": hashlib.sha256(head).hexdigest(),
+        "model": model.hexdigest(),
         "aggregation": arguments.aggregation,
         "max_tokens_per_batch": arguments.max_tokens_per_batch,
         "precision": arguments.precision,

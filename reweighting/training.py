@@ -23,7 +23,7 @@ from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.logging.logger_base import get_logger as betty_logger
 from tqdm import tqdm
-from transformers import AutoProcessor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
@@ -33,7 +33,7 @@ from .diagnostics import WINDOW, MovedShare, WeightHistory
 from .problems import Lower, Upper
 from .prompts import PromptEncoder
 from .reports import Reporter
-from .reward_model import BASE_DIRECTORY, RewardModel
+from .reward_model import BASE_DIRECTORY, RewardModel, saved_head
 from .samples import (
     CandidatesSample,
     DataError,
@@ -44,6 +44,7 @@ from .samples import (
     load_candidates,
     load_meta,
     load_train,
+    with_labels,
 )
 from .validation import BEST_DIRECTORY, Validation
 from .weighting import DomainTable
@@ -89,6 +90,7 @@ class Data:
     fingerprint: str  # of all files and of the records in use
     fixed_weights: list[float] | None = None  # of the domains, where none are learned
     validation: list[CandidatesSample] = field(default_factory=list)
+    system: str = ""  # the system turn of the train conversations, where they have one
 
 
 def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
@@ -138,6 +140,15 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         )
     elif len(train) < read:
         notes.append(f"--train_subset {arguments.train_subset}: {len(train)} of {read} records")
+    if arguments.history == "gold":
+        train = with_labels(train)
+    systems = Counter(sample.system for sample in train if sample.system)
+    system = systems.most_common(1)[0][0] if systems else ""
+    if len(systems) > 1 and arguments.score_head == "plus_minus":
+        notes.append(
+            f"{arguments.train_json_file}: {len(systems)} different system turns; all prompts get "
+            "the most common one"
+        )
     domains = list(dict.fromkeys(sample.domain for sample in train))
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
@@ -179,7 +190,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             digest.update(Path(reader.file).read_bytes())
             digest.update(json.dumps([sample.record for sample in samples]).encode())
     digest.update(json.dumps(fixed_weights).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation)
+    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation, system)
 
 
 def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
@@ -222,29 +233,49 @@ def total_steps(arguments: argparse.Namespace, units: int) -> int:
     return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
 
 
-def make_encoder(arguments: argparse.Namespace) -> PromptEncoder:
+def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     """The prompt encoder of ``--reward_model``.
 
+    Args:
+        system: the system turn of the data; "": that of the checkpoint, or our own.
+
     Raises:
-        SetupError: there is no such model, or it is none that reads images.
+        SetupError: there is no such model, or it is none that can be trained.
     """
-    source = Path(arguments.reward_model) / BASE_DIRECTORY
-    try:
-        processor = AutoProcessor.from_pretrained(
-            str(source) if source.is_dir() else arguments.reward_model
+    name = f"--reward_model {arguments.reward_model}"
+    folder = Path(arguments.reward_model)
+    source = str(folder / BASE_DIRECTORY) if (folder / BASE_DIRECTORY).is_dir() else str(folder)
+    head = saved_head(folder)
+    if arguments.score_head == "linear" and head.get("score_head") == "plus_minus":
+        raise SetupError(
+            f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
+            f"{source}"
         )
+    if system:
+        head["system"] = system
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SetupError(f"--reward_model {arguments.reward_model}: {reason}") from error
+        raise SetupError(f"{name}: {reason}") from error
     if not hasattr(processor, "image_processor"):
-        raise SetupError(f"--reward_model {arguments.reward_model}: does not read images")
-    return PromptEncoder(
-        processor,
-        max_image_size=arguments.max_image_size,
-        min_pixels=arguments.min_pixels,
-        max_pixels=arguments.max_pixels,
-        cache_bytes=arguments.image_cache_mib * 2**20,
-    )
+        raise SetupError(f"{name}: does not read images")
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise SetupError(f"{name}: {config.model_type} makes no text from images and text")
+    try:
+        encoder = PromptEncoder(
+            processor,
+            max_image_size=arguments.max_image_size,
+            min_pixels=arguments.min_pixels,
+            max_pixels=arguments.max_pixels,
+            cache_bytes=arguments.image_cache_mib * 2**20,
+            **head | {"score_head": arguments.score_head},
+        )
+        encoder.check()
+    except ValueError as error:
+        raise SetupError(f"{name}: {error}") from error
+    return encoder
 
 
 def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
@@ -292,7 +323,7 @@ def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel
         source = checkpoints.current(Path(arguments.weights_path))
     # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
     dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
-    model = RewardModel.from_pretrained(source, dtype=dtype)
+    model = RewardModel.from_pretrained(source, dtype=dtype, score_head=arguments.score_head)
     model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
     if arguments.lora_rank:
         model.add_adapters(arguments.lora_rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,7 +86,8 @@ def toy(seed: int, steps: int, batch_size: int = 8):
             noise = torch.randint(2, (batch_size,), generator=generator).float()
             clean = (features @ truth > 0).float()
             accuracy = torch.where(domains == 0, clean, noise)
-            yield TrainBatch(features, accuracy, domains, torch.arange(batch_size))
+            records = torch.arange(batch_size)
+            yield TrainBatch(features, accuracy, domains, records, record_of_prompt=records)
 
     def meta():
         while True:
@@ -111,13 +113,21 @@ def test_the_clean_domain_gains_weight_and_the_noisy_one_loses(seed):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_grad_norm": 0.05}, {"accumulation": 3}, {"single_domain": True}],
-    ids=["batch", "clipped", "accumulated", "one-domain"],
+    [
+        {},
+        {"max_grad_norm": 0.05},
+        {"accumulation": 3},
+        {"single_domain": True},
+        {"conversations": True},
+        {"conversations": True, "single_domain": True, "accumulation": 2},
+    ],
+    ids=["batch", "clipped", "accumulated", "one-domain", "several-prompts", "several-one-domain"],
 )
 def test_hypergradient_equals_float64_autograd_through_adamw(options):
     """On a linear model, where only the bilevel arithmetic can go wrong."""
     options = dict(options)
     single = options.pop("single_domain", False)
+    conversations = options.pop("conversations", False)
     accumulation = options.get("accumulation", 1)
     torch.manual_seed(0)
     train, meta = toy(3, 4 * accumulation)
@@ -125,6 +135,16 @@ def test_hypergradient_equals_float64_autograd_through_adamw(options):
     if single:
         for batch in train:
             batch.domains.fill_(1)
+    if conversations:  # 1, 2 or 5 of the 8 prompts belong to a record
+        train = [
+            replace(
+                batch,
+                domains=batch.domains[:3],
+                records=batch.records[:3],
+                record_of_prompt=torch.tensor([0, 1, 1, 2, 2, 2, 2, 2]),
+            )
+            for batch in train
+        ]
     engine = build(Linear(), ["a", "b"], [], [], lr=0.05, **options)
     ours, exact = hypergradient_and_oracle(engine, train, meta, 4)
     assert exact.abs().max() > 1e-5
@@ -275,7 +295,7 @@ def test_a_loss_that_is_not_finite_names_its_records():
     train, meta = toy(0, 1)
     [batch] = list(train)
     batch.prompts[3] = float("nan")
-    batch.records += 100
+    batch.records = batch.records + 100
     engine = build(Linear(), ["a", "b"], [batch], meta, lr=0.1)
     with pytest.raises(NonFiniteLoss, match=r"lower loss is nan for records \[100, 101"):
         engine.train_step()

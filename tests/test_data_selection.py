@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 import main as program
-from reweighting.data_selection import choose, steps_of
+from reweighting.data_selection import choose
+from reweighting.prompts import record_prompt
 from reweighting.samples import TrainSample
 
 from .conftest import command
@@ -22,9 +23,13 @@ def samples(chains: int = 30) -> list[TrainSample]:
         word = "x" * (200 if number % 3 == 0 else 20)
         steps = [f"Step {k}: {word}" for k in range(1, 5)]
         for k, accuracy in enumerate((0.0, 0.25, 0.5, 1.0), start=1):
-            prompt = f"Question {number}?\n\n" + "\n".join(steps[:k])
-            made.append(TrainSample(len(made) + 1, prompt, "i.png", "d", accuracy, (number,)))
+            prompt = record_prompt(f"Question {number}?", "\n".join(steps[:k]))
+            made.append(TrainSample(len(made) + 1, [prompt], "i.png", "d", [accuracy], (number,)))
     return made
+
+
+def steps_of(sample: TrainSample) -> int:
+    return len(sample.prompts[-1].steps)
 
 
 def test_all_is_all():
@@ -49,16 +54,16 @@ def test_outcome_keeps_the_last_prefix_of_every_chain():
 def test_s1_takes_middling_lengths_and_fractions_first():
     made = samples()
     kept = choose(made, "s1", 12, (10, 100), 0)
-    assert all("x" * 21 not in sample.prompt for sample in kept)  # the long chains are left out
+    assert all("x" * 21 not in sample.text for sample in kept)  # the long chains are left out
     by_step = Counter(steps_of(sample) for sample in kept)
     assert by_step == {1: 12, 2: 12, 3: 12, 4: 12}
     both = [sample for sample in made if steps_of(sample) == 2]
     for number, sample in enumerate(both):
-        sample.accuracy = (0.0, 1.0, 0.5, 0.0, 0.0)[number % 5]
+        sample.accuracies = [(0.0, 1.0, 0.5, 0.0, 0.0)[number % 5]]
     kept = choose(both, "s1", 12, (10, 100), 0)
-    counts = Counter(sample.accuracy for sample in kept)
-    short = [sample for sample in both if "x" * 21 not in sample.prompt]
-    assert counts[0.5] == sum(sample.accuracy == 0.5 for sample in short)
+    counts = Counter(sample.accuracies[0] for sample in kept)
+    short = [sample for sample in both if "x" * 21 not in sample.text]
+    assert counts[0.5] == sum(sample.accuracies == [0.5] for sample in short)
     assert counts[1.0] + counts[0.0] == 12 - counts[0.5] and abs(counts[1.0] - counts[0.0]) <= 4
 
 

@@ -30,7 +30,7 @@ def test_a_trie_shares_what_is_equal_and_keeps_who_sees_whom():
 
 @pytest.fixture(scope="module")
 def groups(reward_model):
-    from reweighting.prompts import chain_prompts
+    from reweighting.prompts import Prompt, chain_prompts
 
     pixels = np.random.default_rng(0)
     images = [
@@ -39,8 +39,8 @@ def groups(reward_model):
     ]
     prompts = [
         chain_prompts(QUESTION, STEPS),
-        [f"{QUESTION}\n\nStep 1: something shorter."],
-        [*chain_prompts(QUESTION, STEPS.replace("red", "blue")), "no step at all"],
+        [Prompt(QUESTION, ("Step 1: something shorter.",))],
+        [*chain_prompts(QUESTION, STEPS.replace("red", "blue")), Prompt("no step at all")],
     ]
     return [
         (image, texts, reward_model.encoder.encode(image, texts))
@@ -53,8 +53,8 @@ def separate_log_odds(reward_model, base_model, groups) -> torch.Tensor:
     processor = reward_model.encoder.processor
     rows = []
     for image, texts, _ in groups:
-        for text in texts:
-            turn = [{"type": "image"}, {"type": "text", "text": text}]
+        for prompt in texts:
+            turn = [{"type": "image"}, {"type": "text", "text": prompt.text}]
             chat = processor.apply_chat_template(
                 [{"role": "user", "content": turn}], tokenize=False, add_generation_prompt=True
             )
@@ -111,7 +111,7 @@ def test_equal_images_are_computed_once(reward_model, groups):
     """Records of one image share its tree, and the order of the prompts is kept."""
     first, second = groups[0][2], groups[2][2]
     packed = pack([first, second, first])
-    assert len(packed.image_grid_thw) == 2
+    assert len(packed.images) == 2
     with torch.no_grad():
         scores = reward_model(packed)
     count = len(first.token_ids)

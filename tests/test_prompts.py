@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reweighting.prompts import chain_prompts, split_question, split_steps
+from reweighting.prompts import Prompt, chain_prompts, split_question, split_steps
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,8 @@ def test_question_and_response_of_a_meta_record():
 
 
 def test_chain_prompts_join_as_train_records_do():
-    assert chain_prompts("Q", "Step 1: a\nStep 2: b\nFinal answer: c") == [
+    prompts = chain_prompts("Q", "Step 1: a\nStep 2: b\nFinal answer: c")
+    assert [prompt.text for prompt in prompts] == [
         "Q\n\nStep 1: a",
         "Q\n\nStep 1: a\nStep 2: b",
     ]
@@ -72,7 +73,7 @@ def test_token_ids_are_those_of_the_processor(reward_model):
     """The whole prompt, spelled out, and the same ids as the processor's own call."""
     encoder = reward_model.encoder
     image = Image.fromarray(np.zeros((84, 112, 3), dtype=np.uint8))  # 3 x 4 visual tokens
-    [ids] = encoder.encode(image, ["Q\n\nStep 1: a"]).token_ids
+    [ids] = encoder.encode(image, [Prompt("Q", ("Step 1: a",))]).token_ids
     tokenizer = encoder.processor.tokenizer
     special = tokenizer.convert_tokens_to_ids
     expected = [
@@ -100,28 +101,40 @@ def test_token_ids_are_those_of_the_processor(reward_model):
     assert inputs["input_ids"][0].tolist() == ids
 
 
+@pytest.mark.parametrize("size", [(28, 28), (100, 61), (448, 28)])
+def test_images_get_the_tokens_that_the_processor_gives_them(reward_model, size):
+    processor, image = reward_model.encoder.processor, Image.new("RGB", size)
+    inputs = processor(text=[processor.image_token], images=[image], return_tensors="pt")
+    assert grid(reward_model.encoder, image) == inputs["image_grid_thw"][0].tolist()
+
+
 @pytest.mark.parametrize("side, longest", [(1200, 504), (300, 308)])
 def test_images_are_shrunk_to_the_longest_side(reward_model, side, longest):
     encoded = reward_model.encoder.encode_image(Image.new("RGB", (side, side // 2)))
-    _, height, width = encoded.grid_thw.tolist()
+    [[_, height, width]] = encoded.inputs["image_grid_thw"].tolist()
     # Sides are whole visual tokens of 28 px; the tiny checkpoint allows 448 x 448 px in all.
     assert width * 14 == longest and height * 14 <= longest
+
+
+def grid(encoder, image) -> list[int]:
+    """Patches along time, height, width."""
+    return encoder.encode_image(image).inputs["image_grid_thw"][0].tolist()
 
 
 def test_a_long_strip_keeps_one_visual_token_across(reward_model):
     from reweighting.prompts import PromptEncoder
 
     encoder = PromptEncoder(reward_model.encoder.processor, max_pixels=1000)
-    assert encoder.encode_image(Image.new("RGB", (500, 20))).grid_thw.tolist()[1] == 2
+    assert grid(encoder, Image.new("RGB", (500, 20)))[1] == 2
 
 
 def test_pixel_bounds_change_the_number_of_visual_tokens(reward_model):
     from reweighting.prompts import PromptEncoder
 
     image = Image.new("RGB", (112, 112))
-    few = PromptEncoder(reward_model.encoder.processor, max_pixels=56 * 56).encode_image(image)
-    many = PromptEncoder(reward_model.encoder.processor, min_pixels=224 * 224).encode_image(image)
-    assert few.grid_thw.tolist() == [1, 4, 4] and many.grid_thw.tolist() == [1, 16, 16]
+    processor = reward_model.encoder.processor
+    assert grid(PromptEncoder(processor, max_pixels=56 * 56), image) == [1, 4, 4]
+    assert grid(PromptEncoder(processor, min_pixels=224 * 224), image) == [1, 16, 16]
 
 
 def test_the_image_cache_keeps_to_its_bytes(reward_model, tmp_path):

@@ -84,7 +84,7 @@ def test_aggregations_by_hand():
 def test_ties_go_to_the_first_and_a_chain_without_steps_competes(reward_model, samples):
     assert select([[0.5], [1.0, 1.0], [1.0], [0.0]]) == 1
     assert select([[3.0, -9.0], [1.0, 1.0]], "max") == 0
-    assert chain_prompts("Q", samples[0].candidates[3]) == ["Q\n\nIt is green."]
+    assert [p.text for p in chain_prompts("Q", samples[0].candidates[3])] == ["Q\n\nIt is green."]
 
 
 def test_select_from_python_agrees(reward_model, samples):

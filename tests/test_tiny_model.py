@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForC
 
 from data.scenes import render, rgb
 from data.tasks import TASKS
-from reweighting.prompts import PromptEncoder
+from reweighting.prompts import Prompt, PromptEncoder
 from weights.evaluate import auroc, draw_evidence, draw_sheets, judge
 from weights.pretrain import forward
 from weights.sheets import CHAINS, Layout, Mix, draw_sheet
@@ -72,14 +72,13 @@ def test_pretraining_sees_what_the_processor_and_the_model_see(processor, model,
         logits = iter(forward(model, batch)[batch.counted])
         for row, sheet in enumerate(sheets):
             image = Image.fromarray(rgb(render(sheet.scene)))
-            encoded = encoder.encode(image, [item.text for item in sheet.items])
-            torch.testing.assert_close(batch.patches[row], encoded.image.pixel_values)
+            encoded = encoder.encode(image, [Prompt(item.text) for item in sheet.items])
+            torch.testing.assert_close(batch.patches[row], encoded.image.inputs["pixel_values"])
             for ids in encoded.token_ids:
                 tokens = torch.tensor([ids])
                 alone = model(
                     input_ids=tokens,
-                    pixel_values=encoded.image.pixel_values,
-                    image_grid_thw=encoded.image.grid_thw[None],
+                    **encoded.image.inputs,
                     mm_token_type_ids=(tokens == model.config.image_token_id).int(),
                 ).logits[0, -1]
                 torch.testing.assert_close(next(logits), alone, atol=2e-3, rtol=1e-3)
