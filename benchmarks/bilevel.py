@@ -20,7 +20,6 @@ import itertools
 import logging
 import multiprocessing
 import random
-import resource
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from betty.logging.logger_base import get_logger as betty_logger
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -212,10 +212,11 @@ class Ours:
 
 
 def now(device) -> float:
-    """Seconds, once the device has finished."""
+    """Seconds once the device has finished; on the processor, of its own work only."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
@@ -322,26 +323,43 @@ def memory(arguments, loop: str, queue) -> None:
     batch = CollateTrain(DOMAINS)(single)
     if loop == "plain":
         plain = Straightforward(model, arguments.precision)
-        for _ in range(2):
+
+        def lower_step() -> None:
             plain.lower_step(train[0], -1)
-        before = peak(device)
-        plain.upper_step(meta[1], train[0], -1)
+
+        def upper_step() -> None:
+            plain.upper_step(meta[1], train[0], -1)
     else:
         ours = Ours(model, arguments.precision)
-        lower = ours.engine.lower
-        lower.batches = itertools.repeat(batch)
-        for _ in range(2):
-            lower.one_step_descent()
-        before = peak(device)
-        ours.cycle(itertools.repeat(batch), itertools.repeat(collate_meta([meta[1]])))
-    queue.put((before, peak(device) - before))
+        ours.engine.lower.batches = itertools.repeat(batch)
+        lower_step = ours.engine.lower.one_step_descent
+        chain = itertools.repeat(collate_meta([meta[1]]))
+
+        def upper_step() -> None:  # with the lower steps before it
+            ours.cycle(itertools.repeat(batch), chain)
+
+    lower_step()
+    lower, left = allocated(device, lower_step)
+    upper, _ = allocated(device, upper_step)
+    parameters = sum(p.nbytes for p in model.parameters())
+    moments = 2 * parameters
+    queue.put((parameters + moments + lower, max(0, left + upper - lower)))
 
 
-def peak(device) -> int:
-    """Most bytes used so far: allocated on a CUDA device, resident otherwise."""
+def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
+    """Bytes of tensors that ``function`` makes: the most at one time, and those it leaves."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        most, now = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        return most - before, now - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    live = list(itertools.accumulate((event.nbytes() for event in events), initial=0))
+    return max(live), live[-1]
 
 
 def in_a_process(function: Callable, *arguments):

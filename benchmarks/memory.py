@@ -14,13 +14,11 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.bilevel import REPOSITORY, SHAPES, in_a_process, make_model
+from benchmarks.bilevel import REPOSITORY, SHAPES, allocated, in_a_process, make_model
 from reweighting import training
 from reweighting.arguments import parse_arguments
 from reweighting.memory import estimate_memory
@@ -45,7 +43,7 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     """The estimate for a run with flags ``argv``, and its peak over some steps, in bytes."""
     arguments = parse_arguments(argv)
     data = training.load_data(arguments, progress=False)
-    encoder = training.make_encoder(arguments)
+    encoder = training.make_encoder(arguments, data.system)
     train, meta = largest_batches(arguments, data, encoder)
     estimate = estimate_memory(arguments, encoder, train.prompts, meta.prompts if meta else None)
     engine = training.ReweightingEngine(arguments, data, encoder)
@@ -59,11 +57,8 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
             engine.global_step = step
             engine.train_step()
 
-    if torch.device(arguments.device).type == "cuda":
-        steps_taken()
-        return estimate, torch.cuda.max_memory_allocated()
     loaded = sum(p.nbytes for p in engine.lower.module.parameters())
-    return estimate, loaded + peak_allocated(steps_taken)
+    return estimate, loaded + allocated(arguments.device, steps_taken)[0]
 
 
 def run(argv: list[str], steps: int, queue) -> None:
@@ -71,15 +66,6 @@ def run(argv: list[str], steps: int, queue) -> None:
     torch.set_num_threads(1)
     training.quiet()
     queue.put(estimated_and_measured(argv, steps))
-
-
-def peak_allocated(function: Callable[[], None]) -> int:
-    """Most bytes of processor memory that tensors made by ``function`` hold at one time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in events))
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bilevel import in_a_process, now, peak
+from benchmarks.bilevel import allocated, in_a_process, now
 from reweighting.best_of_n import LogOdds
 from reweighting.prefix_tree import pack
 from reweighting.prompts import chain_prompts
@@ -75,9 +75,7 @@ def memory(arguments, method: str, queue) -> None:
     torch.set_num_threads(arguments.threads)
     model, samples = load(arguments)
     METHODS[method](model, samples[:1])
-    before = peak(arguments.device)
-    METHODS[method](model, samples)
-    queue.put(peak(arguments.device) - before)
+    queue.put(allocated(arguments.device, lambda: METHODS[method](model, samples))[0])
 
 
 def main() -> int:
