@@ -13,11 +13,13 @@ direction counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,13 +28,14 @@ from betty.engine import Engine
 from betty.logging.logger_base import get_logger as betty_logger
 from torch import nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.objectives import aggregate, chain_losses, record_losses
 from reweighting.problems import Lower, Upper
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
-from reweighting.weighting import DomainTable
+from reweighting.weighting import DomainTable, make_meta_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -48,9 +51,11 @@ def build(
     unroll_steps=1,
     kind="unrolled",
     lower_class=Lower,
+    weighting=None,
     **options,
 ):
     """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
+    weighting = weighting or DomainTable(domains)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
     lower = lower_class(
         name="lower",
@@ -60,12 +65,11 @@ def build(
         batches=iter(train),
         **options,
     )
-    table = DomainTable(domains)
     upper = Upper(
         name="upper",
         config=Config(retain_graph=True),
-        module=table,
-        optimizer=torch.optim.AdamW(table.parameters(), lr=meta_lr, weight_decay=0.0),
+        module=weighting,
+        optimizer=make_meta_optimizer(weighting, meta_lr, weight_decay=0.0),
         batches=iter(meta),
     )
     dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
@@ -77,19 +81,9 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
     module = copy.deepcopy(engine.lower.module).double()
     module.load_state_dict({k: v.double() for k, v in state["module"].items()})
     names = [name for name, _ in module.named_parameters()]
-    gradients = []
-    for batch in batches:
-        losses = record_losses(module(as_double(batch.prompts)), batch.accuracy.double(), "bce")
-        for record in range(len(batch.records)):
-            loss = losses[batch.record_of_prompt == record].mean()
-            gradients.append(torch.autograd.grad(loss, module.parameters(), retain_graph=True))
-    raw = state["raw_weights"].double().requires_grad_()
-    positive = nn.functional.softplus(raw)
-    weights = (positive / positive.mean())[torch.cat([batch.domains for batch in batches])]
-    g = [
-        sum(w * gradient for w, gradient in zip(weights, column, strict=True)) / len(weights)
-        for column in zip(*gradients, strict=True)
-    ]
+    weighting = copy.deepcopy(engine.upper.module).double()
+    weighting.load_state_dict({k: v.double() for k, v in state["weighting"].items()})
+    g = weighted_gradient(module, weighting, batches)
     if engine.lower.max_grad_norm:
         norm = torch.sqrt(sum(x.square().sum() for x in g))
         g = [x * torch.clamp(engine.lower.max_grad_norm / norm, max=1) for x in g]
@@ -111,7 +105,42 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
     log_odds = functional_call(module, after, (as_double(meta.prompts),))
     aggregated = aggregate(log_odds, meta.chain, len(meta.true_false))
     loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
-    return torch.autograd.grad(loss, raw)[0]
+    return flat(torch.autograd.grad(loss, weighting.parameters()))
+
+
+def weighted_gradient(module, weighting, batches) -> list[torch.Tensor]:
+    """g = 1/B ∇_φ Σ_j w_j ℓ_j in float64, a function of the weighting's parameters."""
+    parameters = list(module.parameters())
+    count = sum(len(batch.records) for batch in batches)
+    total, g = 0.0, [0.0] * len(parameters)
+    for batch in batches:
+        batch = replace(batch, accuracy=batch.accuracy.double())
+        with contextlib.nullcontext() if weighting.detached else sdpa_kernel(SDPBackend.MATH):
+            if weighting.needs == "hidden":
+                log_odds, hidden = module(as_double(batch.prompts), True)
+            else:
+                log_odds, hidden = module(as_double(batch.prompts)), None
+        features = None
+        if weighting.needs is not None:
+            features = weighting.features(batch, log_odds, hidden).double()
+        losses = record_losses(log_odds, batch.accuracy, "bce")
+        means = [losses[batch.record_of_prompt == record].mean()
+                 for record in range(len(batch.records))]  # fmt: skip
+        if not weighting.detached:
+            total = total + (weighting(batch, features) * torch.stack(means)).sum() / count
+            continue
+        weights = weighting(batch, None if features is None else features.detach())
+        for weight, loss in zip(weights, means, strict=True):
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+            g = [x + weight * gradient / count for x, gradient in zip(g, gradients, strict=True)]
+    if weighting.detached:
+        return g
+    return list(torch.autograd.grad(total, parameters, create_graph=True))
+
+
+def flat(gradients) -> torch.Tensor:
+    """All numbers of some gradients, dense or sparse, as one vector."""
+    return torch.cat([(g.to_dense() if g.is_sparse else g).reshape(-1) for g in gradients])
 
 
 def as_double(prompts):
@@ -128,13 +157,13 @@ def hypergradient_and_oracle(engine, train, meta, steps: int):
     """Take ``steps`` lower steps and return our hypergradient at the last and the exact one."""
     lower, upper = engine.lower, engine.upper
     found = []
-    upper.grad_callback = lambda: found.append(upper.module.raw_weights.grad.clone())
+    upper.grad_callback = lambda: found.append(flat(p.grad for p in upper.module.parameters()))
     lower.batches, upper.batches = iter(train), iter(meta)
     for step in range(1, steps + 1):
         state = {
             "module": copy.deepcopy(lower.module.state_dict()),
             "optimizer": copy.deepcopy(lower.optimizer.state_dict()),
-            "raw_weights": upper.module.raw_weights.detach().clone(),
+            "weighting": copy.deepcopy(upper.module.state_dict()),
         }
         upper.hypergradient_norm = 0.0
         engine.global_step = step
@@ -149,7 +178,7 @@ class PublishedLower(Lower):
     def training_step(self, batch):
         if not isinstance(batch, list):
             return super().training_step(batch)
-        total = sum((self.upper.module(b.domains) * self.record_losses(b)).sum() for b in batch)
+        total = sum((self.upper.module(b) * self.record_losses(b)).sum() for b in batch)
         return total / sum(len(b.records) for b in batch)
 
 

@@ -22,6 +22,7 @@ class TrainBatch:
     domains: torch.Tensor  # [B], domain index
     records: torch.Tensor  # [B], record number in the file, from 1
     record_of_prompt: torch.Tensor  # [R], which of the B records a prompt belongs to
+    features: torch.Tensor | None = None  # [R, F], what an instance net saw when it weighed them
 
     def to(self, device: torch.device | str) -> TrainBatch:
         return replace(

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from betty.hypergradient import jvp_fn_mapping
@@ -28,6 +29,29 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
+
+
+@dataclass
+class Alongside:
+    """How one micro-batch moves along u, all divided by the number of records of its step."""
+
+    losses: torch.Tensor  # s_j = ⟨∇ℓ_j, u⟩, [B]
+    # Only for weights that the reward model itself reaches through its features:
+    features: torch.Tensor | None = None  # ⟨∇f, u⟩, [R, F]; not divided
+    values: torch.Tensor | None = None  # ℓ_j, [B]
+
+    def objective(self, weighting, batch) -> torch.Tensor:
+        """A function of α whose gradient is the batch's part of the hypergradient.
+
+        The derivative of Σ_j w_j ℓ_j along u: Σ_j w_j s_j + Σ_j ℓ_j ⟨∂w_j/∂f, ⟨∇f, u⟩⟩.
+        """
+        total = (weighting(batch, batch.features) * self.losses).sum()
+        if self.features is not None:
+            _, weights = torch.func.jvp(
+                lambda features: weighting(batch, features), (batch.features,), (self.features,)
+            )
+            total = total + (weights * self.values).sum()
+        return total
 
 
 def register(name: str, products: Callable) -> None:
@@ -43,8 +67,8 @@ def register(name: str, products: Callable) -> None:
         batches = [batch for step in curr.window for batch in step]
         with torch.enable_grad():
             objective = sum(
-                (prev.module(batch.domains) * product).sum()
-                for batch, product in zip(batches, found, strict=True)
+                along.objective(prev.module, batch)
+                for batch, along in zip(batches, found, strict=True)
             )
         gradients = torch.autograd.grad(objective, prev.trainable_parameters())
         if not sync:
@@ -56,8 +80,8 @@ def register(name: str, products: Callable) -> None:
 
 
 @torch.no_grad()
-def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
-    """s_j of every record in the lower problem's window, one tensor ``[B]`` per micro-batch.
+def inner_products(lower, vector: list[torch.Tensor]) -> list[Alongside]:
+    """s_j of every record in the lower problem's window, by micro-batch.
 
     The window holds the last lower step, for which s_j is exact. If it holds earlier ones too,
     their records are taken at the same φ and u: the parameters moved little in between. ``vector``
@@ -65,11 +89,7 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
     """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
-        return [
-            torch.zeros_like(batch.domains, dtype=torch.float32)
-            for batches in lower.window
-            for batch in batches
-        ]
+        return _constant(lower, 0.0)
     step.pull_back(vector)
     shared = _shared_weight(lower)
     if shared is not None:
@@ -77,15 +97,15 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
         [batches] = lower.window
         records = sum(len(batch.records) for batch in batches)
         each = inner(vector, step.gradients) / shared / records
-        return [torch.full_like(batch.domains, each, dtype=torch.float32) for batch in batches]
+        return _constant(lower, each)
     step.gradients = None  # their memory is needed for φ
     before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
     along = dict(zip(lower.parameter_names(), vector, strict=True))
-    return _per_record(lower, lambda batch: directional_derivatives(lower, before, along, batch))
+    return _by_batch(lower, lambda batch: directional_derivatives(lower, before, along, batch))
 
 
 @torch.no_grad()
-def finite_differences(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
+def finite_differences(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     """The published hypergradient's s_j = -⟨∇ℓ_j(φ'), v⟩, by a central difference along v.
 
     It leaves out the optimizer and is taken at the point after the step. The losses are computed
@@ -103,17 +123,31 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[torch.Tensor]:
         }
         return lower.record_losses(batch, lambda p: functional_call(lower.module, moved, (p,)))
 
-    return _per_record(lower, lambda batch: (losses(batch, -1) - losses(batch, +1)) / (2 * radius))
+    def difference(batch) -> Alongside:
+        return Alongside((losses(batch, -1) - losses(batch, +1)) / (2 * radius))
+
+    return _by_batch(lower, difference)
 
 
 register("unrolled", inner_products)
 register("finite_difference", finite_differences)  # Betty's own "darts" stays what it is
 
 
-def _per_record(lower, products: Callable) -> list[torch.Tensor]:
-    """``products(batch)`` of all micro-batches, over the number of records of their step."""
+def _by_batch(lower, move: Callable) -> list[Alongside]:
+    """``move(batch)`` of all micro-batches, over the number of records of their step."""
+    found = []
+    for batches in lower.window:
+        records = sum(len(batch.records) for batch in batches)
+        for batch in batches:
+            along = move(batch)
+            values = None if along.values is None else along.values / records
+            found.append(Alongside(along.losses / records, along.features, values))
+    return found
+
+
+def _constant(lower, value: float) -> list[Alongside]:
     return [
-        products(batch) / sum(len(batch.records) for batch in batches)
+        Alongside(torch.full_like(batch.domains, value, dtype=torch.float32))
         for batches in lower.window
         for batch in batches
     ]
@@ -121,11 +155,12 @@ def _per_record(lower, products: Callable) -> list[torch.Tensor]:
 
 def _shared_weight(lower) -> float | None:
     """The weight all records of a one-step window share, if they do and it is not 0."""
-    if len(lower.window) > 1:
+    if len(lower.window) > 1 or not lower.weighting.detached:
         return None
-    domains = torch.cat([batch.domains for batch in lower.window[0]])
-    weight = float(lower.weights(lower.window[0])[0][0])
-    return weight if weight and bool((domains == domains[0]).all()) else None
+    [batches] = lower.window
+    numbers = torch.cat([lower.weighting.sharing(batch) for batch in batches])
+    weight = float(lower.weights(batches[0], batches[0].features)[0])
+    return weight if weight and bool((numbers == numbers[0]).all()) else None
 
 
 def directional_derivatives(
@@ -133,19 +168,25 @@ def directional_derivatives(
     parameters: dict[str, torch.Tensor],
     direction: dict[str, torch.Tensor],
     batch,
-) -> torch.Tensor:
-    """⟨∇ℓ_j(φ), direction⟩ of every record of ``batch``, ``[B]``, by forward-mode differentiation.
+) -> Alongside:
+    """⟨∇ℓ_j(φ), direction⟩ of every record of ``batch``, by forward-mode differentiation.
 
     Fused attention kernels have no forward derivative, hence the plain ("math") one.
     """
+    unpack = torch.autograd.forward_ad.unpack_dual
     with torch.autograd.forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         dual = {
             name: torch.autograd.forward_ad.make_dual(value, direction[name])
             for name, value in parameters.items()
         }
         with lower.autocast():
-            losses = lower.record_losses(batch, lambda p: functional_call(lower.module, dual, (p,)))
-        return torch.autograd.forward_ad.unpack_dual(losses).tangent
+            losses, features = lower.losses_and_features(
+                batch, lambda *inputs: functional_call(lower.module, dual, inputs)
+            )
+        values, along = unpack(losses)
+        if lower.weighting.detached:
+            return Alongside(along)
+        return Alongside(along, unpack(features).tangent, values)
 
 
 def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:

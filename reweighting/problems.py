@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from betty.problems import ImplicitProblem
+from torch.func import functional_call
 
 from . import hypergradient
 from .batches import MetaBatch, TrainBatch
 from .objectives import aggregate, chain_losses, group_means, record_losses
 from .reward_model import autocast
+from .weighting import total_norm
 
 
 class NonFiniteLoss(Exception):
@@ -113,37 +115,63 @@ class Lower(_Problem):
         self.fixed_weights: torch.Tensor | None = None  # [domains]
         self.window: collections.deque[list[TrainBatch]] = collections.deque(maxlen=window)
         self.last_step: hypergradient.AdamWStep | None = None
-        self.on_losses: Callable[[TrainBatch, torch.Tensor], None] = lambda batch, losses: None
+        self.cold = False  # before reweighting starts, all weights are 1
+        self.on_losses: Callable[[TrainBatch, torch.Tensor, torch.Tensor], None] = (
+            lambda batch, losses, weights: None
+        )
 
     def get_batch(self) -> list[TrainBatch]:
         """The micro-batches of one step."""
         return [self.next_batch() for _ in range(self.accumulation)]
 
-    def record_losses(self, batch: TrainBatch, forward=None) -> torch.Tensor:
-        """Unweighted loss of every record, ``[B]``: the mean over its prompts.
+    def losses_and_features(
+        self, batch: TrainBatch, forward=None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Unweighted loss of every record, ``[B]``, and what an instance net looks at, ``[R, F]``.
 
-        ``forward`` replaces the module.
+        A record's loss is the mean over its prompts. ``forward`` replaces the module.
         """
-        log_odds = (forward or self.module)(batch.prompts)
+        forward, needs = forward or self.module, self.weighting.needs if self.parents else None
+        hidden = features = None
+        if needs == "hidden":
+            log_odds, hidden = forward(batch.prompts, True)
+        else:
+            log_odds = forward(batch.prompts)
+        if needs is not None:
+            features = self.weighting.features(batch, log_odds, hidden)
         losses = record_losses(log_odds, batch.accuracy, self.loss)
-        return group_means(losses, batch.record_of_prompt, len(batch.records))
+        return group_means(losses, batch.record_of_prompt, len(batch.records)), features
 
-    def weights(self, batches: list[TrainBatch]) -> list[torch.Tensor]:
-        """w of every record, ``[B]`` per micro-batch, constants at this level.
+    def record_losses(self, batch: TrainBatch, forward=None) -> torch.Tensor:
+        """The losses of :meth:`losses_and_features` alone."""
+        return self.losses_and_features(batch, forward)[0]
+
+    @property
+    def weighting(self) -> torch.nn.Module:
+        """What the upper level learns."""
+        return self.upper.module
+
+    def weights(self, batch: TrainBatch, features: torch.Tensor | None = None) -> torch.Tensor:
+        """w of every record, ``[B]``; what the upper level learns is constant at this level.
 
         Without an upper level they are the ``fixed_weights`` of the domains, or 1.
         """
-        if self.parents:
-            return [self.upper.module(batch.domains).detach() for batch in batches]
+        if self.parents and not self.cold:
+            learned = {name: p.detach() for name, p in self.weighting.named_parameters()}
+            return functional_call(self.weighting, learned, (batch, features))
         if self.fixed_weights is not None:
-            return [self.fixed_weights[batch.domains] for batch in batches]
-        return [torch.ones_like(batch.domains, dtype=torch.float32) for batch in batches]
+            return self.fixed_weights[batch.domains]
+        return torch.ones_like(batch.domains, dtype=torch.float32)
 
     def training_step(self, batch: TrainBatch) -> torch.Tensor:
         """Σ_j w_j ℓ_j over one micro-batch."""
-        losses = self.record_losses(batch)
-        self.on_losses(batch, losses.detach())
-        return (self.weights([batch])[0] * losses).sum()
+        losses, features = self.losses_and_features(batch)
+        if features is not None:
+            batch.features = features.detach()
+            features = batch.features if self.weighting.detached else features
+        weights = self.weights(batch, features)
+        self.on_losses(batch, losses.detach(), weights.detach())
+        return (weights * losses).sum()
 
     def one_step_descent(self, batch=None) -> dict[str, float]:
         """One optimizer step over all micro-batches."""
@@ -192,12 +220,24 @@ class Upper(_Problem):
         loss: ``mse`` or ``bce``, see :func:`~reweighting.objectives.chain_losses`.
         target: what is compared with true/false: the aggregated score of a ``chain``, or the score
             of every ``prefix`` by itself (the ablation without the aggregation loss).
+        max_grad_norm: the hypergradient's norm is clipped to this; 0 turns clipping off.
+        lr_scheduler: stepped once an upper step.
     """
 
-    def __init__(self, *args, loss: str = "mse", target: str = "chain", **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        loss: str = "mse",
+        target: str = "chain",
+        max_grad_norm: float = 0.0,
+        lr_scheduler=None,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
         self.target = target
+        self.max_grad_norm = max_grad_norm
+        self.lr_scheduler = lr_scheduler
         self.hypergradient_norm = float("nan")
         self.on_loss: Callable[[float], None] = lambda loss: None
         self.on_step: Callable[[], None] = lambda: None
@@ -222,10 +262,15 @@ class Upper(_Problem):
     def grad_callback(self) -> None:
         """Called by Betty once the hypergradient is there."""
         gradients = [p.grad for p in self.trainable_parameters() if p.grad is not None]
-        self.hypergradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.hypergradient_norm = total_norm(gradients)
 
     def optimizer_step(self) -> None:
         # In fp16 the meta gradient can overflow; skip that step.
         if math.isfinite(self.hypergradient_norm):
+            if 0 < self.max_grad_norm < self.hypergradient_norm:
+                for parameter in self.trainable_parameters():
+                    parameter.grad = parameter.grad * (self.max_grad_norm / self.hypergradient_norm)
             self.optimizer.step()
             self.on_step()
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()

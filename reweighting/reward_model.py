@@ -188,8 +188,13 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, packed: PackedTrees) -> torch.Tensor:
-        """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least."""
+    def forward(
+        self, packed: PackedTrees, with_hidden: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least.
+
+        ``with_hidden`` adds the representations ``[R, hidden]`` they are read from.
+        """
         with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
             hidden = self._together(packed) if self.packs_trees else self._one_by_one(packed)
         # At least fp32: in bf16 neighbouring scores would fall together.
@@ -203,7 +208,8 @@ class RewardModel(nn.Module):
                 direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
                 bias = self.LN.bias.to(dtype)
             # Row by row: a matrix product may round equal rows differently, and ties would break.
-            return (hidden.to(dtype) * direction).sum(-1) + bias
+            log_odds = (hidden.to(dtype) * direction).sum(-1) + bias
+        return (log_odds, hidden) if with_hidden else log_odds
 
     def _together(self, packed: PackedTrees) -> torch.Tensor:
         """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass."""
