@@ -50,8 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     """All flags of training."""
     parser = argparse.ArgumentParser(
         prog="main.py",
-        description="Train a multimodal process reward model with learned domain weights "
-        "(DreamPRM, arXiv 2505.20241).",
+        description="Train a multimodal process reward model on weighted data, and the weights "
+        "(DreamPRM, arXiv 2505.20241; DreamPRM-1.5, arXiv 2509.05542).",
         formatter_class=_HelpFormatter,
     )
 
@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights_path", required=True, help="directory for checkpoints, weights and metrics")
     add(
         "--reward_model",
+        "--init_from",
         default="Qwen/Qwen2-VL-2B-Instruct",
         help="where training starts: a hub name, a checkpoint directory, or a directory written by "
         "training (base_model/, LN_weights.pt, domain_weights.pt)",
@@ -200,6 +201,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lr", type=_real(positive=True), default=5e-7, help="learning rate (AdamW)")
     add("--weight_decay", type=_real(), default=1e-3, help="decoupled weight decay (AdamW)")
     add(
+        "--scheduler_type",
+        choices=["step", "cosine_with_warmup"],
+        default="step",
+        help="of the learning rate: cuts by a factor, or a linear rise over --warmup_share and a "
+        "cosine down to 0",
+    )
+    add(
+        "--warmup_share",
+        type=_real(),
+        default=0.05,
+        help="share of the steps in which cosine_with_warmup rises, on both levels",
+    )
+    add(
         "--scheduler_step_size",
         type=_whole(1),
         default=5000,
@@ -225,6 +239,18 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="the gradient's norm is clipped to this; 0: no clipping",
     )
+
+    group = parser.add_argument_group("cold start")
+    add = group.add_argument
+    add(
+        "--cold_start_iterations",
+        type=_whole(0),
+        default=0,
+        help="lower steps with all weights 1 before reweighting starts; they come on top of "
+        "--iteration_num (a model that is trained already goes in by --init_from)",
+    )
+    add("--cold_start_lr", type=_real(positive=True), help="learning rate (default: --lr)")
+    add("--cold_start_weight_decay", type=_real(), help="weight decay (default: --weight_decay)")
 
     group = parser.add_argument_group("memory")
     add = group.add_argument
@@ -255,19 +281,60 @@ def build_parser() -> argparse.ArgumentParser:
         "takes sdpa",
     )
 
-    group = parser.add_argument_group("upper level: the domain weights")
+    group = parser.add_argument_group("upper level: the weights")
     add = group.add_argument
     add(
+        "--reweighting",
+        choices=["domain", "instance_table", "instance_net", "none"],
+        default="domain",
+        help="what is learned: a weight for every domain (DreamPRM); for every record, in a table "
+        "or by a small net (DreamPRM-1.5); or nothing, which trains the vanilla reward model and "
+        "uses neither --meta_json_file nor the other flags of this group",
+    )
+    add(
         "--baseline",
-        action="store_true",
-        help="no reweighting: train the vanilla reward model, all weights 1; --meta_json_file and "
-        "the other flags of this group are not used",
+        action="store_const",
+        const="none",
+        dest="reweighting",
+        default=argparse.SUPPRESS,
+        help="the same as --reweighting none",
     )
     add(
         "--domain_weights",
         metavar="FILE",
-        help="train with the weights of this JSON file, {domain: weight}, scaled to average 1, and "
-        "learn none",
+        help="JSON file {domain: weight}, scaled to average 1: train with these and learn none, or "
+        "multiply them into the instance weights, which start from there",
+    )
+    add(
+        "--weight_bounds",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=[0.0, 3.0],
+        help="of instance weights",
+    )
+    add(
+        "--weight_activation",
+        choices=["clip", "leaky_relu", "relu", "none"],
+        default="clip",
+        help="of the instance table's entries: kept within the bounds, or one of the published "
+        "functions without bounds",
+    )
+    add(
+        "--net_features",
+        choices=["scores", "labels", "hidden"],
+        default="scores",
+        help="what the instance net sees of a record: probabilities of right and wrong, these "
+        " and the record's accuracy, or the model's final representation",
+    )
+    add("--net_width", type=_whole(1), default=10, help="of the instance net's hidden layers")
+    add("--net_layers", type=_whole(1), default=1, help="hidden layers of the instance net")
+    add(
+        "--no_detach_features",
+        dest="detach_features",
+        action="store_false",
+        help="let the lower level train the reward model through the instance net's features, as "
+        "published: it can then lower its loss by lowering its own weights",
     )
     add(
         "--meta_loss",
@@ -289,6 +356,30 @@ def build_parser() -> argparse.ArgumentParser:
         type=_real(),
         default=0.0,
         help="decoupled weight decay (AdamW); pulls the raw weights to 0, the weights to 1",
+    )
+    add(
+        "--meta_scheduler_type",
+        choices=["step", "cosine_with_warmup"],
+        default="step",
+        help="of the upper learning rate; as --scheduler_type",
+    )
+    add(
+        "--meta_scheduler_step_size",
+        type=_whole(1),
+        default=5000,
+        help="upper steps between two cuts of the learning rate",
+    )
+    add(
+        "--meta_scheduler_gamma",
+        type=_real(positive=True),
+        default=1.0,
+        help="factor of each cut; 1: constant",
+    )
+    add(
+        "--meta_max_grad_norm",
+        type=_real(),
+        default=0.0,
+        help="the hypergradient's norm is clipped to this; 0: no clipping",
     )
     add("--unroll_steps", type=_whole(1), default=5, help="lower steps before each upper step")
 
@@ -360,11 +451,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def check(arguments: argparse.Namespace, error) -> None:
     """Call ``error(sentence)`` for flags that cannot work, with each other or on this machine."""
     a = arguments
-    if a.baseline and a.domain_weights:
-        error("--baseline gives every record weight 1: it cannot go with --domain_weights")
-    a.learn_weights = not (a.baseline or a.domain_weights)
+    if a.reweighting == "none" and a.domain_weights:
+        error(
+            "--reweighting none (--baseline) gives every record weight 1: it cannot go with "
+            "--domain_weights"
+        )
+    a.by_instance = a.reweighting.startswith("instance_")
+    a.learn_weights = a.by_instance or (a.reweighting == "domain" and not a.domain_weights)
+    low, high = a.weight_bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        error(f"--weight_bounds {low:g} {high:g}: must be two numbers, the first one smaller")
+    if not a.detach_features and a.hypergradient != "unrolled":
+        error("--no_detach_features needs --hypergradient unrolled")
+    if not a.detach_features and a.reweighting != "instance_net":
+        error("--no_detach_features is for --reweighting instance_net")
+    if a.warmup_share > 1:
+        error(f"--warmup_share {a.warmup_share:g}: must be at most 1")
+    if a.cold_start_lr is None:
+        a.cold_start_lr = a.lr
+    if a.cold_start_weight_decay is None:
+        a.cold_start_weight_decay = a.weight_decay
     if a.meta_json_file is None and a.learn_weights:
-        error("--meta_json_file is needed to learn domain weights (or ask for --baseline)")
+        error("--meta_json_file is needed to learn weights (or ask for --baseline)")
     if a.history == "gold" and a.score_head == "linear":
         error("--history gold needs --score_head plus_minus: the linear head sees no labels")
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:

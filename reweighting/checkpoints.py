@@ -6,6 +6,8 @@
     DIR/domain_weights.pt    raw domain weights, in their published form, and the domains' names
     DIR/domain_weights.json  {domain: weight}, for people
     DIR/domain_weights_average.json  the same, averaged over the last quarter of the upper steps
+    DIR/instance_weights.parquet     id, record, domain, weight, visits (instance reweighting)
+    DIR/instance_weights.pt          the instance table or net
     DIR/trainer_state.pt     everything else ``--resume`` needs
     DIR/arguments.json       the arguments of the run
     DIR/metrics.jsonl        one line every ``--logging_steps`` (not part of the checkpoint)
@@ -30,6 +32,8 @@ from .reward_model import BASE_DIRECTORY, HEAD_FILE
 DOMAIN_FILE = "domain_weights.pt"
 DOMAIN_JSON = "domain_weights.json"
 AVERAGE_JSON = "domain_weights_average.json"
+INSTANCE_FILE = "instance_weights.pt"
+INSTANCE_PARQUET = "instance_weights.parquet"
 STATE_FILE = "trainer_state.pt"
 ARGUMENTS_FILE = "arguments.json"
 METRICS_FILE = "metrics.jsonl"
@@ -108,6 +112,30 @@ def save_domain_weights(folder: Path, weighting, average: list[float] | None = N
     for name, weights in tables.items():
         text = json.dumps(weights, indent=2, ensure_ascii=False)
         (folder / name).write_text(text + "\n")
+
+
+def save_instance_weights(folder: Path, weighting, samples, records) -> None:
+    """Write the instance table or net, and every record's weight and visits for other tools.
+
+    Args:
+        samples: the train samples.
+        records: their :class:`~reweighting.diagnostics.RecordWeights`; a weight is the last one a
+            record was trained with, null if it never was.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    torch.save({"module": weighting.state_dict()}, folder / INSTANCE_FILE)
+    rows = torch.tensor([sample.record for sample in samples]) - 1
+    weights = records.last[rows].numpy()
+    table = {
+        "id": [sample.id for sample in samples],
+        "record": pyarrow.array((rows + 1).numpy()),
+        "domain": pyarrow.array([sample.domain for sample in samples]).dictionary_encode(),
+        "weight": pyarrow.array(weights, mask=weights != weights),
+        "visits": pyarrow.array(records.visits[rows].numpy()),
+    }
+    parquet.write_table(pyarrow.table(table), folder / INSTANCE_PARQUET)
 
 
 def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:

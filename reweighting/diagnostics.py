@@ -7,12 +7,15 @@ size of either). What tells them apart is whether a domain's hypergradients agre
 from __future__ import annotations
 
 import collections
+import math
 
 import torch
 from torch import nn
 
 WINDOW = 100  # upper steps looked back on
 AVERAGED = 4  # the last quarter of the upper steps so far enters the average weights
+RECENT = 1000  # records whose weights are looked at together
+COLLAPSED = 0.5  # entropy below which few weights count
 SAMPLED = 65_536  # parameters compared with their start
 
 
@@ -45,7 +48,7 @@ class WeightHistory:
         """
         gradients = torch.stack(list(self._gradients))
         error = gradients.std(0) / len(gradients) ** 0.5
-        return gradients.mean(0).abs() / error.clamp(min=torch.finfo(error.dtype).tiny)
+        return gradients.mean(0).abs() / error.clamp(min=1e-30)
 
     def average(self) -> torch.Tensor:
         """Weights averaged over the last part of the run so far, ``[domains]``."""
@@ -60,6 +63,81 @@ class WeightHistory:
         """Continue from a checkpoint."""
         self._gradients.extend(state["gradients"])
         self._weights = list(state["weights"])
+
+
+class RecordWeights:
+    """The weights of single records: the last of each, and of the last ones learned from.
+
+    Args:
+        rows: records in the training file.
+        domains: names of the domains.
+    """
+
+    def __init__(self, rows: int, domains: list[str]) -> None:
+        self.domains = domains
+        self.last = torch.full((rows,), float("nan"))  # NaN: never seen
+        self.visits = torch.zeros(rows, dtype=torch.int32)
+        self._recent = collections.deque(maxlen=RECENT)  # (domain index, weight)
+
+    def visit(self, records: torch.Tensor, weights: torch.Tensor) -> None:
+        """Remember with which ``weights`` ``[B]`` records, numbered from 1, were trained on."""
+        self.last[records - 1] = weights.float().cpu()
+        self.visits[records - 1] += 1
+
+    def update(self, records: torch.Tensor, domains: torch.Tensor, weights: torch.Tensor) -> None:
+        """Remember their weights after an upper step that learned from them, all ``[B]``."""
+        weights = weights.float().cpu()
+        self.last[records - 1] = weights
+        self._recent.extend(zip(domains.tolist(), weights.tolist(), strict=True))
+
+    def by_domain(self) -> dict[str, float]:
+        """Mean weight of every domain among the last records learned from."""
+        found: dict[int, list[float]] = {}
+        for domain, weight in self._recent:
+            found.setdefault(domain, []).append(weight)
+        return {self.domains[d]: sum(w) / len(w) for d, w in sorted(found.items())}
+
+    def recent(self) -> torch.Tensor:
+        """Weights of the last records learned from, ``[n]``."""
+        return torch.tensor([weight for _, weight in self._recent])
+
+    def state_dict(self) -> dict:
+        """For a checkpoint."""
+        return {"last": self.last, "visits": self.visits, "recent": list(self._recent)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a checkpoint."""
+        self.last, self.visits = state["last"], state["visits"]
+        self._recent.extend(tuple(item) for item in state["recent"])
+
+
+def entropy(weights: torch.Tensor) -> float:
+    """Entropy of the shares that ``weights`` ``[n]`` give, over its maximum: 1 if all are equal.
+
+    Near 0 a few records or domains take everything. Negative weights count as 0.
+    """
+    shares = weights.double().clamp(min=0)
+    if len(shares) < 2 or not shares.sum() > 0:
+        return 0.0 if len(shares) > 1 else 1.0
+    found = torch.special.entr(shares / shares.sum()).sum() / math.log(len(shares))
+    return min(1.0, float(found))
+
+
+def divergence(weights: torch.Tensor, bounds: tuple[float, float]) -> str | None:
+    """What is wrong with an upper level that gives these weights ``[n]``, or None."""
+    low, high = bounds
+    tolerance = 0.01 * (high - low) if math.isfinite(high - low) else 0.0
+    at_low, at_high = weights <= low + tolerance, weights >= high - tolerance
+    if bool((at_low | at_high).all()):
+        where = (
+            "both their bounds"
+            if at_low.any() and at_high.any()
+            else (f"their bound of {low if at_low.any() else high:g}")
+        )
+        return f"all weights are at {where}"
+    if entropy(weights) < COLLAPSED:
+        return f"the weights have collapsed: their entropy is {entropy(weights):.2f} of 1"
+    return None
 
 
 class MovedShare:

@@ -2,8 +2,9 @@
 
 python -m reweighting.figures --weights_path weights/demo --output_dir figs
 
-draws, from the run's ``domain_weights.json`` and ``metrics.jsonl``: the final domain weights as
-horizontal bars (as figure 6 of the paper), the weights over time, and the losses over time.
+draws, from what the run wrote: the final domain weights as horizontal bars (as figure 6 of the
+paper), the weights over time, and the losses over time; of instance weights their distribution,
+their spread within the domains, and a contact sheet of the records trusted most and least.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
+from PIL import Image
 
-from .checkpoints import DOMAIN_JSON, METRICS_FILE
+from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE
+from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
+SHOWN, LINES = 5, 16  # records a row of the contact sheet, lines of text under each
 SMOOTHING = 0.1  # share of the newest value in the running mean of the losses
 
 
@@ -49,7 +55,7 @@ def draw_weights(weights: dict[str, float], path: Path) -> None:
 
 def draw_weight_history(metrics: list[dict], path: Path) -> None:
     """Every domain's weight over the lower steps, each line named at its end."""
-    steps = [line["iteration"] for line in metrics]
+    metrics = [line for line in metrics if line.get("weights")]
     names = list(metrics[-1]["weights"])
     figure, axes = plt.subplots(figsize=(7.2, 4.2))
     final = sorted(names, key=lambda name: metrics[-1]["weights"][name])
@@ -58,7 +64,9 @@ def draw_weight_history(metrics: list[dict], path: Path) -> None:
     colours = plt.get_cmap("viridis")
     for rank, name in enumerate(final):
         colour = colours(rank / max(1, len(final) - 1))
-        axes.plot(steps, [line["weights"][name] for line in metrics], color=colour, linewidth=1.5)
+        known = [line for line in metrics if name in line["weights"]]
+        steps = [line["iteration"] for line in known]
+        axes.plot(steps, [line["weights"][name] for line in known], color=colour, linewidth=1.5)
         # The names are spread evenly, so that equal weights do not print over each other.
         height = low + span * rank / max(1, len(final) - 1)
         axes.annotate(
@@ -73,6 +81,77 @@ def draw_weight_history(metrics: list[dict], path: Path) -> None:
     axes.set_xlabel("lower steps")
     axes.set_ylabel("domain weight")
     _save(figure, axes, path)
+
+
+def draw_instance_weights(table: dict[str, list], path: Path) -> None:
+    """Left: how instance weights are distributed. Right: their spread within every domain."""
+    by_domain: dict[str, list[float]] = {}
+    for domain, weight in zip(table["domain"], table["weight"], strict=True):
+        if weight is not None:
+            by_domain.setdefault(domain, []).append(weight)
+    order = sorted(by_domain, key=lambda domain: fmean(by_domain[domain]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 0.3 * len(order) + 2.4))
+    left.hist([weight for weights in by_domain.values() for weight in weights], 40, color=BLUE)
+    left.set_xlabel("instance weight")
+    left.set_ylabel("records")
+    left.spines[["top", "right"]].set_visible(False)
+    right.boxplot([by_domain[domain] for domain in order], orientation="horizontal", sym="")
+    right.set_yticks(range(1, len(order) + 1), order)
+    right.set_xlabel("instance weight: median, quartiles, range")
+    _save(figure, right, path)
+
+
+def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], path: Path) -> None:
+    """The records with the largest and the smallest weights: image, question and steps.
+
+    Args:
+        table: columns of ``instance_weights.parquet``.
+        samples: by record number.
+    """
+    rows = [row for row, weight in enumerate(table["weight"]) if weight is not None]
+    rows.sort(key=lambda row: -table["weight"][row])
+    count = min(SHOWN, len(rows) // 2)
+    figure, panels = plt.subplots(2, count, figsize=(2.9 * count, 8.2), squeeze=False)
+    for title, chosen, row_of_panels in zip(
+        ("trusted most", "trusted least"), (rows[:count], rows[::-1][:count]), panels, strict=True
+    ):
+        for row, axes in zip(chosen, row_of_panels, strict=True):
+            sample = samples[table["record"][row]]
+            with Image.open(sample.image) as image:
+                axes.imshow(image.convert("RGB"))
+            axes.axis("off")
+            axes.set_title(
+                f"{title}: {table['weight'][row]:.2f}\nrecord {sample.record}, {sample.domain}\n"
+                f"accuracy {fmean(sample.accuracies):.2f}, {table['visits'][row]} visits",
+                fontsize=8,
+            )
+            text = "\n".join(
+                part
+                for line in sample.text.splitlines()
+                for part in textwrap.wrap(line.replace("$", r"\$"), 46)
+            )
+            axes.text(0, -0.06, "\n".join(text.splitlines()[:LINES]), fontsize=5.5, va="top",
+                      transform=axes.transAxes)  # fmt: skip
+    figure.subplots_adjust(hspace=1.1, top=0.9, bottom=0.2)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def draw_instances(directory: Path, output: Path) -> list[Path]:
+    """Both figures of a run's instance weights; the sheet only where its data is still there."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(directory / INSTANCE_PARQUET).to_pydict()
+    drawn = [output / "instance_weights.png"]
+    draw_instance_weights(table, drawn[0])
+    arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+    if Path(arguments["train_json_file"]).is_file():
+        options = (arguments["image_root"], arguments["allow_external_images"])
+        reader = RecordReader(arguments["train_json_file"], *options)
+        samples = {sample.record: sample for sample in load_train(reader, progress=False)}
+        drawn.append(output / "contact_sheet.png")
+        draw_contact_sheet(table, samples, drawn[1])
+    return drawn
 
 
 def draw_losses(metrics: list[dict], path: Path) -> None:
@@ -118,8 +197,12 @@ def draw_all(directory: Path, output: Path) -> list[Path]:
     if (directory / DOMAIN_JSON).exists():
         weights = json.loads((directory / DOMAIN_JSON).read_text(encoding="utf-8"))
         draw_weights(weights, output / "domain_weights.png")
+        drawn.append(output / "domain_weights.png")
+    if metrics[-1].get("weights"):
         draw_weight_history(metrics, output / "weights_over_time.png")
-        drawn = [output / "domain_weights.png", output / "weights_over_time.png", *drawn]
+        drawn.append(output / "weights_over_time.png")
+    if (directory / INSTANCE_PARQUET).exists():
+        drawn += draw_instances(directory, output)
     return drawn
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 
 from .checkpoints import METRICS_FILE
+from .diagnostics import entropy
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -78,7 +79,7 @@ class Reporter:
         """The part of the progress line that tqdm does not know."""
         parts = [f"loss {engine.lower.last_loss:.4f}"]
         if self.arguments.learn_weights:
-            weights = engine.upper.module.named_weights().values()
+            weights = engine.weight_sample().tolist() or [1.0]
             parts += [
                 f"meta {engine.upper.last_loss:.4f}",
                 f"w {min(weights):.3f}..{max(weights):.3f}",
@@ -112,7 +113,8 @@ class Reporter:
             losses = self._meta_losses or [engine.upper.last_loss]
             line["meta_loss"] = _number(fmean(losses))
             line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
-            line["weights"] = engine.upper.module.named_weights()
+            line["weights"] = engine.named_weights()
+            line["weight_entropy"] = entropy(engine.weight_sample())
             if len(engine.history) > 1:
                 line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
                 line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())

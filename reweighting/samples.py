@@ -53,6 +53,7 @@ class TrainSample:
     accuracies: list[float]  # of each prompt
     chain: tuple  # records with the same value may be prefixes of one chain
     system: str = ""  # the instruction that a conversation opens with, if any
+    id: str = ""  # as in the file, if it names its records
 
     @property
     def text(self) -> str:
@@ -230,7 +231,9 @@ class RecordReader:
         elif not math.isfinite(accuracy) or not 0 <= accuracy <= 1:
             self.problem(number, "accuracy", f"must lie in [0, 1], is {accuracy}")
         prompts = [record_prompt(question, prefix)]
-        return TrainSample(number, prompts, image, domain, [accuracy], (domain, image, question))
+        chain = (domain, image, question)
+        name = str(record.get("id", ""))
+        return TrainSample(number, prompts, image, domain, [accuracy], chain, id=name)
 
     def _train_conversation(self, record: dict, number: int) -> TrainSample:
         question, prompts, labels, system = self.conversation(record, number)
@@ -242,7 +245,8 @@ class RecordReader:
         if number not in self.problems and len(labels) < max(1, len(prompts)):
             self.problem(number, "conversations", "must end with the label of a step")
         chain = (domain, image, question)
-        return TrainSample(number, prompts, image, domain, labels, chain, system)
+        name = str(record.get("id", ""))
+        return TrainSample(number, prompts, image, domain, labels, chain, system, name)
 
     def _conversation_image(self, record: dict, number: int) -> str:
         return self.image(record, number, "image" if "image" in record else "image_path")

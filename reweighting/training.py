@@ -23,13 +23,18 @@ from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.logging.logger_base import get_logger as betty_logger
 from tqdm import tqdm
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoProcessor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoProcessor,
+    get_cosine_schedule_with_warmup,
+)
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
 from .data_selection import choose
-from .diagnostics import WINDOW, MovedShare, WeightHistory
+from .diagnostics import WINDOW, MovedShare, RecordWeights, WeightHistory, divergence
 from .problems import Lower, Upper
 from .prompts import PromptEncoder
 from .reports import Reporter
@@ -47,7 +52,7 @@ from .samples import (
     with_labels,
 )
 from .validation import BEST_DIRECTORY, Validation
-from .weighting import DomainTable
+from .weighting import DomainTable, InstanceNet, InstanceTable, make_meta_optimizer
 
 # What may change between the parts of an interrupted run: none of it alters a number.
 FREE_ON_RESUME = {
@@ -69,6 +74,9 @@ FREE_ON_RESUME = {
     "train_json_file",
     "meta_json_file",
 }
+
+
+ENOUGH = 100  # instance weights that show whether the upper level diverges
 
 
 class SetupError(Exception):
@@ -153,10 +161,11 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
         problems.append(f"{arguments.train_json_file}: no usable record is left")
-    if arguments.learn_weights and len(domains) == 1:
+    if arguments.learn_weights and not arguments.by_instance and len(domains) == 1:
         problems.append(
             f"{arguments.train_json_file}: all records are of domain '{domains[0]}': reweighting "
-            "has nothing to weigh (--baseline trains without it)"
+            "has nothing to weigh (--baseline trains without it, --reweighting instance_table "
+            "weighs single records)"
         )
     if arguments.learn_weights and len(labels) == 1:
         problems.append(
@@ -233,6 +242,47 @@ def total_steps(arguments: argparse.Namespace, units: int) -> int:
     return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    kind: str,
+    steps: int,
+    warmup_share: float,
+    step_size: int,
+    gamma: float,
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """``step``: cuts by ``gamma``; ``cosine_with_warmup``: up, then down to 0 over ``steps``."""
+    if kind == "cosine_with_warmup":
+        return get_cosine_schedule_with_warmup(optimizer, int(warmup_share * steps), steps)
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma)
+
+
+def make_weighting(
+    arguments: argparse.Namespace, data: Data, model: RewardModel
+) -> DomainTable | InstanceTable | InstanceNet:
+    """What ``--reweighting`` learns, at its start."""
+    if arguments.reweighting == "instance_table":
+        rows = max(sample.record for sample in data.train)
+        return InstanceTable(
+            rows, arguments.weight_bounds, arguments.weight_activation, data.fixed_weights
+        )
+    if arguments.reweighting == "instance_net":
+        return InstanceNet(
+            arguments.net_features,
+            model.base_model.config.get_text_config().hidden_size,
+            arguments.net_width,
+            arguments.net_layers,
+            arguments.weight_bounds,
+            arguments.detach_features,
+            data.fixed_weights,
+        )
+    weighting = DomainTable(data.domains)
+    published = Path(arguments.reward_model) / checkpoints.DOMAIN_FILE
+    if published.is_file():
+        raw = checkpoints.load_domain_weights(published, data.domains)
+        weighting.raw_weights.data.copy_(raw)
+    return weighting
+
+
 def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     """The prompt encoder of ``--reward_model``.
 
@@ -300,10 +350,13 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
             )
         return None
     before = checkpoints.load_arguments(directory)
+    free = FREE_ON_RESUME
+    if "cosine_with_warmup" in (arguments.scheduler_type, arguments.meta_scheduler_type):
+        free = free - {"iteration_num", "max_epoch"}  # the length shapes the cosine
     changed = [
         f"--{name} was {before[name]}, is {value}"
         for name, value in vars(arguments).items()
-        if name not in FREE_ON_RESUME and name in before and before[name] != value
+        if name not in free and name in before and before[name] != value
     ]
     if changed:
         raise SetupError(f"{directory} cannot be resumed: " + "; ".join(changed))
@@ -334,10 +387,14 @@ def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel
     return model
 
 
-def make_optimizer(arguments: argparse.Namespace, model: RewardModel) -> torch.optim.Optimizer:
-    """``--optimizer`` over the trainable parameters."""
+def make_optimizer(
+    arguments: argparse.Namespace, model: RewardModel, cold: bool = False
+) -> torch.optim.Optimizer:
+    """``--optimizer`` over the trainable parameters, for the ``cold`` start or what follows."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     options = {"lr": arguments.lr, "weight_decay": arguments.weight_decay}
+    if cold:
+        options = {"lr": arguments.cold_start_lr, "weight_decay": arguments.cold_start_weight_decay}
     if arguments.optimizer == "adamw_8bit":
         from torchao.optim import AdamW8bit
 
@@ -362,19 +419,25 @@ class ReweightingEngine(Engine):
         model.encoder = encoder
         self.iteration = state["iteration"] if state else 0
         self.units = train_units(arguments, data.train)
-        self.total = total_steps(arguments, len(self.units))
+        self.cold_steps = arguments.cold_start_iterations
+        self.total = self.cold_steps + total_steps(arguments, len(self.units))
         self.reporter = Reporter(arguments, data.domains)
         self.validation = Validation(
             data.validation, arguments.eval_every, self.directory, arguments.precision
         )
         self.moved = MovedShare(model)
         self.history = WeightHistory()
+        self.records: RecordWeights | None = None
+        if arguments.by_instance:
+            rows = max(sample.record for sample in data.train)
+            self.records = RecordWeights(rows, data.domains)
+        self._said: set[str] = set()
         self._interrupted: int | None = None
 
         lower = self._make_lower(model.to(arguments.device))
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         if arguments.learn_weights:
-            upper = self._make_upper()
+            upper = self._make_upper(model)
             upper.on_loss = self.reporter.note_meta_loss
             upper.on_step = self._note_upper_step
             problems = [upper, lower]
@@ -391,7 +454,7 @@ class ReweightingEngine(Engine):
             seed=2 * a.seed,
             start=(self.iteration - self._replayed()) * a.gradient_accumulation,
         )
-        optimizer = make_optimizer(a, model)
+        optimizer, scheduler = self._lower_optimizer(model)
         lower = Lower(
             name="lower",
             config=Config(type=HYPERGRADIENTS[a.hypergradient], unroll_steps=a.unroll_steps),
@@ -405,17 +468,54 @@ class ReweightingEngine(Engine):
             accumulation=a.gradient_accumulation,
             max_grad_norm=a.max_grad_norm,
             window=self._window(),
-            lr_scheduler=torch.optim.lr_scheduler.StepLR(
-                optimizer, a.scheduler_step_size, a.scheduler_gamma
-            ),
+            lr_scheduler=scheduler,
             loss_scaler=torch.amp.GradScaler(
                 torch.device(a.device).type, enabled=a.precision == "fp16"
             ),
         )
         if self.data.fixed_weights is not None:
             lower.fixed_weights = torch.tensor(self.data.fixed_weights, device=a.device)
+        lower.cold = self.cold
         lower.on_losses = self._note_losses
         return lower
+
+    @property
+    def cold(self) -> bool:
+        """Whether the run is still in its cold start, before reweighting."""
+        return self.iteration < self.cold_steps
+
+    @property
+    def bilevel_steps(self) -> int:
+        """Lower steps done since reweighting started."""
+        return max(0, self.iteration - self.cold_steps)
+
+    def _lower_optimizer(self, model: RewardModel):
+        """Optimizer and scheduler of the part of the run that comes next."""
+        a = self.arguments
+        optimizer = make_optimizer(a, model, self.cold)
+        if self.cold:
+            return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+        return optimizer, make_scheduler(
+            optimizer,
+            a.scheduler_type,
+            self.total - self.cold_steps,
+            a.warmup_share,
+            a.scheduler_step_size,
+            a.scheduler_gamma,
+        )
+
+    def _end_cold_start(self) -> None:
+        lower = self.lower
+        lower.cold = False
+        lower.window.clear()
+        lower.optimizer, lower.lr_scheduler = self._lower_optimizer(lower.module)
+
+    def train_step(self) -> None:
+        """One lower step, and the upper step if it is due."""
+        if self.cold:
+            self.lower.one_step_descent()
+        else:
+            super().train_step()
 
     def _window(self) -> int:
         """Lower steps whose records enter the hypergradient."""
@@ -423,29 +523,33 @@ class ReweightingEngine(Engine):
 
     def _replayed(self) -> int:
         """Batches of steps already done that the next hypergradient still needs."""
-        since_upper_step = self.iteration % self.arguments.unroll_steps
+        since_upper_step = self.bilevel_steps % self.arguments.unroll_steps
         return since_upper_step if self._window() > 1 else 0
 
-    def _make_upper(self) -> Upper:
+    def _make_upper(self, model: RewardModel) -> Upper:
         a = self.arguments
-        weighting = DomainTable(self.data.domains).to(a.device)
-        published = Path(a.reward_model) / checkpoints.DOMAIN_FILE
-        if self.iteration == 0 and published.is_file():
-            raw = checkpoints.load_domain_weights(published, self.data.domains)
-            weighting.raw_weights.data.copy_(raw)
+        weighting = make_weighting(a, self.data, model).to(a.device)
+        optimizer = make_meta_optimizer(weighting, a.meta_lr, a.meta_weight_decay)
         stream = ShuffledStream(
             len(self.data.meta),
             a.meta_batch_size,
             seed=2 * a.seed + 1,
-            start=self.iteration // a.unroll_steps,
+            start=self.bilevel_steps // a.unroll_steps,
         )
         return Upper(
             name="upper",
             # Betty first asks for the direct gradient of α, which would free the graph.
             config=Config(retain_graph=True),
             module=weighting,
-            optimizer=torch.optim.AdamW(
-                weighting.parameters(), lr=a.meta_lr, weight_decay=a.meta_weight_decay
+            optimizer=optimizer,
+            max_grad_norm=a.meta_max_grad_norm,
+            lr_scheduler=make_scheduler(
+                optimizer,
+                a.meta_scheduler_type,
+                (self.total - self.cold_steps) // a.unroll_steps,
+                a.warmup_share,
+                a.meta_scheduler_step_size,
+                a.meta_scheduler_gamma,
             ),
             batches=self._batches(
                 [[sample] for sample in self.data.meta], self.encoder, collate_meta, stream
@@ -515,7 +619,7 @@ class ReweightingEngine(Engine):
         ]
         if self.arguments.learn_weights:
             records = Counter(sample.domain for sample in self.data.train)
-            weights = self.upper.module.named_weights()
+            weights = self.named_weights()
             lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
             average = self.history.average() if len(self.history) else None
             if average is not None:
@@ -546,8 +650,12 @@ class ReweightingEngine(Engine):
         last = self.iteration == self.total
         if self.data.validation and self.validation.due(self.iteration, last):
             self.validation.run(self.lower.module, self.iteration, self._write_model)
+        if self.iteration == self.cold_steps:
+            self._end_cold_start()
         if self.iteration % self.arguments.logging_steps == 0:
             self.reporter.write(self, seconds)
+            if self.arguments.learn_weights and not self.cold:
+                self._notice_divergence()
         if self.iteration % self.arguments.save_every_iterations == 0 and not last:
             self.save()
 
@@ -557,12 +665,37 @@ class ReweightingEngine(Engine):
         self._interrupted = number
         print("\nstopping after this step, then saving ...", file=sys.stderr)
 
-    def _note_losses(self, batch: TrainBatch, losses: torch.Tensor) -> None:
+    def _note_losses(self, batch: TrainBatch, losses: torch.Tensor, weights: torch.Tensor) -> None:
         self.reporter.note_losses(batch.domains, losses)
+        if self.records is not None and not self.cold:
+            self.records.visit(batch.records, weights)
 
     def _note_upper_step(self) -> None:
-        table = self.upper.module
-        self.history.add(table.raw_weights.grad, table.weights())
+        if self.records is None:
+            table = self.upper.module
+            self.history.add(table.raw_weights.grad, table.weights())
+            return
+        for batch in (batch for step in self.lower.window for batch in step):
+            weights = self.lower.weights(batch, batch.features)
+            self.records.update(batch.records, batch.domains, weights)
+
+    def named_weights(self) -> dict[str, float]:
+        """{domain: weight}; of instance weights, means over the last records learned from."""
+        return self.records.by_domain() if self.records else self.upper.module.named_weights()
+
+    def weight_sample(self) -> torch.Tensor:
+        """All domain weights, or the instance weights of the last records learned from, ``[n]``."""
+        return self.records.recent() if self.records else self.upper.module.weights().detach()
+
+    def _notice_divergence(self) -> None:
+        weights = self.weight_sample()
+        if self.records is not None and len(weights) < min(ENOUGH, len(self.data.train)):
+            return
+        problem = divergence(weights, self.upper.module.bounds())
+        if problem and problem.split(":")[0] not in self._said:
+            self._said.add(problem.split(":")[0])
+            text = f"warning: step {self.iteration:,}: {problem}"
+            tqdm.write(f"{text}; try a smaller --meta_lr or larger batches", file=sys.stderr)
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
@@ -570,7 +703,10 @@ class ReweightingEngine(Engine):
 
     def _write_model(self, folder: Path) -> None:
         self.lower.module.save_pretrained(folder)
-        if self.arguments.learn_weights:
+        if self.records is not None:
+            module, records = self.upper.module, self.records
+            checkpoints.save_instance_weights(folder, module, self.data.train, records)
+        elif self.arguments.learn_weights:
             average = self.history.average().tolist() if len(self.history) else None
             checkpoints.save_domain_weights(folder, self.upper.module, average)
         text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
@@ -601,9 +737,12 @@ class ReweightingEngine(Engine):
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:
+            state["records"] = self.records.state_dict() if self.records else None
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
                 "optimizer": self.upper.optimizer.state_dict(),
+                "scheduler": self.upper.lr_scheduler.state_dict(),
+                "features": [[b.features for b in step] for step in self.lower.window],
                 "last_loss": self.upper.last_loss,
                 "hypergradient_norm": self.upper.hypergradient_norm,
             }
@@ -614,15 +753,24 @@ class ReweightingEngine(Engine):
         lower.optimizer.load_state_dict(state["lower"]["optimizer"])
         lower.lr_scheduler.load_state_dict(state["lower"]["scheduler"])
         lower.loss_scaler.load_state_dict(state["lower"]["loss_scaler"])
-        for _ in range(self._replayed()):
-            lower.window.append(lower.get_batch())
-        lower._count = self.iteration  # Betty's step counter: decides when the upper step is due
+        features = state["upper"]["features"] if self.arguments.learn_weights else []
+        for index in range(-self._replayed(), 0):
+            step = lower.get_batch()
+            for batch, seen in zip(step, features[index], strict=True):
+                batch.features = None if seen is None else seen.to(self.device)
+            lower.window.append(step)
+        lower._count = (
+            self.bilevel_steps
+        )  # Betty's step counter: decides when the upper step is due
         if self.arguments.learn_weights:
             self.upper.module.load_state_dict(state["upper"]["module"])
             self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
+            self.upper.lr_scheduler.load_state_dict(state["upper"]["scheduler"])
+            if self.records is not None:
+                self.records.load_state_dict(state["records"])
             self.upper.last_loss = state["upper"]["last_loss"]
             self.upper.hypergradient_norm = state["upper"]["hypergradient_norm"]
-            self.upper._count = self.iteration // self.arguments.unroll_steps
+            self.upper._count = self.bilevel_steps // self.arguments.unroll_steps
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
