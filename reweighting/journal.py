@@ -19,7 +19,7 @@ class JournalError(Exception):
 
 
 class Journal:
-    """An append-only file of records by key. Keeps places in memory, not texts.
+    """An append-only file of rollouts by key. Keeps places in memory, not texts.
 
     Args:
         path: made if it is not there. A last line torn by a kill is cut off.
@@ -40,16 +40,17 @@ class Journal:
             raise JournalError(f"{path}: {error.strerror or error}") from error
         self._places: dict[str, tuple[int, int]] = {}  # key -> offset and length of its line
         self._end = 0
+        self.tokens_in = self.tokens_out = 0  # of all rollouts in the file
         with open(self._file, "rb", closefd=False) as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    key = json.loads(line)["key"]
+                    record = json.loads(line)
+                    key, used = record["key"], (record["tokens_in"], record["tokens_out"])
                 except (ValueError, TypeError, KeyError) as error:
                     raise JournalError(f"{path}: line {number} is broken") from error
-                self._places[key] = (self._end, len(line))
-                self._end += len(line)
+                self._add(key, len(line), used)
         os.ftruncate(self._file, self._end)
 
     def __contains__(self, key: str) -> bool:
@@ -73,8 +74,13 @@ class Journal:
         written = os.write(self._file, line)
         if written < len(line):  # the disk is full
             raise JournalError(f"{self.path}: only {written} of {len(line)} bytes were written")
-        self._places[key] = (self._end, len(line))
-        self._end += len(line)
+        self._add(key, len(line), (record["tokens_in"], record["tokens_out"]))
+
+    def _add(self, key: str, length: int, used: tuple[int, int]) -> None:
+        self._places[key] = (self._end, length)
+        self._end += length
+        self.tokens_in += used[0]
+        self.tokens_out += used[1]
 
     def close(self) -> None:
         """Let another process have it."""

@@ -130,7 +130,10 @@ def select_prefixes(records: Sequence[dict], per_domain: int, seed: int) -> list
     """
     domains: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, record in enumerate(records):
-        kind = {0: "wrong", 1: "right"}.get(record["accuracy"], "fractional")
+        accuracy = record["accuracy"]
+        if record.get("times"):  # --estimate posterior never says 0 or 1
+            accuracy = record["score"] / record["times"]
+        kind = {0: "wrong", 1: "right"}.get(accuracy, "fractional")
         domains[record["dataset"]][kind].append(index)
     kept: set[int] = set()
     for name, kinds in domains.items():

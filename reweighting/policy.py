@@ -22,7 +22,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from .reasoners import Prompt, ReasonerError, Rollout, prepare_image, user_text
+from .reasoners import Prompt, Rollout, SetupError, prepare_image, user_text
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -48,11 +48,13 @@ class Policy:
         device: str = "cpu",
         precision: str = "fp32",
     ) -> None:
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise SetupError(f"--device {device}: no CUDA device is there; try --device cpu")
         try:
             self.processor = AutoProcessor.from_pretrained(path)
             model = AutoModelForImageTextToText.from_pretrained(path, dtype=_DTYPES[precision])
         except (OSError, ValueError) as error:
-            raise ReasonerError(f"--policy {path}: {error}") from error
+            raise SetupError(f"--policy {path}: {error}") from error
         self.model = model.to(device).eval()
         self.instruction = instruction
         self.temperature = temperature
@@ -129,8 +131,7 @@ class GumbelNoise(LogitsProcessor):
         self.temperature = temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        uniform = torch.stack(
-            [torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators]
-        )
+        size, dtype = scores.shape[-1], torch.float64
+        uniform = torch.stack([torch.rand(size, generator=g, dtype=dtype) for g in self.generators])
         noise = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
         return scores.double() / self.temperature + noise.to(scores.device)

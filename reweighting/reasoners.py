@@ -67,6 +67,10 @@ class ReasonerError(Exception):
     """Nothing can be had: wrong key, unknown model, a server that stays dead."""
 
 
+class SetupError(Exception):
+    """There is no such reasoner: a package, a checkpoint or a device is missing."""
+
+
 class Reasoner(Protocol):
     """A source of rollouts.
 

@@ -15,9 +15,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .reasoners import ItemError, Prompt, ReasonerError, Rollout, prepare_image, user_text
+from .reasoners import (
+    ItemError,
+    Prompt,
+    ReasonerError,
+    Rollout,
+    SetupError,
+    prepare_image,
+    user_text,
+)
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0  # seconds between attempts, doubled each time
+LONGEST_PAUSE = 600.0  # seconds that a server may ask for
 GIVE_UP = 20  # rollouts lost in a row, after which the server counts as gone
 INSTALL = "pip install 'openai[aiohttp]'"
 
@@ -37,7 +46,12 @@ class Pace:
         while (owed := self._free_at - time.monotonic()) > 0:
             await asyncio.sleep(owed)
 
+    def pause(self, seconds: float) -> None:
+        """Nothing for so long."""
+        self._free_at = max(self._free_at, time.monotonic() + seconds)
+
     def spend(self, units: float) -> None:
+        """To be waited for by whoever comes next."""
         self._free_at = max(self._free_at, time.monotonic()) + units * self.seconds_per_unit
 
 
@@ -80,7 +94,7 @@ class Server:
 
             transport = openai.DefaultAioHttpClient(timeout=timeout)
         except (ImportError, AttributeError, RuntimeError) as error:
-            raise ReasonerError(f"a server needs the openai package: {INSTALL}") from error
+            raise SetupError(f"a server needs the openai package: {INSTALL}") from error
         self._openai = openai
         self._client = openai.AsyncOpenAI(
             base_url=base_url,
@@ -151,8 +165,10 @@ class Server:
                 except _Transient as trouble:
                     if attempt == self.max_retries:
                         raise self._lost(f"{trouble} ({attempt + 1} attempts)", True) from trouble
-                    delay = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt) * random.uniform(0.5, 1.0)
-                    await asyncio.sleep(delay if trouble.delay is None else trouble.delay)
+                    if trouble.pause > 0:  # the server wants to be left alone, by all requests
+                        self._requests.pause(min(trouble.pause, LONGEST_PAUSE))
+                    delay = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)
+                    await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                     attempt += 1
                     self.retries += 1
                 else:
@@ -177,7 +193,7 @@ class Server:
             if status in (408, 409, 425, 429) or status >= 500:
                 raise _Transient(said, _retry_after(error.response.headers)) from error
             if status in (401, 403, 404) and not self._answered:
-                raise ReasonerError(f"{self._client.base_url}: {said}") from error
+                raise ReasonerError(f"{self._client.base_url.host}: {said}") from error
             raise self._lost(f"refused: {said}", not self._answered) from error
         except json.JSONDecodeError as error:
             raise _Transient("the answer is not JSON") from error
@@ -207,26 +223,24 @@ class Server:
 
 
 class _Transient(Exception):
-    """Worth another attempt, after ``delay`` seconds if the server says so."""
+    """Worth another attempt; ``pause`` seconds of silence are what the server asks for."""
 
-    def __init__(self, reason: str, delay: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
-        self.delay = delay
+        self.pause = pause
 
 
-def _retry_after(headers: Any) -> float | None:
+def _retry_after(headers: Any) -> float:
     """Seconds the server wants to be left alone: a number or a date (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
+    value = headers.get("retry-after", "0")
     try:
-        return max(0.0, float(value))
+        return float(value)
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except ValueError:
-        return None
+        return 0.0
 
 
 def _shortened(text: Any) -> str:

@@ -1,4 +1,4 @@
-"""Teach a copy of the tiny Qwen2-VL to answer in steps, mistakes included: a reasoner to sample from.
+"""Teach a copy of the tiny Qwen2-VL to answer in steps, mistakes included: a reasoner.
 
     python weights/teach_reasoner.py
 
