@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .answers import extract, is_right
+from .arguments import _HelpFormatter
 from .arguments import _real as real
 from .arguments import _whole as whole
 from .journal import Journal, JournalError
@@ -56,6 +57,7 @@ from .samples import (
     load_candidates,
     load_questions,
 )
+from .sampling import Item, Result, Sampler, for_each
 
 MAX_LISTED = 20  # lost items spelled out at the end of a run
 
@@ -228,16 +230,13 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, description: str):
-        form = argparse.ArgumentDefaultsHelpFormatter
-        return commands.add_parser(name, description=description, formatter_class=form)
+        return commands.add_parser(name, description=description, formatter_class=_HelpFormatter)
 
     chains = command("chains", "Sample chains of thought for questions; mark them right or wrong.")
     add = chains.add_argument
     add("--questions", required=True, help="records with question, image_path, answer, dataset")
     add("--samples", type=whole(1), default=8, help="chains a question")
-    add(
-        "--meta_output", type=Path, help="file for a meta set: a right and a wrong chain a question"
-    )
+    add("--meta_output", type=Path, help="file for a meta set: a right and a wrong chain each")
     _add_sampling_flags(chains)
 
     labels = command("label", "Estimate how likely every step prefix of a chain ends right.")
@@ -289,7 +288,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--continuation", choices=["instruction", "prefill"], default="instruction",
         help="how a prefix is put: quoted in the user's turn (any server), or as the opening of "
         "the assistant's turn (vLLM, SGLang)")  # fmt: skip
-    add("--request_options", type=json.loads, metavar="JSON",
+    add("--request_options", type=_json_object, metavar="JSON",
         help='more fields of every request, as \'{"reasoning_effort": "high"}\'; null leaves one '
         "out")  # fmt: skip
     add("--concurrency", type=whole(1), default=16, help="requests at a time")
@@ -304,6 +303,16 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", type=whole(1), default=8, help="rollouts of a prompt generated together")
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the checkpoint")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+_json_object.__name__ = "JSON object"
 
 
 def make_reasoner(arguments: argparse.Namespace) -> Reasoner:
@@ -354,8 +363,8 @@ async def sample_all(
     def status() -> str:
         parts = [
             f"{len(journal)} rollouts",
-            f"{journal.tokens_in / 1e6:.2f} M tokens in",
-            f"{journal.tokens_out / 1e6:.2f} M out",
+            f"{tqdm.format_sizeof(journal.tokens_in)} tokens in",
+            f"{tqdm.format_sizeof(journal.tokens_out)} out",
         ]
         if arguments.price_in or arguments.price_out:
             cost = journal.tokens_in * arguments.price_in + journal.tokens_out * arguments.price_out
