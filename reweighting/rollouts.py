@@ -419,6 +419,12 @@ def _make_chains(arguments: argparse.Namespace) -> int:
     for note, count in notes.items():
         if count:
             print(f"{count} chains {note}")
+    if arguments.samples > 1 and all(len(set(record["candidates"])) == 1 for record in records):
+        print(
+            "warning: the chains of every question are equal, so the reasoner does not sample; "
+            "`transformers serve` does if the checkpoint's generation_config says do_sample",
+            file=sys.stderr,
+        )
     code = _finish(arguments.output, records, lost, f"{arguments.questions}: a chain")
     if arguments.meta_output and records:
         meta = meta_records(records)

@@ -182,10 +182,9 @@ class Server:
             # The plain endpoint: a server's answer is checked below rather than trusted.
             answer = await self._client.post("/chat/completions", body=body, cast_to=object)
             return self._rollout(answer)
-        except openai.APITimeoutError as error:
-            raise _Transient("no answer in time") from error
-        except openai.APIConnectionError as error:
-            raise _Transient(f"connection failed: {error.__cause__ or error}") from error
+        except openai.APIConnectionError as error:  # time-outs among them
+            reason = _shortened(error.__cause__ or "") or _shortened(error)
+            raise _Transient(f"no answer: {reason}") from error
         except openai.APIStatusError as error:
             status, said = error.status_code, _shortened(error.message)
             if getattr(error, "code", None) == "insufficient_quota":

@@ -93,6 +93,7 @@ def main() -> None:
             speed = (time.time() - start) / (step + 1)
             mean = sum(seen[-arguments.report :]) / arguments.report
             print(f"{step + 1} {speed:.3f}s/step loss {mean:.4f}", flush=True)
+    model.generation_config.do_sample = True  # what `transformers serve` goes by
     # Half the size of float32; sampling at temperature 1 does not notice.
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
