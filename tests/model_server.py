@@ -69,19 +69,30 @@ def answer(body: dict) -> dict:
     }
 
 
+ECHOED = {"model": "echo", "messages": [{"content": [{"type": "text", "text": "[50]"}]}]}
+
+
 class ModelServer:
     """Speaks enough HTTP/1.1 for chat completions.
 
     Args:
         faults: share of requests that go wrong.
         upstream: port of a server that answers instead.
+        echo: give every request the same answer, unread.
         log: file to which every request answered without fault adds a line (its digest).
     """
 
-    def __init__(self, faults: float = 0.0, upstream: int | None = None, log: str | None = None):
+    def __init__(
+        self,
+        faults: float = 0.0,
+        upstream: int | None = None,
+        log: str | None = None,
+        echo: bool = False,
+    ) -> None:
         self.faults = faults
         self.upstream = upstream
         self.log = log
+        self.echo = _response(json.dumps(answer(ECHOED)).encode()) if echo else None
         self.rng = random.Random(0)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,6 +115,9 @@ class ModelServer:
     async def respond(self, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; says whether the connection goes on."""
         fault = self.rng.choice(FAULTS) if self.rng.random() < self.faults else None
+        if self.echo:
+            writer.write(self.echo)
+            return True
         if b"refuse me" in body:
             writer.write(_response(b'{"error": {"message": "cannot read the image"}}', "400"))
             return True
@@ -183,11 +197,13 @@ def running(command: list[str], port: int, seconds: float = 120.0):
         process.wait()
 
 
-def model_server(faults: float = 0.0, upstream: int | None = None, log: Path | None = None):
+def model_server(
+    faults: float = 0.0, upstream: int | None = None, log: Path | None = None, echo: bool = False
+):
     """A :class:`ModelServer` in a process of its own; gives its base URL."""
     port = free_port()
     command = [sys.executable, "-m", "tests.model_server", "--port", str(port)]
-    command += ["--faults", str(faults)]
+    command += ["--faults", str(faults), *(["--echo"] if echo else [])]
     command += ["--upstream", str(upstream)] if upstream else []
     command += ["--log", str(log)] if log else []
     return running(command, port)
@@ -200,10 +216,11 @@ def main() -> None:
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--upstream", type=int)
     parser.add_argument("--log")
+    parser.add_argument("--echo", action="store_true")
     arguments = parser.parse_args()
 
     async def serve() -> None:
-        handler = ModelServer(arguments.faults, arguments.upstream, arguments.log)
+        handler = ModelServer(arguments.faults, arguments.upstream, arguments.log, arguments.echo)
         server = await asyncio.start_server(handler.handle, "127.0.0.1", arguments.port)
         await server.serve_forever()
 

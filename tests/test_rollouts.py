@@ -18,10 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
-import main as program
-from data.make_demo import DOMAINS, draw_question, stream
-from data.scenes import png
-from reweighting import rollouts, selection
+from benchmarks import own_benchmark
+from benchmarks.own_benchmark import commands
+from data.make_questions import write_questions as make_questions
+from reweighting import rollouts
 from reweighting.journal import Journal, JournalError
 from reweighting.labelling import (
     Adaptive,
@@ -35,7 +35,7 @@ from reweighting.reasoners import Prompt, prepare_image
 from reweighting.samples import RecordReader, load_candidates, load_meta, load_train
 from reweighting.server import Pace, Server, _retry_after
 
-from .conftest import REPOSITORY, TINY
+from .conftest import REPOSITORY
 from .model_server import free_port, model_server, running
 
 REASONER = REPOSITORY / "weights" / "tiny-reasoner"
@@ -311,7 +311,7 @@ def test_the_same_journal_gives_the_same_file_and_costs_nothing(tmp_path, capsys
 
 @needs_openai
 def test_killed_twice_under_faults_equals_an_undisturbed_run(tmp_path):
-    write_questions(tmp_path, 16)
+    write_questions(tmp_path, 10)
     candidates = tmp_path / "candidates.json"
     disturbed, undisturbed = tmp_path / "disturbed.json", tmp_path / "undisturbed.json"
     with model_server() as url:
@@ -380,7 +380,10 @@ def test_a_wrong_key_and_a_dead_server_end_the_run(tmp_path, capsys):
     candidates = tmp_path / "candidates.json"
     more = ("--max_retries", "0")
     assert chains(tmp_path, f"http://127.0.0.1:{free_port()}/v1", candidates, *more) == 1
-    assert "20 requests in a row failed, the last one: no answer: Cannot connect" in capsys.readouterr().err
+    assert (
+        "20 requests in a row failed, the last one: no answer: Cannot connect"
+        in capsys.readouterr().err
+    )
     write_questions(tmp_path, 0, "no such key")
     with model_server() as url:
         assert chains(tmp_path, url, candidates) == 1
@@ -452,23 +455,13 @@ def policy():
 
 @pytest.fixture(scope="module")
 def demo_questions(tmp_path_factory) -> Path:
-    """Questions of the demo world that are in none of its files; returns the folder."""
-    folder = tmp_path_factory.mktemp("demo_questions")
-    (folder / "images").mkdir()
-    lines = []
-    for number in range(8):
-        question = draw_question(stream(1, "rollouts test", number), DOMAINS[number % 4].name)
-        image = f"images/{number}.png"
-        (folder / image).write_bytes(png(question.pixels))
-        record = {"question": question.text, "image_path": image, "answer": question.answer}
-        lines.append(json.dumps({**record, "dataset": question.dataset}) + "\n")
-    (folder / "questions.jsonl").write_text("".join(lines))
-    return folder
+    """A file of questions of the demo world."""
+    return make_questions(tmp_path_factory.mktemp("demo"), "policy", 2)
 
 
-def prompt_of(folder: Path, number: int, prefix: str = "") -> Prompt:
-    record = json.loads((folder / "questions.jsonl").read_text().splitlines()[number])
-    return Prompt(record["question"], str(folder / record["image_path"]), prefix)
+def prompt_of(questions: Path, number: int, prefix: str = "") -> Prompt:
+    record = json.loads(questions.read_text().splitlines()[number])
+    return Prompt(record["question"], str(questions.parent / record["image_path"]), prefix)
 
 
 def sample(policy, prompt: Prompt, seeds) -> list:
@@ -513,46 +506,23 @@ def test_samples_follow_the_models_probabilities(policy, demo_questions):
 
 
 @needs_openai
-def test_the_whole_chain_through_transformers_serve(demo_questions, tmp_path):
+def test_the_whole_chain_through_transformers_serve(tmp_path):
+    """The documented commands, small, with a faulty proxy before the server."""
     pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
     pytest.importorskip("uvicorn", reason="transformers[serving] is not installed")
     port = free_port()
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(REASONER)]
     command += ["--device", "cpu", "--port", str(port)]
-    candidates, labelled = tmp_path / "candidates.json", tmp_path / "labelled.json"
-    train, meta = tmp_path / "train.json", tmp_path / "meta.json"
-    common = ["--image_root", str(demo_questions), "--model", str(REASONER), "--timeout", "10"]
-    common += ["--instruction", str(INSTRUCTION), "--max_tokens", "120"]
+    for name, count in (("train", 2), ("meta", 4), ("test", 2)):
+        make_questions(tmp_path, name, count)
+    training = ["--iteration_num", "4", "--unroll_steps", "2", "--batch_size", "4"]
+    label = ["--min_rollouts", "2", "--max_rollouts", "2"]
     with running(command, port), model_server(faults=0.1, upstream=port) as url:
-        common += ["--base_url", url]
-        questions = ["--questions", str(demo_questions / "questions.jsonl"), "--samples", "4"]
-        outputs = ["--output", str(candidates), "--meta_output", str(meta)]
-        assert rollouts.main(["chains", *questions, *outputs, *common]) == 0
-        few = ["--min_rollouts", "2", "--max_rollouts", "3", "--output", str(labelled)]
-        assert rollouts.main(["label", "--candidates", str(candidates), *few, *common]) == 0
-    found = json.loads(candidates.read_text())
-    marks = [mark for record in found for mark in record["true_false"]]
-    assert 0.2 < sum(marks) / len(marks) < 0.95  # it reasons, and errs
-    assert len(json.loads(labelled.read_text())) >= 25
-    select = ["select", "--labelled", str(labelled), "--output", str(train), "--per_domain", "8"]
-    assert rollouts.main(select) == 0
-
-    run, chosen = tmp_path / "run", tmp_path / "selected"
-    assert not program.main(
-        [
-            *("--train_json_file", str(train), "--meta_json_file", str(meta)),
-            *("--image_root", str(demo_questions), "--weights_path", str(run)),
-            *("--reward_model", str(TINY), "--device", "cpu", "--precision", "fp32"),
-            *("--num_workers", "0", "--lr", "1e-4", "--batch_size", "4", "--meta_batch_size", "2"),
-            *("--iteration_num", "5", "--unroll_steps", "2"),
-        ]
-    )
-    assert not selection.main(
-        [
-            *("--weights_path", str(run), "--candidates", str(candidates)),
-            *("--image_root", str(demo_questions), "--output_dir", str(chosen)),
-            *("--device", "cpu", "--precision", "fp32"),
-        ]
-    )
-    results = json.loads((chosen / "results.json").read_text())["candidates"]
-    assert 0 <= results["mean_log_odds"]["4"]["accuracy"] <= results["oracle"]["4"]["accuracy"]
+        reasoner = ["--model", str(REASONER), "--base_url", url]
+        reasoner += ["--concurrency", "4", "--timeout", "5"]
+        assert own_benchmark.run(commands(tmp_path, reasoner, training, label)) == 0
+    chains = json.loads((tmp_path / "test_chains.json").read_text())
+    marks = [mark for record in chains for mark in record["true_false"]]
+    assert len(marks) == 16 and 1 < sum(marks) < 16  # it reasons, and errs
+    results = json.loads((tmp_path / "selected" / "results.json").read_text())["test_chains"]
+    assert 0 <= results["mean_log_odds"]["8"]["accuracy"] <= results["oracle"]["8"]["accuracy"]
