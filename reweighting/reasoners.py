@@ -10,7 +10,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Protocol
 
@@ -109,7 +109,7 @@ class PreparedImage:
     kind: str  # "png" or "jpeg"
     digest: str
 
-    @property
+    @cached_property
     def data_url(self) -> str:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.body).decode()}"
 

@@ -515,7 +515,7 @@ def test_the_whole_chain_through_transformers_serve(tmp_path):
     command += ["--device", "cpu", "--port", str(port)]
     for name, count in (("train", 2), ("meta", 4), ("test", 2)):
         make_questions(tmp_path, name, count)
-    training = ["--iteration_num", "4", "--unroll_steps", "2", "--batch_size", "4"]
+    training = ["--iteration_num", "4", "--unroll_steps", "2", "--lr", "1e-4"]
     label = ["--min_rollouts", "2", "--max_rollouts", "2"]
     with running(command, port), model_server(faults=0.1, upstream=port) as url:
         reasoner = ["--model", str(REASONER), "--base_url", url]
