@@ -69,10 +69,17 @@ class Journal:
         return json.loads(os.pread(self._file, length, offset))
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Write a record through to the operating system."""
+        """Write a record through to the operating system.
+
+        Raises:
+            JournalError: it could not be written, as on a full disk.
+        """
         line = (json.dumps({"key": key, **record}, ensure_ascii=False) + "\n").encode()
-        written = os.write(self._file, line)
-        if written < len(line):  # the disk is full
+        try:
+            written = os.write(self._file, line)
+        except OSError as error:
+            raise JournalError(f"{self.path}: {error.strerror or error}") from error
+        if written < len(line):  # the rest is cut off when the file is next opened
             raise JournalError(f"{self.path}: only {written} of {len(line)} bytes were written")
         self._add(key, len(line), (record["tokens_in"], record["tokens_out"]))
 
