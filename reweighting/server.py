@@ -107,6 +107,7 @@ class Server:
         self.instruction = instruction
         self.max_image_size = max_image_size
         self.continuation = continuation
+        self.timeout = timeout
         self.max_retries = max_retries
         self.retries = 0
         self._request = {
@@ -180,8 +181,11 @@ class Server:
         openai = self._openai
         try:
             # The plain endpoint: a server's answer is checked below rather than trusted.
-            answer = await self._client.post("/chat/completions", body=body, cast_to=object)
-            return self._rollout(answer)
+            request = self._client.post("/chat/completions", body=body, cast_to=object)
+            # The client's own limit is on every read, which a trickle of bytes never meets.
+            return self._rollout(await asyncio.wait_for(request, self.timeout))
+        except asyncio.TimeoutError as error:  # noqa: UP041 (Python 3.10 has two of them)
+            raise _Transient(f"no answer within {self.timeout:g} s") from error
         except openai.APIConnectionError as error:  # time-outs among them
             reason = _shortened(error.__cause__ or "") or _shortened(error)
             raise _Transient(f"no answer: {reason}") from error
