@@ -184,7 +184,7 @@ class Server:
             request = self._client.post("/chat/completions", body=body, cast_to=object)
             # The client's own limit is on every read, which a trickle of bytes never meets.
             return self._rollout(await asyncio.wait_for(request, self.timeout))
-        except asyncio.TimeoutError as error:  # noqa: UP041 (Python 3.10 has two of them)
+        except asyncio.TimeoutError as error:
             raise _Transient(f"no answer within {self.timeout:g} s") from error
         except openai.APIConnectionError as error:  # time-outs among them
             reason = _shortened(error.__cause__ or "") or _shortened(error)
