@@ -1,10 +1,11 @@
-# make install | demo | test | test-all | lint | clean      PYTHON=python3.12 picks another Python
+# make install | demo | own-benchmark | test | test-all | lint | clean      PYTHON=python3.12 picks another Python
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 DEMO   ?= weights/demo
+OWN    ?= weights/own_benchmark
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo own-benchmark test test-all lint clean
 
 install: $(VENV)/installed
 
@@ -26,6 +27,11 @@ demo: install
 	$(RUN) -m reweighting.figures --weights_path $(DEMO)/reweighted_seed1 \
 		--output_dir $(DEMO)/figures
 
+# From questions to a reward model: chains, labels, training, best of N; prints every command.
+own-benchmark: install
+	rm -rf $(OWN)
+	$(RUN) -m benchmarks.own_benchmark --work $(OWN)
+
 test: install lint
 	$(RUN) -m pytest -m "not slow and not gpu"
 
@@ -37,4 +43,4 @@ lint: install
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) $(OWN)

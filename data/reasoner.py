@@ -136,6 +136,28 @@ def rollout(
     return pieces[4] == question.truth[4]
 
 
+def chance(question: Question, pieces: Pieces, profile: Profile, trap: Trap | None) -> float:
+    """The exact probability that a rollout from a state ends right: what rollouts estimate.
+
+    Backwards over the steps, with two states: sound so far, or gone wrong. Every mistake changes
+    the answer, so a chain that has gone wrong and does not recover ends wrong.
+    """
+    step = len(pieces)
+    if step == STEPS:
+        return float(pieces[4] == question.truth[4])
+    sound, wrong = 1.0, 0.0
+    for later in reversed(range(step, STEPS)):
+        if later == 2:  # a rule: nothing happens there
+            continue
+        alone = profile.alone[list(KINDS).index(later)]
+        err = alone if not trap or trap.step != later else profile.fall + (1 - profile.fall) * alone
+        sound, wrong = (
+            err * wrong + (1 - err) * sound,
+            profile.recover * sound + (1 - profile.recover) * wrong,
+        )
+    return sound if pieces == question.truth[:step] else wrong
+
+
 def _sentence(question: Question, pieces: Pieces, sure: bool) -> str:
     """The words of the last piece."""
     step = len(pieces)

@@ -74,11 +74,11 @@ def s1_filter(
         for indices in kinds.values():
             rng.shuffle(indices)
         fractional = kinds["fractional"][:per_step]
-        kept.update(fractional, _balanced(kinds["1"], kinds["0"], per_step - len(fractional)))
+        kept.update(fractional, balanced(kinds["1"], kinds["0"], per_step - len(fractional)))
     return kept
 
 
-def _balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
+def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     """``count`` of both lists, in equal numbers while they last."""
     fewer, more = sorted((right, wrong), key=len)
     from_fewer = min(len(fewer), count // 2)

@@ -42,6 +42,11 @@ _LABELS = dict(zip(LABELS, (1.0, 0.0), strict=True))
 _ROLES = ("system", "human", "gpt")
 
 
+def holds_control_token(text: str) -> bool:
+    """Whether a tokenizer would take a part of the text for an image or the end of a turn."""
+    return _CONTROL_TOKEN.search(text) is not None
+
+
 @dataclass
 class TrainSample:
     """A step prefix with its Monte-Carlo accuracy, or a conversation's labelled steps (lower)."""
@@ -82,6 +87,18 @@ class CandidatesSample:
     true_false: list[bool] | None  # one per candidate, where known
     answer: str | None
     dataset: str | None
+
+
+@dataclass
+class QuestionSample:
+    """A question with its answer, to be thought about (rollouts)."""
+
+    record: int
+    question: str
+    image: str
+    answer: str
+    dataset: str
+    choices: list[str] | None
 
 
 class DataError(Exception):
@@ -348,12 +365,8 @@ class RecordReader:
         for name in ("answer", "dataset"):
             if not isinstance(record.get(name), (str, type(None))):
                 self.problem(number, name, f"must be text, is {_shown(record[name])}")
-        choices = record.get("choices")
-        if choices is not None and not (
-            isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
-        ):
-            self.problem(number, "choices", f"must be a list of texts, is {_shown(choices)}")
-        elif true_false is None and record.get("answer") and number not in self.problems:
+        choices = self._choices(record, number)
+        if true_false is None and record.get("answer") and number not in self.problems:
             true_false = [is_right(c, record["answer"], choices) for c in candidates]
         return CandidatesSample(
             number,
@@ -363,6 +376,25 @@ class RecordReader:
             true_false,
             record.get("answer"),
             record.get("dataset"),
+        )
+
+    def _choices(self, record: dict, number: int) -> list[str] | None:
+        """The optional texts of the options A, B, …"""
+        choices = record.get("choices")
+        if choices is not None and not (
+            isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+        ):
+            self.problem(number, "choices", f"must be a list of texts, is {_shown(choices)}")
+        return choices
+
+    def question_sample(self, record: dict, number: int) -> QuestionSample:
+        return QuestionSample(
+            number,
+            self.text(record, number, "question"),
+            self.image(record, number),
+            self.text(record, number, "answer"),
+            self.text(record, number, "dataset"),
+            self._choices(record, number),
         )
 
     def check_images(self, samples: Iterable[Any], progress: bool) -> None:
@@ -406,6 +438,19 @@ def load_candidates(reader: RecordReader, progress: bool = False) -> list[Candid
         DataError: any record has a problem.
     """
     samples = reader.samples(reader.candidates_sample)
+    reader.check_images(samples, progress)
+    if reader.problems:
+        raise DataError(reader.all_problems())
+    return samples
+
+
+def load_questions(reader: RecordReader, progress: bool = False) -> list[QuestionSample]:
+    """All questions of a file, images checked.
+
+    Raises:
+        DataError: any record has a problem.
+    """
+    samples = reader.samples(reader.question_sample)
     reader.check_images(samples, progress)
     if reader.problems:
         raise DataError(reader.all_problems())

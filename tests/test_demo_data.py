@@ -20,7 +20,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data import make_demo
-from data.reasoner import MIXED, SEEING, THINKING, Chain, draw, rollout
+from data.reasoner import (
+    MIXED,
+    SEEING,
+    THINKING,
+    Chain,
+    chance,
+    draw,
+    rollout,
+    sample_chain,
+    set_trap,
+)
 from data.scenes import HELD_OUT, draw_scene, png, render, rgb
 from data.tasks import TASKS, Question, draw_question
 
@@ -56,7 +66,7 @@ def test_committed_files_are_a_rebuild(files):
     there = {
         path.relative_to(DATA).as_posix(): path
         for path in DATA.rglob("*")
-        if path.suffix in (".json", ".png")
+        if path.suffix in (".json", ".png") and path.parent != DATA / "rollouts"
     }
     assert there.keys() == files.keys()
     for name, body in files.items():
@@ -237,6 +247,18 @@ def test_the_hint_makes_the_image_needless(sets):
         if r["dataset"] == "digit_sum":
             first, second = re.findall(r"is (\d)", r["input"])[:2]
             assert int(first) + int(second) == int(r["ground_truth"])
+
+
+def test_chance_is_what_rollouts_estimate():
+    for number in range(12):
+        rng = random.Random(number)
+        question = draw_question(rng, list(TASKS)[number % len(TASKS)])
+        trap = set_trap(rng, question, MIXED)
+        chain = sample_chain(rng, question, MIXED, trap)
+        for pieces in ((), *chain.states):
+            exact = chance(question, pieces, MIXED, trap)
+            right = sum(rollout(rng, question, pieces, MIXED, trap) for _ in range(1500))
+            assert right / 1500 == pytest.approx(exact, abs=0.05)
 
 
 @pytest.mark.parametrize("profile", [MIXED, SEEING, THINKING])
