@@ -218,7 +218,10 @@ class AdamWStep:
         self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def _terms(self):
-        """Per parameter: itself, g, m̂, √v̂, ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε, decay."""
+        """Per parameter: itself, g, m̂, √v̂, ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε, decay.
+
+        m̂ and √v̂ are copies, for the caller to work in: memory traffic is what this costs.
+        """
         gradients = iter(self.gradients or itertools.repeat(None))
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             beta1, beta2 = group["betas"]
@@ -227,7 +230,7 @@ class AdamWStep:
                 time = float(state["step"])
                 correction1, correction2 = 1 - beta1**time, 1 - beta2**time
                 mean = _moment(state["exp_avg"]) / correction1
-                root = (_moment(state["exp_avg_sq"]) / correction2).sqrt()
+                root = (_moment(state["exp_avg_sq"]) / correction2).sqrt_()
                 yield (
                     parameter,
                     next(gradients),
@@ -248,11 +251,12 @@ class AdamWStep:
             ∂U/∂g = -η [ a / (√v̂ + ε) - b g m̂ / (√v̂ (√v̂ + ε)²) ],  a = ∂m̂/∂g,  2 b g = ∂v̂/∂g
         """
         for v, (_, g, mean, root, a, b, rate, eps, _) in zip(vector, self._terms(), strict=True):
-            denominator = root + eps
+            second = mean.mul_(g.to(mean.dtype)).mul_(b * self.clip)
             # Where g and its history are zero, v̂ = 0 and the second term has the limit 0.
-            second = b * (self.clip * g) * mean / (root * denominator.square())
-            second = torch.where(root > 0, second, torch.zeros_like(second))
-            v.mul_((a / denominator - second) * -rate)
+            second.div_(root.clamp_(min=torch.finfo(root.dtype).tiny))
+            denominator = root.add_(eps)
+            second.div_(denominator).neg_().add_(a).div_(denominator)
+            v.mul_(second).mul_(-rate)
         if self.clip < 1:
             # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.
             shift = inner(vector, self.gradients) / inner(self.gradients, self.gradients)
@@ -262,6 +266,10 @@ class AdamWStep:
     def undo(self) -> list[torch.Tensor]:
         """φ, the parameters before the step, up to rounding."""
         return [
-            ((parameter + rate * mean / (root + eps)) / (1 - rate * decay)).to(parameter.dtype)
+            mean.div_(root.add_(eps))
+            .mul_(rate)
+            .add_(parameter)
+            .div_(1 - rate * decay)
+            .to(parameter.dtype)
             for parameter, _, mean, root, _, _, rate, eps, decay in self._terms()
         ]
