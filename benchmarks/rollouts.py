@@ -252,14 +252,14 @@ def reasoner(arguments: argparse.Namespace) -> int:
         candidates = Path(name) / "candidates.json"
         records = [
             {
-                "id": number,
+                "id": int(Path(image).stem),  # as in train.json
                 "question": chain.question.text,
                 "image_path": image,
                 "candidates": [chain.text],
                 "answer": chain.question.answer,
                 "dataset": arguments.domain,
             }
-            for number, (chain, image) in enumerate(zip(chains, images, strict=True))
+            for chain, image in zip(chains, images, strict=True)
         ]
         write_records(candidates, records)
         labelled = Path(name) / "labelled.json"

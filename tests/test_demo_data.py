@@ -249,6 +249,16 @@ def test_the_hint_makes_the_image_needless(sets):
             assert int(first) + int(second) == int(r["ground_truth"])
 
 
+def test_a_models_own_labels_are_for_the_same_prefixes(sets):
+    keys = ("id", "sid", "input", "add", "image_path", "ground_truth", "dataset")
+    train = {tuple(record[key] for key in keys) for record in sets["train"]}
+    labelled = json.loads((DATA / "rollouts" / "colour_cell.json").read_text())
+    assert len(labelled) == 500
+    for record in labelled:
+        assert tuple(record[key] for key in keys) in train
+        assert record["accuracy"] == record["score"] / record["times"]
+
+
 def test_chance_is_what_rollouts_estimate():
     for number in range(12):
         rng = random.Random(number)
