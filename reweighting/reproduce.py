@@ -10,6 +10,7 @@ Trainings and scores are kept in ``--work``: an interrupted study goes on where 
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 import time
@@ -24,6 +25,8 @@ import torch
 import transformers
 
 from .best_of_n import AGGREGATIONS, evaluate, interval
+from .prompts import join
+from .samples import RecordReader, load_candidates
 from .study import REPOSITORY, Setup, Study
 
 DATA = REPOSITORY / "data"
@@ -72,6 +75,16 @@ COMMON = {
     "ORM": ["--baseline", "--train_subset", "outcome"],
     "without aggregation loss": ["--meta_target", "prefix"],
 }
+# DreamPRM-1.5: the lower level moves once before each upper step. The table sees a record of the
+# demo once or twice in a run of this length.
+INSTANCE = {
+    "Instance Table": ["--reweighting", "instance_table", "--unroll_steps", "1"],
+    "Instance Net": [
+        *("--reweighting", "instance_net", "--net_features", "labels", "--unroll_steps", "1"),
+        *("--meta_lr", "0.02"),
+    ],
+}
+SANITY = "DreamPRM, meta set from the tests"
 SUBSETS = {
     "demo": {
         "random subset": ["--baseline", "--train_subset", "random", "--subset_size", "2000"],
@@ -86,7 +99,8 @@ SUBSETS = {
     },
 }
 MAIN_METHODS = ("one sample", "majority", "ORM", "random subset", "s1-PRM", "vanilla PRM",
-                "DreamPRM", "oracle")  # fmt: skip
+                "DreamPRM", "Instance Table", "Instance Net", SANITY, "oracle")  # fmt: skip
+WITHOUT_MODEL = ("one sample", "majority", "weighted vote", "oracle")
 
 # DreamPRM (arXiv 2505.20241), main table: InternVL-2.5-8B-MPO on five benchmarks, per cent.
 PUBLISHED_SETS = ("WeMath", "MathVista", "MathVision", "MMVet", "MMStar")
@@ -106,6 +120,26 @@ COMPARABLE = {
     "paper": "Numbers are comparable where candidates, benchmark version and answer checking are "
     "the paper's; it used a judge model for some benchmarks, this study the rules of answers.py.",
 }
+
+
+def meta_from_tests(setup: Setup, work: Path) -> Path:
+    """A meta set of the test questions themselves: a right and a wrong chain of each.
+
+    The paper's sanity check (DreamPRM-1.5): how much is there to gain if the meta set could not fit
+    better? Its row is no result, as it has seen the answers.
+    """
+    records = []
+    for file in setup.sets.values():
+        for sample in load_candidates(RecordReader(str(file), str(setup.image_root))):
+            for label in (True, False):
+                if label in sample.true_false:
+                    chain = sample.candidates[sample.true_false.index(label)]
+                    records.append({"input": join(sample.question, chain), "true_false": label,
+                                    "image_path": sample.image})  # fmt: skip
+    work.mkdir(parents=True, exist_ok=True)
+    path = work / "meta_from_tests.json"
+    path.write_text(json.dumps(records))
+    return path
 
 
 class Results:
@@ -133,7 +167,7 @@ class Results:
         ``size`` is N, the whole pool unless given.
         """
         variant, way = method, "mean_log_odds"
-        if method in ("one sample", "majority", "weighted vote", "oracle"):
+        if method in WITHOUT_MODEL:
             variant, way = "DreamPRM", method
         elif method == "ORM":
             way = "last"  # an outcome reward model scores whole chains
@@ -146,11 +180,15 @@ class Results:
         """Over all sets, ``[seeds, questions]``, in per cent."""
         return 100 * np.concatenate([self.values(method, n, size) for n in self.sets], axis=1)
 
+    def methods(self) -> list[str]:
+        """The rows of the main table that were run."""
+        return [m for m in MAIN_METHODS if m in WITHOUT_MODEL or m in self.study.variants]
+
     def main_table(self) -> list[str]:
         """Methods down, sets across, with 95 % intervals."""
         lines = ["| method | " + " | ".join(self.sets) + " | average |"]
         lines.append("|---" * (len(self.sets) + 2) + "|")
-        for method in MAIN_METHODS:
+        for method in self.methods():
             cells = [_percent(100 * self.values(method, name)) for name in self.sets]
             lines.append(
                 f"| {method} | " + " | ".join([*cells, _percent(self.pooled(method))]) + " |"
@@ -160,8 +198,10 @@ class Results:
     def gaps(self) -> list[str]:
         """What DreamPRM gains over the others, in points."""
         ours, lines = self.pooled("DreamPRM"), []
-        others = [m for m in MAIN_METHODS if m not in ("DreamPRM", "oracle")]
-        for method in [*others, "without aggregation loss"]:
+        others = [m for m in self.methods() if m not in ("DreamPRM", "oracle")]
+        if "without aggregation loss" in self.study.variants:
+            others.append("without aggregation loss")
+        for method in others:
             mean, _, low, high = interval(ours - self.pooled(method))
             lines.append(f"- DreamPRM - {method}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
         return lines
@@ -280,6 +320,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
     add("--work", type=Path, help="directory of the runs (default: weights/study_<config>)")
     add("--iterations", type=int, help="lower steps (default: the configuration's)")
+    add("--leave_out", nargs="*", metavar="METHOD", help='rows not to train, as "ORM"')
     arguments = parser.parse_args(argv)
     setup = {"demo": DEMO, "paper": PAPER}[arguments.config]
     if missing := setup.missing():
@@ -291,10 +332,12 @@ def main(argv: list[str] | None = None) -> int:
         print("error: --config paper needs a CUDA device", file=sys.stderr)
         return 2
     more = ["--iteration_num", str(arguments.iterations)] if arguments.iterations else []
-    variants = {
-        name: [*flags, *more] for name, flags in {**COMMON, **SUBSETS[arguments.config]}.items()
-    }
     work = arguments.work or REPOSITORY / "weights" / f"study_{arguments.config}"
+    every = {**COMMON, **SUBSETS[arguments.config], **INSTANCE}
+    every[SANITY] = ["--meta_json_file", str(meta_from_tests(setup, work))]
+    variants = {
+        name: [*flags, *more] for name, flags in every.items() if name not in arguments.leave_out
+    }
     study = Study(setup, work, variants, range(1, arguments.seeds + 1))
     study.train(say=lambda text: print(text, flush=True))
     results = Results(study, arguments.config)
