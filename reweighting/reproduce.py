@@ -320,7 +320,10 @@ def main(argv: list[str] | None = None) -> int:
     add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
     add("--work", type=Path, help="directory of the runs (default: weights/study_<config>)")
     add("--iterations", type=int, help="lower steps (default: the configuration's)")
-    add("--leave_out", nargs="*", metavar="METHOD", help='rows not to train, as "ORM"')
+    optional = [*COMMON, *SUBSETS["demo"], *INSTANCE, SANITY]
+    for compared in ("vanilla PRM", "DreamPRM"):
+        optional.remove(compared)
+    add("--leave_out", nargs="*", choices=optional, default=[], help="rows not to train")
     arguments = parser.parse_args(argv)
     setup = {"demo": DEMO, "paper": PAPER}[arguments.config]
     if missing := setup.missing():
