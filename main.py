@@ -34,16 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
 
     from reweighting import training
+    from reweighting.construction import SetupError, make_encoder
     from reweighting.plan import print_plan
     from reweighting.problems import NonFiniteLoss
+    from reweighting.run_data import load_data
     from reweighting.samples import DataError
 
     training.quiet()
     try:
-        data = training.load_data(arguments)
+        data = load_data(arguments)
         for note in data.warnings:
             print(f"warning: {note}", file=sys.stderr)
-        encoder = training.make_encoder(arguments, data.system)
+        encoder = make_encoder(arguments, data.system)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"warning: {note}", file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except training.SetupError as error:
+    except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except NonFiniteLoss as error:

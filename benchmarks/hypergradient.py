@@ -56,7 +56,7 @@ def build(
 ):
     """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
     weighting = weighting or DomainTable(domains)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01, fused=True)
     lower = lower_class(
         name="lower",
         config=Config(type=kind, unroll_steps=unroll_steps),

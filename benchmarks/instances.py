@@ -107,7 +107,7 @@ def main() -> int:
     add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
     add("--chains", type=int, default=160, help="chains to train on, and held out (default: 160)")
     add("--iterations", type=int, default=200, help="lower and upper steps (default: 200)")
-    add("--meta_lr", default="0.02", help="of the nets (default: 0.02)")
+    add("--meta_lr", default="0.05", help="of the nets (default: 0.05)")
     add("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     add("--work", type=Path, default=Path("weights/instances"))
     add("--threads", type=int, default=2)

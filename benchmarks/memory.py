@@ -21,8 +21,10 @@ import torch
 from benchmarks.bilevel import REPOSITORY, SHAPES, allocated, in_a_process, make_model
 from reweighting import training
 from reweighting.arguments import parse_arguments
+from reweighting.construction import make_encoder
 from reweighting.memory import estimate_memory
 from reweighting.plan import largest_batches
+from reweighting.run_data import load_data
 
 DATA = REPOSITORY / "data"
 EIGHT = ["--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"]
@@ -42,8 +44,8 @@ CONFIGURATIONS = {
 def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     """The estimate for a run with flags ``argv``, and its peak over some steps, in bytes."""
     arguments = parse_arguments(argv)
-    data = training.load_data(arguments, progress=False)
-    encoder = training.make_encoder(arguments, data.system)
+    data = load_data(arguments, progress=False)
+    encoder = make_encoder(arguments, data.system)
     train, meta = largest_batches(arguments, data, encoder)
     estimate = estimate_memory(arguments, encoder, train.prompts, meta.prompts if meta else None)
     engine = training.ReweightingEngine(arguments, data, encoder)

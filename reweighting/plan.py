@@ -10,7 +10,7 @@ from .batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collat
 from .memory import count_parameters, estimate_memory, load_config
 from .prompts import PromptEncoder
 from .reward_model import SEPARATE_FORWARDS, packs_trees
-from .training import Data, total_steps, train_units
+from .run_data import Data, total_steps, train_units
 
 TOKENISED = 200  # records looked at for the token statistics
 DRAWN = 1000  # batches among which the longest is taken

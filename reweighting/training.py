@@ -1,21 +1,19 @@
-"""One run of training: data checked, problems built, Betty's engine driven, state saved.
+"""One run of training: problems built, Betty's engine driven, state saved and resumed.
 
-engine = build(arguments)     # reads and checks everything
-engine.run()                  # trains, reports, saves
+data = load_data(arguments)
+engine = ReweightingEngine(arguments, data, make_encoder(arguments, data.system))
+engine.run()
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
-import math
 import signal
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,36 +21,19 @@ from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from betty.logging.logger_base import get_logger as betty_logger
 from tqdm import tqdm
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoProcessor,
-    get_cosine_schedule_with_warmup,
-)
 from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
-from .data_selection import choose
+from .construction import SetupError, make_model, make_optimizer, make_scheduler, make_weighting
 from .diagnostics import WINDOW, MovedShare, RecordWeights, WeightHistory, divergence
 from .problems import Lower, Upper
 from .prompts import PromptEncoder
 from .reports import Reporter
-from .reward_model import BASE_DIRECTORY, RewardModel, saved_head
-from .samples import (
-    CandidatesSample,
-    DataError,
-    MetaSample,
-    RecordReader,
-    TrainSample,
-    chains_of,
-    load_candidates,
-    load_meta,
-    load_train,
-    with_labels,
-)
+from .reward_model import RewardModel
+from .run_data import Data, total_steps, train_units
 from .validation import BEST_DIRECTORY, Validation
-from .weighting import DomainTable, InstanceNet, InstanceTable, make_meta_optimizer
+from .weighting import make_meta_optimizer
 
 # What may change between the parts of an interrupted run: none of it alters a number.
 FREE_ON_RESUME = {
@@ -79,253 +60,8 @@ FREE_ON_RESUME = {
 ENOUGH = 100  # instance weights that show whether the upper level diverges
 
 
-class SetupError(Exception):
-    """The run cannot start: its model cannot be opened, or there is something to lose."""
-
-
 # --hypergradient to the name in Betty's table
 HYPERGRADIENTS = {"unrolled": "unrolled", "darts": "finite_difference"}
-
-
-@dataclass
-class Data:
-    """The checked data of a run."""
-
-    train: list[TrainSample]
-    meta: list[MetaSample]
-    domains: list[str]  # in order of first appearance, as published
-    warnings: list[str]
-    fingerprint: str  # of all files and of the records in use
-    fixed_weights: list[float] | None = None  # of the domains, where none are learned
-    validation: list[CandidatesSample] = field(default_factory=list)
-    system: str = ""  # the system turn of the train conversations, where they have one
-
-
-def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
-    """Read and check both files.
-
-    Raises:
-        DataError: naming file, record and field of what is wrong; nothing has been written.
-    """
-    options = {
-        "image_root": arguments.image_root,
-        "allow_external_images": arguments.allow_external_images,
-    }
-    problems, notes = [], []
-    train_reader = RecordReader(arguments.train_json_file, **options)
-    train, meta, meta_reader = [], [], None
-    try:
-        train = load_train(train_reader, progress)
-    except DataError as error:
-        problems += error.problems
-    if arguments.learn_weights:
-        meta_reader = RecordReader(arguments.meta_json_file, **options)
-        try:
-            meta, notes = load_meta(meta_reader, progress)
-        except DataError as error:
-            problems += error.problems
-    for reader in filter(None, (train_reader, meta_reader)):
-        if arguments.skip_bad_records and reader.problems:
-            notes.append(
-                f"{reader.file}: left out {len(reader.problems)} records with problems, the first: "
-                + reader.all_problems()[0]
-            )
-        else:
-            problems += reader.all_problems()
-    read = len(train)
-    train = choose(
-        train,
-        arguments.train_subset,
-        arguments.subset_size,
-        arguments.step_length,
-        arguments.seed,
-    )
-    if read and not train:
-        problems.append(
-            f"{arguments.train_json_file}: --train_subset {arguments.train_subset} keeps none of "
-            f"{read} records (--step_length {arguments.step_length[0]:g} "
-            f"{arguments.step_length[1]:g})"
-        )
-    elif len(train) < read:
-        notes.append(f"--train_subset {arguments.train_subset}: {len(train)} of {read} records")
-    if arguments.history == "gold":
-        train = with_labels(train)
-    systems = Counter(sample.system for sample in train if sample.system)
-    system = systems.most_common(1)[0][0] if systems else ""
-    if len(systems) > 1 and arguments.score_head == "plus_minus":
-        notes.append(
-            f"{arguments.train_json_file}: {len(systems)} different system turns; all prompts get "
-            "the most common one"
-        )
-    domains = list(dict.fromkeys(sample.domain for sample in train))
-    labels = {sample.true_false for sample in meta}
-    if not train and not problems:
-        problems.append(f"{arguments.train_json_file}: no usable record is left")
-    if arguments.learn_weights and not arguments.by_instance and len(domains) == 1:
-        problems.append(
-            f"{arguments.train_json_file}: all records are of domain '{domains[0]}': reweighting "
-            "has nothing to weigh (--baseline trains without it, --reweighting instance_table "
-            "weighs single records)"
-        )
-    if arguments.learn_weights and len(labels) == 1:
-        problems.append(
-            f"{arguments.meta_json_file}: every usable record is labelled "
-            f"{str(labels.pop()).lower()}: the weights cannot learn from one label alone"
-        )
-    elif arguments.learn_weights and not labels and not problems:
-        problems.append(f"{arguments.meta_json_file}: no usable record is left")
-    validation = []
-    if arguments.eval_candidates:
-        try:
-            reader = RecordReader(arguments.eval_candidates, **options)
-            validation = load_candidates(reader, progress)
-            if not any(sample.true_false for sample in validation):
-                problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
-        except DataError as error:
-            problems += error.problems
-    fixed_weights = None
-    if arguments.domain_weights and not problems:
-        try:
-            fixed_weights = load_fixed_weights(arguments.domain_weights, domains)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        error = DataError(problems)
-        error.notes = notes
-        raise error
-    digest = hashlib.sha256()
-    for reader, samples in ((train_reader, train), (meta_reader, meta)):
-        if reader is not None:
-            digest.update(Path(reader.file).read_bytes())
-            digest.update(json.dumps([sample.record for sample in samples]).encode())
-    digest.update(json.dumps(fixed_weights).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation, system)
-
-
-def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
-    """The weights of ``domains`` from a JSON file {domain: weight}, scaled to average 1.
-
-    Raises:
-        DataError: the file is unreadable, a domain is missing or a weight is no number >= 0.
-    """
-    try:
-        weights = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError([f"{file}: {error}"]) from error
-    if not isinstance(weights, dict):
-        raise DataError([f"{file}: not an object {{domain: weight}}"])
-    problems = []
-    for domain in domains:
-        weight = weights.get(domain)
-        if domain not in weights:
-            problems.append(f"{file}: domain '{domain}' of the train file is missing")
-        elif not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            problems.append(f"{file}: domain '{domain}': must be a number of at least 0")
-    if not problems and not any(weights[domain] for domain in domains):
-        problems.append(f"{file}: all weights are 0")
-    if problems:
-        raise DataError(problems)
-    mean = sum(weights[domain] for domain in domains) / len(domains)
-    return [weights[domain] / mean for domain in domains]
-
-
-def train_units(arguments: argparse.Namespace, train: list[TrainSample]) -> list[list[TrainSample]]:
-    """What ``--batch_size`` counts: single records, or the records of one chain together."""
-    if arguments.batch_by == "cot":
-        return [[train[index] for index in chain] for chain in chains_of(train)]
-    return [[sample] for sample in train]
-
-
-def total_steps(arguments: argparse.Namespace, units: int) -> int:
-    """Lower steps of the run: ``--iteration_num`` or ``--max_epoch``, whichever ends first."""
-    per_step = arguments.batch_size * arguments.gradient_accumulation
-    return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
-
-
-def make_scheduler(
-    optimizer: torch.optim.Optimizer,
-    kind: str,
-    steps: int,
-    warmup_share: float,
-    step_size: int,
-    gamma: float,
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """``step``: cuts by ``gamma``; ``cosine_with_warmup``: up, then down to 0 over ``steps``."""
-    if kind == "cosine_with_warmup":
-        return get_cosine_schedule_with_warmup(optimizer, int(warmup_share * steps), steps)
-    return torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma)
-
-
-def make_weighting(
-    arguments: argparse.Namespace, data: Data, model: RewardModel
-) -> DomainTable | InstanceTable | InstanceNet:
-    """What ``--reweighting`` learns, at its start."""
-    if arguments.reweighting == "instance_table":
-        rows = max(sample.record for sample in data.train)
-        return InstanceTable(
-            rows, arguments.weight_bounds, arguments.weight_activation, data.fixed_weights
-        )
-    if arguments.reweighting == "instance_net":
-        return InstanceNet(
-            arguments.net_features,
-            model.base_model.config.get_text_config().hidden_size,
-            arguments.net_width,
-            arguments.net_layers,
-            arguments.weight_bounds,
-            arguments.detach_features,
-            data.fixed_weights,
-        )
-    weighting = DomainTable(data.domains)
-    published = Path(arguments.reward_model) / checkpoints.DOMAIN_FILE
-    if published.is_file():
-        raw = checkpoints.load_domain_weights(published, data.domains)
-        weighting.raw_weights.data.copy_(raw)
-    return weighting
-
-
-def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
-    """The prompt encoder of ``--reward_model``.
-
-    Args:
-        system: the system turn of the data; "": that of the checkpoint, or our own.
-
-    Raises:
-        SetupError: there is no such model, or it is none that can be trained.
-    """
-    name = f"--reward_model {arguments.reward_model}"
-    folder = Path(arguments.reward_model)
-    source = str(folder / BASE_DIRECTORY) if (folder / BASE_DIRECTORY).is_dir() else str(folder)
-    head = saved_head(folder)
-    if arguments.score_head == "linear" and head.get("score_head") == "plus_minus":
-        raise SetupError(
-            f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
-            f"{source}"
-        )
-    if system:
-        head["system"] = system
-    try:
-        processor = AutoProcessor.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SetupError(f"{name}: {reason}") from error
-    if not hasattr(processor, "image_processor"):
-        raise SetupError(f"{name}: does not read images")
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise SetupError(f"{name}: {config.model_type} makes no text from images and text")
-    try:
-        encoder = PromptEncoder(
-            processor,
-            max_image_size=arguments.max_image_size,
-            min_pixels=arguments.min_pixels,
-            max_pixels=arguments.max_pixels,
-            cache_bytes=arguments.image_cache_mib * 2**20,
-            **head | {"score_head": arguments.score_head},
-        )
-        encoder.check()
-    except ValueError as error:
-        raise SetupError(f"{name}: {error}") from error
-    return encoder
 
 
 def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
@@ -367,40 +103,6 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
             "started with"
         )
     return state
-
-
-def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel:
-    """The reward model as training wants it, at the start or as it was when ``state`` was saved."""
-    source = arguments.reward_model
-    if state is not None and not arguments.lora_rank:  # a checkpoint has its adapters merged
-        source = checkpoints.current(Path(arguments.weights_path))
-    # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
-    dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
-    model = RewardModel.from_pretrained(source, dtype=dtype, score_head=arguments.score_head)
-    model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
-    if arguments.lora_rank:
-        model.add_adapters(arguments.lora_rank)
-        if state is not None:
-            model.load_state_dict(state["trained"], strict=False)
-    if arguments.gradient_checkpointing:
-        model.checkpoint_gradients()
-    return model
-
-
-def make_optimizer(
-    arguments: argparse.Namespace, model: RewardModel, cold: bool = False
-) -> torch.optim.Optimizer:
-    """``--optimizer`` over the trainable parameters, for the ``cold`` start or what follows."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    options = {"lr": arguments.lr, "weight_decay": arguments.weight_decay}
-    if cold:
-        options = {"lr": arguments.cold_start_lr, "weight_decay": arguments.cold_start_weight_decay}
-    if arguments.optimizer == "adamw_8bit":
-        from torchao.optim import AdamW8bit
-
-        return AdamW8bit(parameters, bf16_stochastic_round=True, **options)
-    fused = torch.device(arguments.device).type == "cuda"
-    return torch.optim.AdamW(parameters, fused=fused, **options)
 
 
 class ReweightingEngine(Engine):

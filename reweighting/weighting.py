@@ -140,9 +140,9 @@ class InstanceNet(_Instances):
     weight at 1.
 
     Args:
-        features: ``scores``, (p₊, p₋) as published; ``labels``, the same and the accuracy the
-            record claims, so that the net can see them disagree; ``hidden``, the reward model's
-            final representation, as the paper says.
+        features: ``scores``, (p₊, p₋) as published; ``labels``, the same and how far the accuracy
+            that the record claims is from p₊; ``hidden``, the reward model's final representation,
+            as the paper says.
         hidden_size: of the reward model, for ``hidden``.
         width: of the perceptron's hidden layers.
         layers: number of hidden layers.
@@ -186,7 +186,7 @@ class InstanceNet(_Instances):
         score = torch.sigmoid(log_odds)
         columns = [score, 1 - score]
         if self.needs == "labels":
-            columns.append(batch.accuracy)
+            columns.append((score - batch.accuracy).abs())
         return torch.stack(columns, dim=1)
 
     def forward(self, batch: TrainBatch, features: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import main as program
-from reweighting import reward_model, training
+from reweighting import reward_model
 
 from .conftest import command, write_dataset
 
@@ -296,6 +296,8 @@ def test_resuming_with_other_data_or_arguments_is_refused(capsys, tmp_path):
 def test_total_steps_end_at_the_last_epoch():
     from argparse import Namespace
 
+    from reweighting.run_data import total_steps
+
     arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
-    assert training.total_steps(arguments, units=40) == 15
-    assert training.total_steps(arguments, units=4000) == 100
+    assert total_steps(arguments, units=40) == 15
+    assert total_steps(arguments, units=4000) == 100
