@@ -324,8 +324,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--net_features",
         choices=["scores", "labels", "hidden"],
         default="scores",
-        help="what the instance net sees of a record: probabilities of right and wrong, these "
-        " and the record's accuracy, or the model's final representation",
+        help="what the instance net sees of a record: probabilities of right and wrong; these and "
+        "how far the record's accuracy is from them; or the model's final representation",
     )
     add("--net_width", type=_whole(1), default=10, help="of the instance net's hidden layers")
     add("--net_layers", type=_whole(1), default=1, help="hidden layers of the instance net")
