@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -345,7 +346,7 @@ def main(argv: list[str] | None = None) -> int:
     study.train(say=lambda text: print(text, flush=True))
     results = Results(study, arguments.config)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    command = "python -m reweighting.reproduce " + " ".join(argv or sys.argv[1:])
+    command = "python -m reweighting.reproduce " + shlex.join(argv or sys.argv[1:])
     (arguments.out / "RESULTS.md").write_text(results.text(command), encoding="utf-8")
     results.draw(arguments.out)
     print(f"wrote {arguments.out / 'RESULTS.md'}")
