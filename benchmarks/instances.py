@@ -36,14 +36,22 @@ CORRUPTED = 0.4  # of the chains
 COMMON = [
     *("--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8", "--unroll_steps", "1"),
     *("--lr", "1e-4", "--weight_decay", "0", "--precision", "fp32", "--device", "cpu"),
-    *("--cold_start_iterations", "10", "--num_workers", "1", "--save_every_iterations", "100000"),
+    *("--num_workers", "1", "--save_every_iterations", "100000"),
+]
+NET = [
+    *("--reweighting", "instance_net", "--meta_lr", "0.02"),
+    *("--cold_start_iterations", "60"),  # the net looks at scores: they should mean something
 ]
 VARIANTS = {
-    "table": ["--reweighting", "instance_table", "--meta_lr", "0.05"],
-    "net, labels": ["--reweighting", "instance_net", "--net_features", "labels"],
-    "net, scores": ["--reweighting", "instance_net", "--net_features", "scores"],
-    "net, hidden": ["--reweighting", "instance_net", "--net_features", "hidden"],
+    "table": [
+        *("--reweighting", "instance_table", "--meta_lr", "0.05", "--cold_start_iterations", "10"),
+    ],
+    "net, labels": [*NET, "--net_features", "labels"],
+    "net, scores": [*NET, "--net_features", "scores"],
+    "net, hidden": [*NET, "--net_features", "hidden"],
 }
+# To train on, and as many held out. A table needs visits to every record, a net many records.
+CHAINS = {"table": 160, "net, labels": 480, "net, scores": 480, "net, hidden": 480}
 
 
 def write_records(work: Path, chains: int) -> tuple[Path, Path, set[int]]:
@@ -52,6 +60,7 @@ def write_records(work: Path, chains: int) -> tuple[Path, Path, set[int]]:
     for record in clean_records():
         record = {name: value for name, value in record.items() if name not in ("score", "times")}
         by_id.setdefault(record["id"], []).append(record)
+    work.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     chosen = rng.sample(sorted(by_id), 2 * chains)
     corrupted = {name for name in chosen if rng.random() < CORRUPTED}
@@ -105,25 +114,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
-    add("--chains", type=int, default=160, help="chains to train on, and held out (default: 160)")
     add("--iterations", type=int, default=200, help="lower and upper steps (default: 200)")
-    add("--meta_lr", default="0.05", help="of the nets (default: 0.05)")
     add("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     add("--work", type=Path, default=Path("weights/instances"))
-    add("--threads", type=int, default=2)
+    add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    train, held_out, corrupted = write_records(arguments.work, arguments.chains)
     print("| weights | seed | AUROC | sound: mean weight | corrupted | visits a record | seconds |")
     print("|---|---|---|---|---|---|---|")
     for variant in arguments.variants:
+        work = arguments.work / str(CHAINS[variant])
+        train, held_out, corrupted = write_records(work, CHAINS[variant])
         for seed in range(1, arguments.seeds + 1):
-            run = arguments.work / f"{variant.replace(', ', '_')}_seed{seed}"
+            run = work / f"{variant.replace(', ', '_')}_seed{seed}"
             started = time.monotonic()
             flags = [*COMMON, *VARIANTS[variant], "--iteration_num", str(arguments.iterations)]
-            if variant != "table":
-                flags += ["--meta_lr", arguments.meta_lr]
             with contextlib.redirect_stdout(sys.stderr):
                 code = program.main([
                     *("--train_json_file", str(train), "--meta_json_file", str(DEMO.meta)),

@@ -325,7 +325,7 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["scores", "labels", "hidden"],
         default="scores",
         help="what the instance net sees of a record: probabilities of right and wrong; these and "
-        "how far the record's accuracy is from them; or the model's final representation",
+        "how far the record's accuracy agrees; or the model's final representation",
     )
     add("--net_width", type=_whole(1), default=10, help="of the instance net's hidden layers")
     add("--net_layers", type=_whole(1), default=1, help="hidden layers of the instance net")

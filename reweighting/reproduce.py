@@ -82,7 +82,7 @@ INSTANCE = {
     "Instance Table": ["--reweighting", "instance_table", "--unroll_steps", "1"],
     "Instance Net": [
         *("--reweighting", "instance_net", "--net_features", "labels", "--unroll_steps", "1"),
-        *("--meta_lr", "0.02"),
+        *("--meta_lr", "0.02", "--cold_start_iterations", "60"),
     ],
 }
 SANITY = "DreamPRM, meta set from the tests"

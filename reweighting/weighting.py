@@ -140,9 +140,10 @@ class InstanceNet(_Instances):
     weight at 1.
 
     Args:
-        features: ``scores``, (p₊, p₋) as published; ``labels``, the same and how far the accuracy
-            that the record claims is from p₊; ``hidden``, the reward model's final representation,
-            as the paper says.
+        features: ``scores``, (p₊, p₋) as published; ``labels``, the same and how far the record's
+            label agrees, (2 p₊ - 1)(2 accuracy - 1), which is 0 where either is undecided and so
+            takes no unclear label for a wrong one; ``hidden``, the reward model's final
+            representation, as the paper says.
         hidden_size: of the reward model, for ``hidden``.
         width: of the perceptron's hidden layers.
         layers: number of hidden layers.
@@ -186,7 +187,7 @@ class InstanceNet(_Instances):
         score = torch.sigmoid(log_odds)
         columns = [score, 1 - score]
         if self.needs == "labels":
-            columns.append((score - batch.accuracy).abs())
+            columns.append((2 * score - 1) * (2 * batch.accuracy - 1))
         return torch.stack(columns, dim=1)
 
     def forward(self, batch: TrainBatch, features: torch.Tensor | None = None) -> torch.Tensor:
