@@ -37,6 +37,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.hypergradient import build
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from reweighting.layers import PatchProjection
 from reweighting.prompts import PromptEncoder, chain_prompts
 from reweighting.reward_model import RewardModel, autocast
 from reweighting.samples import MetaSample, TrainSample
@@ -123,7 +124,10 @@ class Straightforward:
 
     def __init__(self, model: RewardModel, precision: str) -> None:
         self.base, self.head = model.base_model, model.LN
-        self.base.model.language_model.set_attn_implementation("sdpa")
+        self.base.set_attn_implementation("sdpa")
+        for module in self.base.modules():
+            if isinstance(module, PatchProjection):
+                module.__class__ = nn.Conv3d  # as transformers has it
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-6, weight_decay=0.01)
         self.raw_weights = torch.zeros(len(DOMAINS), device=model.LN.weight.device).requires_grad_()

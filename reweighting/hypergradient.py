@@ -172,7 +172,8 @@ def directional_derivatives(
 ) -> Alongside:
     """⟨∇ℓ_j(φ), direction⟩ of every record of ``batch``, by forward-mode differentiation.
 
-    Fused attention kernels have no forward derivative, hence the plain ("math") one.
+    Fused attention kernels have no forward derivative, hence the plain ("math") one where the
+    model's attention is not ours (:func:`~reweighting.layers.attention_along`).
     """
     unpack = torch.autograd.forward_ad.unpack_dual
     with torch.autograd.forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):

@@ -14,15 +14,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .prompts import EncodedPrompts
-
-ATTENTION_NAME = "packed_trees"
 
 
 @dataclass
@@ -33,6 +29,19 @@ class Tree:
     end: int
     longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
     ancestors: torch.Tensor | None  # bool [n, n], row sees column; None: one plain causal chain
+    _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """What attention adds to its scores, ``[1, 1, n, n]``; None for a plain causal chain.
+
+        All layers get, and keep for the backward pass, the same tensor.
+        """
+        if self.ancestors is None:
+            return None
+        if dtype not in self._masks:
+            zero = torch.zeros((), dtype=dtype, device=self.ancestors.device)
+            self._masks[dtype] = torch.where(self.ancestors, zero, float("-inf"))[None, None]
+        return self._masks[dtype]
 
 
 @dataclass
@@ -174,29 +183,3 @@ def _common_length(left: list[int], right: list[int]) -> int:
     if left[:limit] == right[:limit]:
         return limit
     return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
-
-
-def tree_attention(module, query, key, value, attention_mask, **kwargs):
-    """Scaled dot-product attention within each tree of a packed sequence.
-
-    Registered with transformers as ``"packed_trees"``. ``attention_mask`` is the list of trees; a
-    usual mask (from ``generate``, say) falls through to transformers' own SDPA.
-    """
-    if not isinstance(attention_mask, list):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    outputs = []
-    for tree in attention_mask:
-        tokens = slice(tree.start, tree.end)
-        output, _ = sdpa_attention_forward(
-            module,
-            query[:, :, tokens],
-            key[:, :, tokens],
-            value[:, :, tokens],
-            None if tree.ancestors is None else tree.ancestors[None, None],
-            **kwargs,
-        )
-        outputs.append(output)
-    return torch.cat(outputs, dim=1), None
-
-
-AttentionInterface.register(ATTENTION_NAME, tree_attention)

@@ -29,7 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .best_of_n import select
-from .prefix_tree import ATTENTION_NAME, PackedTrees, pack
+from .layers import ATTENTION_NAME, speed_up_patches
+from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
 HEAD_FILE = "LN_weights.pt"
@@ -88,7 +89,8 @@ class RewardModel(nn.Module):
         self.base_model.config.use_cache = False
         self.packs_trees = packs_trees(base_model.config)
         if self.packs_trees:
-            self.base_model.model.language_model.set_attn_implementation(ATTENTION_NAME)
+            self.base_model.set_attn_implementation(ATTENTION_NAME)
+        speed_up_patches(self.base_model)
         self.label_ids: tuple[int, int] | None = None
         self.LN: nn.Linear | None = None
         if encoder is not None and encoder.score_head == "plus_minus":
@@ -133,7 +135,8 @@ class RewardModel(nn.Module):
         """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
         self._fused_attention = implementation == "sdpa"
         if self.packs_trees:
-            self.base_model.set_attn_implementation({"vision_config": implementation})
+            vision = ATTENTION_NAME if implementation == "sdpa" else implementation
+            self.base_model.set_attn_implementation({"vision_config": vision})
         else:
             self.base_model.set_attn_implementation(implementation)
 

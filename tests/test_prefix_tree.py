@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,8 +94,7 @@ def test_a_causal_mask_alone_would_be_noticed(reward_model, groups):
     packed = pack([encoded for _, _, encoded in groups])
     with torch.no_grad():
         right = reward_model(packed)
-        for tree in packed.trees:
-            tree.ancestors = None
+        packed.trees = [replace(tree, ancestors=None) for tree in packed.trees]
         wrong = reward_model(packed)
     assert (right - wrong).abs().max() > 1e-3
 
