@@ -32,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.objectives import aggregate, chain_losses, record_losses
+from reweighting.prefix_tree import PackedTrees
 from reweighting.problems import Lower, Upper
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
@@ -144,7 +145,7 @@ def flat(gradients) -> torch.Tensor:
 
 
 def as_double(prompts):
-    if isinstance(prompts, torch.Tensor):
+    if not isinstance(prompts, PackedTrees):
         return prompts.double()
     prompts = copy.copy(prompts)
     prompts.images = [

@@ -33,6 +33,29 @@ class TrainBatch:
             record_of_prompt=self.record_of_prompt.to(device, non_blocking=True),
         )
 
+    def records_of_trees(self) -> list[set[int]]:
+        """For every tree of prompts, which of the B records it serves."""
+        found: list[set[int]] = [set() for _ in self.prompts.trees]
+        trees, records = self.prompts.tree_of_prompt().tolist(), self.record_of_prompt.tolist()
+        for tree, record in zip(trees, records, strict=True):
+            found[tree].add(record)
+        return found
+
+    def part(self, trees: Sequence[int]) -> tuple[TrainBatch, torch.Tensor]:
+        """The records that some trees serve, and which of the B they are."""
+        tree_of_prompt = self.prompts.tree_of_prompt()
+        chosen = torch.isin(tree_of_prompt, torch.tensor(trees, device=tree_of_prompt.device))
+        records, record_of_prompt = self.record_of_prompt[chosen].unique(return_inverse=True)
+        part = TrainBatch(
+            prompts=self.prompts.part(trees),
+            accuracy=self.accuracy[chosen],
+            domains=self.domains[records],
+            records=self.records[records.cpu()],
+            record_of_prompt=record_of_prompt,
+            features=None if self.features is None else self.features[chosen],
+        )
+        return part, records
+
     def pin_memory(self) -> TrainBatch:
         return replace(
             self,

@@ -11,7 +11,8 @@ and no finite difference is needed. The inner products s_j come
 
 - from the stored lower gradient, when all records of the step share one weight: for free;
 - from one forward-mode pass at φ along u otherwise, without a graph. φ itself is recovered from
-  φ' by undoing the optimizer step, which costs no memory between steps.
+  φ' by undoing the optimizer step, which costs no memory between steps. The largest group of
+  records that share a weight is spared the pass: what ⟨g, u⟩ leaves is theirs.
 
 The function is registered with Betty under the name ``unrolled`` and called by its engine; the
 published finite difference, mended, is there as ``finite_difference``.
@@ -19,6 +20,7 @@ published finite difference, mended, is there as ``finite_difference``.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PIECE = {"cpu": 2**16, "cuda": 2**24}  # numbers worked on at a time
+SMALLEST_WEIGHT = 0.1  # of the largest; a remainder divided by less would lose digits
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
 
 
@@ -92,17 +95,19 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
         return _constant(lower, 0.0)
     step.pull_back(vector)
-    shared = _shared_weight(lower)
-    if shared is not None:
-        # Σ_j s_j = ⟨g, u⟩ / w; where all records share a weight, only the sum matters.
-        [batches] = lower.window
-        records = sum(len(batch.records) for batch in batches)
-        each = inner(vector, step.gradients) / shared / records
-        return _constant(lower, each)
+    group = _largest_group(lower)
+    total = inner(vector, step.gradients) if group else None  # Σ_j w_j s_j
     step.gradients = None  # their memory is needed for φ
-    before = dict(zip(lower.parameter_names(), step.undo(), strict=True))
-    along = dict(zip(lower.parameter_names(), vector, strict=True))
-    return _by_batch(lower, lambda batch: directional_derivatives(lower, before, along, batch))
+
+    @functools.cache
+    def line() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        names = lower.parameter_names()
+        return dict(zip(names, step.undo(), strict=True)), dict(zip(names, vector, strict=True))
+
+    def move(batch) -> Alongside:
+        return directional_derivatives(lower, *line(), batch)
+
+    return _with_remainder(lower, group, total, move) if group else _by_batch(lower, move)
 
 
 @torch.no_grad()
@@ -154,14 +159,61 @@ def _constant(lower, value: float) -> list[Alongside]:
     ]
 
 
-def _shared_weight(lower) -> float | None:
-    """The weight all records of a one-step window share, if they do and it is not 0."""
+@dataclass
+class _Group:
+    """Records that share a weight, and the trees that hold no others."""
+
+    weight: float
+    trees: list[list[int]]  # by micro-batch
+    tokens: int = 0
+
+
+def _largest_group(lower) -> _Group | None:
+    """The group with the most tokens, if s_j of its records need not be told apart."""
     if len(lower.window) > 1 or not lower.weighting.detached:
         return None
     [batches] = lower.window
-    numbers = torch.cat([lower.weighting.sharing(batch) for batch in batches])
-    weight = float(lower.weights(batches[0], batches[0].features)[0])
-    return weight if weight and bool((numbers == numbers[0]).all()) else None
+    groups: dict[int, _Group] = {}
+    heaviest = 0.0
+    for index, batch in enumerate(batches):
+        weights = lower.weights(batch, batch.features).tolist()
+        sharing = lower.weighting.sharing(batch).tolist()
+        heaviest = max(heaviest, *map(abs, weights))
+        for number, records in enumerate(batch.records_of_trees()):
+            tree = batch.prompts.trees[number]
+            if len({sharing[record] for record in records}) == 1:
+                record = min(records)
+                new = _Group(weights[record], [[] for _ in batches])
+                group = groups.setdefault(sharing[record], new)
+                group.trees[index].append(number)
+                group.tokens += tree.end - tree.start
+    able = [
+        group
+        for group in groups.values()
+        if abs(group.weight) >= SMALLEST_WEIGHT * heaviest and group.weight
+    ]
+    return max(able, key=lambda group: group.tokens, default=None)
+
+
+def _with_remainder(lower, group: _Group, total: float, move: Callable) -> list[Alongside]:
+    """``move(part)`` of what is not in ``group``, whose records share what is left of ``total``."""
+    [batches] = lower.window
+    records = sum(len(batch.records) for batch in batches)
+    losses, left = [], []
+    for batch, known in zip(batches, group.trees, strict=True):
+        losses.append(torch.zeros_like(batch.domains, dtype=torch.float32))
+        left.append(torch.ones_like(batch.domains, dtype=torch.bool))
+        others = [tree for tree in range(len(batch.prompts.trees)) if tree not in known]
+        if others:
+            part, numbers = batch.part(others)
+            left[-1][numbers] = False
+            losses[-1][numbers] = move(part).losses.float() / records
+            weights = lower.weights(batch, batch.features)
+            total -= float((weights * losses[-1]).sum(dtype=torch.float64))
+    each = total / group.weight / sum(int(mask.sum()) for mask in left)
+    return [
+        Alongside(torch.where(mask, each, found)) for mask, found in zip(left, losses, strict=True)
+    ]
 
 
 def directional_derivatives(

@@ -12,7 +12,6 @@ of them, so its cost does not grow with the batch.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -87,11 +86,35 @@ class PackedTrees:
         """The inputs of all images together."""
         return {name: torch.cat([image[name] for image in self.images]) for name in self.images[0]}
 
+    def tree_of_prompt(self) -> torch.Tensor:
+        """The number of the tree of every prompt, ``[R]``."""
+        ends = torch.tensor([tree.end for tree in self.trees], device=self.read_outs.device)
+        return torch.bucketize(self.read_outs, ends, right=True)
+
+    def part(self, numbers: Sequence[int]) -> PackedTrees:
+        """The trees of these ``numbers`` alone; their prompts stay in order."""
+        tree_of_prompt = self.tree_of_prompt()
+        kept, end, read_outs = [], 0, torch.zeros_like(self.read_outs)
+        for number in numbers:
+            tree = self.trees[number]
+            start, end = end, end + tree.end - tree.start
+            kept.append(replace(tree, start=start, end=end))
+            read_outs[tree_of_prompt == number] = start - tree.start
+        tokens = torch.cat([torch.arange(self.trees[n].start, self.trees[n].end) for n in numbers])
+        chosen = torch.isin(tree_of_prompt, torch.tensor(numbers, device=tree_of_prompt.device))
+        return PackedTrees(
+            input_ids=self.input_ids[tokens],
+            depths=self.depths[tokens],
+            read_outs=(self.read_outs + read_outs)[chosen],
+            trees=kept,
+            images=[self.images[number] for number in numbers],
+            prompt_tokens=sum(int(self.depths[r]) + 1 for r in self.read_outs[chosen].tolist()),
+        )
+
     def separate_prompts(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         """Token ids and image inputs of every prompt by itself."""
-        ends = [tree.end for tree in self.trees]
-        for read_out in self.read_outs.tolist():
-            number = bisect.bisect_right(ends, read_out)
+        numbers = self.tree_of_prompt().tolist()
+        for number, read_out in zip(numbers, self.read_outs.tolist(), strict=True):
             tree = self.trees[number]
             tokens = self.input_ids[tree.start : tree.end]
             if tree.ancestors is None:

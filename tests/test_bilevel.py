@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,15 +65,38 @@ def test_losses_of_saturated_scores_are_finite():
     assert bce.item() == pytest.approx(-0.25 * math.log(p) - 0.75 * math.log(1 - p), abs=1e-6)
 
 
+@dataclass
+class Rows:
+    """Prompts that are ready-made features ``[N, 8]``, each a tree of its own."""
+
+    features: torch.Tensor
+
+    @property
+    def trees(self) -> list:
+        return [SimpleNamespace(start=row, end=row + 1) for row in range(len(self.features))]
+
+    def tree_of_prompt(self) -> torch.Tensor:
+        return torch.arange(len(self.features))
+
+    def part(self, trees: list[int]) -> Rows:
+        return Rows(self.features[trees])
+
+    def to(self, device) -> Rows:
+        return self
+
+    def double(self) -> Rows:
+        return Rows(self.features.double())
+
+
 class Linear(nn.Module):
-    """A reward model on ready-made features ``[N, 8]``."""
+    """A reward model on ready-made features."""
 
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(8, 1)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.head(features)[:, 0]
+    def forward(self, rows: Rows) -> torch.Tensor:
+        return self.head(rows.features)[:, 0]
 
 
 def toy(seed: int, steps: int, batch_size: int = 8):
@@ -88,14 +112,14 @@ def toy(seed: int, steps: int, batch_size: int = 8):
             clean = (features @ truth > 0).float()
             accuracy = torch.where(domains == 0, clean, noise)
             records = torch.arange(batch_size)
-            yield TrainBatch(features, accuracy, domains, records, record_of_prompt=records)
+            yield TrainBatch(Rows(features), accuracy, domains, records, record_of_prompt=records)
 
     def meta():
         while True:
             features = torch.randn(2 * batch_size, 8, generator=generator)
             chain = torch.arange(batch_size).repeat_interleave(2)
             margin = (features @ truth).view(batch_size, 2).sum(1)
-            yield MetaBatch(features, chain, (margin > 0).float(), torch.arange(batch_size))
+            yield MetaBatch(Rows(features), chain, (margin > 0).float(), torch.arange(batch_size))
 
     return train(), meta()
 
@@ -179,6 +203,29 @@ def test_hypergradient_of_the_real_architecture(reward_model, batches, batch_siz
     engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4)
     ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
     assert torch.cosine_similarity(ours, exact, dim=0) >= 0.9999
+    assert (ours - exact).norm() / exact.norm() <= 1e-3
+
+
+def test_the_largest_group_is_spared_the_forward_mode_pass(reward_model, batches, monkeypatch):
+    """Of records in two domains, only those of the smaller one are differentiated."""
+    train, meta = batches(4, 3)
+    train[-1].domains = torch.tensor([0, 1, 0, 0])
+    passed = []
+    real = hypergradient.directional_derivatives
+    monkeypatch.setattr(
+        hypergradient,
+        "directional_derivatives",
+        lambda *inputs: passed.append(inputs[-1].records.tolist()) or real(*inputs),
+    )
+    engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4)
+    ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
+    assert passed[-1] == [train[-1].records[1].item()]
+    assert (ours - exact).norm() / exact.norm() <= 1e-3
+    # A group whose weight is almost nothing cannot be had by division: all others' errors would.
+    with torch.no_grad():
+        engine.upper.module.raw_weights[0] = -20.0
+    ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
+    assert passed[-1] == [train[-1].records[i].item() for i in (0, 2, 3)]
     assert (ours - exact).norm() / exact.norm() <= 1e-3
 
 
@@ -295,7 +342,7 @@ def test_a_loss_that_is_not_finite_names_its_records():
     torch.manual_seed(0)
     train, meta = toy(0, 1)
     [batch] = list(train)
-    batch.prompts[3] = float("nan")
+    batch.prompts.features[3] = float("nan")
     batch.records = batch.records + 100
     engine = build(Linear(), ["a", "b"], [batch], meta, lr=0.1)
     with pytest.raises(NonFiniteLoss, match=r"lower loss is nan for records \[100, 101"):

@@ -118,6 +118,16 @@ def test_equal_images_are_computed_once(reward_model, groups):
     torch.testing.assert_close(scores[:count], scores[-count:], atol=1e-6, rtol=0)
 
 
+def test_part_of_a_batch_scores_as_within_it(reward_model, groups):
+    packed = pack([encoded for _, _, encoded in groups])
+    part = packed.part([0, 2])
+    chosen = packed.tree_of_prompt() != 1
+    assert part.tree_of_prompt().tolist() == [0] * 3 + [1] * 4
+    assert part.prompt_tokens == pack([groups[0][2], groups[2][2]]).prompt_tokens
+    with torch.no_grad():
+        torch.testing.assert_close(reward_model(part), reward_model(packed)[chosen])
+
+
 def test_bf16_scores_stay_close(reward_model, groups):
     packed = pack([encoded for _, _, encoded in groups])
     with torch.no_grad():
