@@ -306,9 +306,17 @@ class AdamWStep:
                     *(rate, group["eps"], group["weight_decay"]),
                 )
                 moments = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
+                # |m| ≤ K √v whatever the gradients were (Cauchy-Schwarz), but 8 bits may make a
+                # small v zero beside a larger m.
+                bound = (1 - beta1) / ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5
+                least = correction1 / (bound * correction2**0.5)
+                rounded = moments[0] is not state["exp_avg"]
                 for p, v_part, g_part, mean, square in pieces(parameter, v, g, *moments):
                     root = (square / correction2).sqrt_()
-                    yield p, v_part, g_part, mean / correction1, root, factors
+                    mean = mean / correction1
+                    if rounded:
+                        root = torch.maximum(root, mean.abs() * least)
+                    yield p, v_part, g_part, mean, root, factors
 
     def pull_back(self, vector: list[torch.Tensor]) -> None:
         """Turn v into u = (∂U/∂g)ᵀ v, in place, with g the gradient before clipping.
@@ -318,6 +326,8 @@ class AdamWStep:
             ∂U/∂g = -η [ a / (√v̂ + ε) - b g m̂ / (√v̂ (√v̂ + ε)²) ],  a = ∂m̂/∂g,  2 b g = ∂v̂/∂g
         """
         for _, v, g, mean, root, (a, b, rate, eps, _) in self._blocks(vector):
+            # v̂ holds g² itself, though 8 bits may have lost it.
+            root = torch.maximum(root, g.abs() * (b**0.5 * self.clip))
             second = mean.mul_(g.to(mean.dtype)).mul_(b * self.clip)
             # Where g and its history are zero, v̂ = 0 and the second term has the limit 0.
             second.div_(root.clamp_(min=torch.finfo(root.dtype).tiny))
