@@ -31,13 +31,13 @@ from betty.logging.logger_base import get_logger as betty_logger
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.hypergradient import build
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from reweighting.layers import PatchProjection
+from reweighting.memory import allocated_bytes
 from reweighting.prompts import PromptEncoder, chain_prompts
 from reweighting.reward_model import RewardModel, autocast
 from reweighting.samples import MetaSample, TrainSample
@@ -358,12 +358,7 @@ def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
         function()
         most, now = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
         return most - before, now - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    live = list(itertools.accumulate((event.nbytes() for event in events), initial=0))
-    return max(live), live[-1]
+    return allocated_bytes(function)
 
 
 def in_a_process(function: Callable, *arguments):

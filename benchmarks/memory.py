@@ -47,7 +47,7 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     data = load_data(arguments, progress=False)
     encoder = make_encoder(arguments, data.system)
     train, meta = largest_batches(arguments, data, encoder)
-    estimate = estimate_memory(arguments, encoder, train.prompts, meta.prompts if meta else None)
+    estimate = estimate_memory(arguments, encoder, train, meta)
     engine = training.ReweightingEngine(arguments, data, encoder)
     engine.train()
     engine.lower.batches = itertools.repeat(train)

@@ -10,7 +10,7 @@ import os
 import torch
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class HelpFormatter(argparse.HelpFormatter):
     """Every flag with its default, unless the help text already says it."""
 
     def __init__(self, prog: str) -> None:
@@ -23,7 +23,7 @@ class _HelpFormatter(argparse.HelpFormatter):
         return text if action.default == argparse.SUPPRESS else f"{text} (default: %(default)s)"
 
 
-def _whole(minimum: int):
+def whole(minimum: int):
     def parse(text: str) -> int:
         value = int(text)
         if value < minimum:
@@ -34,7 +34,7 @@ def _whole(minimum: int):
     return parse
 
 
-def _real(minimum: float = 0.0, positive: bool = False):
+def real(minimum: float = 0.0, positive: bool = False):
     def parse(text: str) -> float:
         value = float(text)
         if not math.isfinite(value) or value < minimum or (positive and value == minimum):
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="main.py",
         description="Train a multimodal process reward model on weighted data, and the weights "
         "(DreamPRM, arXiv 2505.20241; DreamPRM-1.5, arXiv 2509.05542).",
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
 
     group = parser.add_argument_group("data and model")
@@ -87,18 +87,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--max_image_size",
-        type=_whole(28),
+        type=whole(28),
         default=512,
         help="longest side of an image in pixels; larger ones are shrunk",
     )
     add(
         "--min_pixels",
-        type=_whole(1),
+        type=whole(1),
         help="smallest image area in pixels; smaller ones are enlarged (default: the processor's)",
     )
     add(
         "--max_pixels",
-        type=_whole(1),
+        type=whole(1),
         help="largest image area in pixels; larger ones are shrunk (default: the processor's)",
     )
 
@@ -112,13 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--subset_size",
-        type=_whole(1),
+        type=whole(1),
         default=2000,
         help="records for --train_subset random, records per step index for s1",
     )
     add(
         "--step_length",
-        type=_real(),
+        type=real(),
         nargs=2,
         metavar=("LOW", "HIGH"),
         default=[200.0, 300.0],
@@ -127,14 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("training set-up")
     add = group.add_argument
-    add("--iteration_num", type=_whole(1), default=10000, help="lower optimizer steps")
+    add("--iteration_num", type=whole(1), default=10000, help="lower optimizer steps")
     add(
         "--max_epoch",
-        type=_whole(1),
+        type=whole(1),
         default=120,
         help="passes over the train records at most; whichever limit comes first ends the run",
     )
-    add("--batch_size", type=_whole(1), default=1, help="train records (or chains) a forward pass")
+    add("--batch_size", type=whole(1), default=1, help="train records (or chains) a forward pass")
     add(
         "--batch_by",
         choices=["record", "cot"],
@@ -142,11 +142,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="draw single train records, or all records of a chain of thought together: they share "
         "one prefix tree and cost a fraction of the tokens",
     )
-    add("--meta_batch_size", type=_whole(1), default=1, help="meta chains an upper step")
+    add("--meta_batch_size", type=whole(1), default=1, help="meta chains an upper step")
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add(
         "--local_rank",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         help="number of the CUDA device that plain 'cuda' means",
     )
@@ -165,13 +165,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="of the head's initial weights and the order of data")
     add(
         "--num_workers",
-        type=_whole(0),
+        type=whole(0),
         default=2,
         help="processes that read images and tokenise; 0: the training process does it",
     )
     add(
         "--image_cache_mib",
-        type=_whole(0),
+        type=whole(0),
         default=1024,
         help="memory for processed images in MiB, shared among the workers; 0: no cache",
     )
@@ -198,8 +198,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="labels that plus_minus sees of earlier steps in training: + everywhere, as in "
         "selection, or those of the data, as published",
     )
-    add("--lr", type=_real(positive=True), default=5e-7, help="learning rate (AdamW)")
-    add("--weight_decay", type=_real(), default=1e-3, help="decoupled weight decay (AdamW)")
+    add("--lr", type=real(positive=True), default=5e-7, help="learning rate (AdamW)")
+    add("--weight_decay", type=real(), default=1e-3, help="decoupled weight decay (AdamW)")
     add(
         "--scheduler_type",
         choices=["step", "cosine_with_warmup"],
@@ -209,33 +209,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--warmup_share",
-        type=_real(),
+        type=real(),
         default=0.05,
         help="share of the steps in which cosine_with_warmup rises, on both levels",
     )
     add(
         "--scheduler_step_size",
-        type=_whole(1),
+        type=whole(1),
         default=5000,
         help="lower steps between two cuts of the learning rate",
     )
     add(
         "--scheduler_gamma",
-        type=_real(positive=True),
+        type=real(positive=True),
         default=0.5,
         help="factor of each cut; 1: constant",
     )
     add(
         "--gradiant_accumulation",
         "--gradient_accumulation",
-        type=_whole(1),
+        type=whole(1),
         default=1,
         dest="gradient_accumulation",
         help="batches a lower step; all count in the hypergradient",
     )
     add(
         "--max_grad_norm",
-        type=_real(),
+        type=real(),
         default=0.0,
         help="the gradient's norm is clipped to this; 0: no clipping",
     )
@@ -244,13 +244,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add(
         "--cold_start_iterations",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         help="lower steps with all weights 1 before reweighting starts; they come on top of "
         "--iteration_num (a model that is trained already goes in by --init_from)",
     )
-    add("--cold_start_lr", type=_real(positive=True), help="learning rate (default: --lr)")
-    add("--cold_start_weight_decay", type=_real(), help="weight decay (default: --weight_decay)")
+    add("--cold_start_lr", type=real(positive=True), help="learning rate (default: --lr)")
+    add("--cold_start_weight_decay", type=real(), help="weight decay (default: --weight_decay)")
 
     group = parser.add_argument_group("memory")
     add = group.add_argument
@@ -268,7 +268,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--lora_rank",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         help="train low-rank adapters of this rank in the language model, and the head, instead of "
         "all parameters; 0: no adapters",
@@ -327,8 +327,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the instance net sees of a record: probabilities of right and wrong; these and "
         "how far the record's accuracy agrees; or the model's final representation",
     )
-    add("--net_width", type=_whole(1), default=10, help="of the instance net's hidden layers")
-    add("--net_layers", type=_whole(1), default=1, help="hidden layers of the instance net")
+    add("--net_width", type=whole(1), default=10, help="of the instance net's hidden layers")
+    add("--net_layers", type=whole(1), default=1, help="hidden layers of the instance net")
     add(
         "--no_detach_features",
         dest="detach_features",
@@ -350,10 +350,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="compare the aggregated score of a chain with true/false, or (the ablation without "
         "aggregation loss) the score of every prefix by itself",
     )
-    add("--meta_lr", type=_real(positive=True), default=0.01, help="learning rate (AdamW)")
+    add("--meta_lr", type=real(positive=True), default=0.01, help="learning rate (AdamW)")
     add(
         "--meta_weight_decay",
-        type=_real(),
+        type=real(),
         default=0.0,
         help="decoupled weight decay (AdamW); pulls the raw weights to 0, the weights to 1",
     )
@@ -365,23 +365,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--meta_scheduler_step_size",
-        type=_whole(1),
+        type=whole(1),
         default=5000,
         help="upper steps between two cuts of the learning rate",
     )
     add(
         "--meta_scheduler_gamma",
-        type=_real(positive=True),
+        type=real(positive=True),
         default=1.0,
         help="factor of each cut; 1: constant",
     )
     add(
         "--meta_max_grad_norm",
-        type=_real(),
+        type=real(),
         default=0.0,
         help="the hypergradient's norm is clipped to this; 0: no clipping",
     )
-    add("--unroll_steps", type=_whole(1), default=5, help="lower steps before each upper step")
+    add("--unroll_steps", type=whole(1), default=5, help="lower steps before each upper step")
 
     add(
         "--hypergradient",
@@ -402,7 +402,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add(
         "--save_every_iterations",
-        type=_whole(1),
+        type=whole(1),
         default=1000,
         help="lower steps between checkpoints; one is also written at the end, on Ctrl-C and on "
         "SIGTERM",
@@ -421,11 +421,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--eval_every",
-        type=_whole(1),
+        type=whole(1),
         default=1000,
         help="lower steps between two evaluations of --eval_candidates",
     )
-    add("--logging_steps", type=_whole(1), default=10, help="lower steps a line of metrics.jsonl")
+    add("--logging_steps", type=whole(1), default=10, help="lower steps a line of metrics.jsonl")
     add(
         "--report_to",
         choices=["none", "tensorboard", "wandb"],

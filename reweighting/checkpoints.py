@@ -2,7 +2,7 @@
 
     DIR/base_model/          Hugging Face checkpoint with the processor, fp32 master weights
     DIR/LN_weights.pt        the linear reward head
-    DIR/score_head.json      which head it is, and the system turn of plus_minus
+    DIR/score_head.json      which head it is, and how prompts are made
     DIR/domain_weights.pt    raw domain weights, in their published form, and the domains' names
     DIR/domain_weights.json  {domain: weight}, for people
     DIR/domain_weights_average.json  the same, averaged over the last quarter of the upper steps
@@ -32,10 +32,10 @@ from .reward_model import BASE_DIRECTORY, HEAD_FILE
 DOMAIN_FILE = "domain_weights.pt"
 DOMAIN_JSON = "domain_weights.json"
 AVERAGE_JSON = "domain_weights_average.json"
+ARGUMENTS_FILE = "arguments.json"
 INSTANCE_FILE = "instance_weights.pt"
 INSTANCE_PARQUET = "instance_weights.parquet"
 STATE_FILE = "trainer_state.pt"
-ARGUMENTS_FILE = "arguments.json"
 METRICS_FILE = "metrics.jsonl"
 _CURRENT = "checkpoint"
 _STEPS = "checkpoints"

@@ -83,8 +83,9 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
             f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
             f"{source}"
         )
-    if system:
-        head["system"] = system
+    options = {"score_head": arguments.score_head}
+    if system or "system" in head:
+        options["system"] = system or head["system"]
     try:
         processor = AutoProcessor.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
@@ -102,7 +103,7 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
             min_pixels=arguments.min_pixels,
             max_pixels=arguments.max_pixels,
             cache_bytes=arguments.image_cache_mib * 2**20,
-            **head | {"score_head": arguments.score_head},
+            **options,
         )
         encoder.check()
     except ValueError as error:

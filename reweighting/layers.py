@@ -19,27 +19,44 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 ATTENTION_NAME = "packed_trees"
 
 
+ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a time
+
+
 def tree_attention(module, query, key, value, attention_mask, **kwargs):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
     Registered with transformers as ``"packed_trees"``. Where ``attention_mask`` is a list of trees,
     it runs within each of them; a usual mask or none falls through to transformers' own SDPA.
     """
-    moving = is_dual(query)
+    moving, scaling = is_dual(query), kwargs.get("scaling")
     if not isinstance(attention_mask, list):
         if moving and attention_mask is None and kwargs.get("is_causal") is False:
-            return attention_along(query, key, value, scaling=kwargs.get("scaling")), None
+            return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
     for tree in attention_mask:
-        tokens = slice(tree.start, tree.end)
-        parts = query[:, :, tokens], key[:, :, tokens], value[:, :, tokens]
-        if moving:
-            mask, causal = tree.mask(torch.float32), tree.ancestors is None
-            outputs.append(attention_along(*parts, mask, causal, kwargs.get("scaling")))
-        else:
-            mask = tree.mask(query.dtype)
-            outputs.append(sdpa_attention_forward(module, *parts, mask, **kwargs)[0])
+        mask = tree.mask(torch.float32 if moving else query.dtype)
+        length = tree.end - tree.start
+        # No token sees a later one: a block of queries needs the keys up to its own end only.
+        rows = ROWS.get(query.device.type, length) if moving or mask is not None else length
+        for first in range(0, length, rows):
+            last = min(first + rows, length)
+            seen = slice(tree.start, tree.start + last)
+            parts = query[:, :, tree.start + first : seen.stop], key[:, :, seen], value[:, :, seen]
+            block = None if mask is None else mask[..., first:last, :last]
+            if moving:
+                outputs.append(attention_along(*parts, block, mask is None, scaling))
+            else:
+                output = F.scaled_dot_product_attention(
+                    *parts,
+                    attn_mask=block,
+                    dropout_p=kwargs.get("dropout", 0.0),
+                    is_causal=mask is None,
+                    scale=scaling,
+                )
+                outputs.append(output.transpose(1, 2))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
@@ -61,9 +78,10 @@ def attention_along(
         d(P V) = T V - (row sums of T) ∘ (P V) + P dV
 
     Args:
-        query, key, value: ``[B, heads, N, D]`` with a tangent each; fewer heads of keys are shared.
+        query, key, value: ``[B, heads, N, D]`` with a tangent each; fewer heads of keys are shared,
+            and the numbers of queries and of keys may differ.
         mask: added to the scores, fp32.
-        causal: every position sees those before it only.
+        causal: the queries are the last positions of the keys, and see none after their own.
 
     Returns:
         ``[B, N, heads, D]``, dual.
@@ -78,7 +96,8 @@ def attention_along(
     if mask is not None:
         scores += mask
     if causal:
-        scores += torch.full_like(scores[0, 0], float("-inf")).triu_(1)
+        future = k.shape[-2] - q.shape[-2] + 1
+        scores += torch.full_like(scores[0, 0], float("-inf")).triu_(future)
     probabilities = scores.softmax(-1)
     moved = (torch.cat([dq, q], -1) @ torch.cat([k, dk], -1).mT).float().mul_(probabilities)
     row_sums = moved.sum(-1, keepdim=True)

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from .batches import MetaBatch, TrainBatch
 from .prefix_tree import PackedTrees
 from .prompts import PromptEncoder
 from .reward_model import BASE_DIRECTORY, RewardModel, autocast
@@ -22,16 +29,17 @@ from .reward_model import BASE_DIRECTORY, RewardModel, autocast
 def estimate_memory(
     arguments: argparse.Namespace,
     encoder: PromptEncoder,
-    train: PackedTrees,
-    meta: PackedTrees | None,
+    train_batch: TrainBatch,
+    meta_batch: MetaBatch | None,
 ) -> float:
     """Bytes at the peak of training, without the CUDA context and the allocator's reserve.
 
     Args:
         arguments, encoder: of the run.
-        train: a micro-batch as large as the run's largest.
-        meta: likewise of the upper level; None without reweighting.
+        train_batch: a micro-batch as large as the run's largest.
+        meta_batch: likewise of the upper level; None without reweighting.
     """
+    train = train_batch.prompts
     config = load_config(arguments.reward_model)
     eight_bit = arguments.optimizer == "adamw_8bit"
     weight = 2 if eight_bit else 4  # bytes of a parameter, and of its gradient
@@ -62,12 +70,16 @@ def estimate_memory(
         return max(kept.all, after_text, gradients) + recomputed
 
     peak = static + backward(train, gradients if arguments.gradient_accumulation > 1 else 0)
-    if meta is not None:
-        # The stored lower gradient stays; then φ takes its place while directional derivatives
-        # carry every layer's numbers twice.
-        peak = max(peak, static + gradients + backward(meta, 0))
-        forward = activations(train, False)
-        peak = max(peak, static + 2 * gradients + 2 * max(forward.layer, forward.vision_layer))
+    if meta_batch is None:
+        return peak
+    # The stored lower gradient stays; then φ takes its place for the directional derivatives.
+    peak = max(peak, static + gradients + backward(meta_batch.prompts, 0))
+    told_apart = _told_apart(arguments, train_batch)
+
+    if told_apart is not None:
+        model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
+        along = _forward_mode_bytes(model, told_apart, arguments.precision)
+        peak = max(peak, static + 2 * gradients + along)
     return peak
 
 
@@ -152,3 +164,46 @@ def saved_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
         log_odds = model(packed)  # holds the graph, so that no address is used twice
     del log_odds
     return sum(kept.values())
+
+
+def _told_apart(arguments: argparse.Namespace, batch: TrainBatch) -> PackedTrees | None:
+    """The trees of ``batch`` that a forward-mode pass takes; None if a gradient tells it all."""
+    trees = batch.prompts.trees
+    if arguments.reweighting == "instance_net" or arguments.hypergradient_batches == "all":
+        return batch.prompts
+    sharing = (batch.records if arguments.by_instance else batch.domains).tolist()
+    groups: dict[int, list[int]] = {}
+    for number, records in enumerate(batch.records_of_trees()):
+        weights = {sharing[record] for record in records}
+        if len(weights) == 1:
+            groups.setdefault(weights.pop(), []).append(number)
+    spared = max(
+        groups.values(),
+        key=lambda group: sum(trees[number].end - trees[number].start for number in group),
+        default=[],
+    )
+    left = [number for number in range(len(trees)) if number not in spared]
+    return batch.prompts.part(left) if left else None
+
+
+@torch.no_grad()
+def _forward_mode_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
+    """The most that scoring ``packed`` and its directional derivatives hold at one time."""
+    named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def score() -> None:
+        with forward_ad.dual_level(), autocast("cpu", precision), sdpa_kernel(SDPBackend.MATH):
+            dual = {name: forward_ad.make_dual(value, value) for name, value in named.items()}
+            functional_call(model, dual, (packed,))
+
+    return allocated_bytes(score)[0]
+
+
+def allocated_bytes(function: Callable[[], None]) -> tuple[int, int]:
+    """Bytes of tensors that ``function`` makes on the processor: the most at a time, and left."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    live = list(itertools.accumulate((event.nbytes() for event in events), initial=0))
+    return max(live), live[-1]

@@ -48,7 +48,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
     print(f"parameters                 {count_parameters(arguments, encoder):,}")
     train, meta = largest_batches(arguments, data, encoder)
-    memory = estimate_memory(arguments, encoder, train.prompts, meta.prompts if meta else None)
+    memory = estimate_memory(arguments, encoder, train, meta)
     unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
     print(f"estimated peak memory      {memory / unit:.1f} {name} of tensors")
 

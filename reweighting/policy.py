@@ -22,7 +22,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from .reasoners import Prompt, Rollout, SetupError, prepare_image, user_text
+from .reasoners import MissingReasonerError, Prompt, Rollout, prepare_image, user_text
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -49,12 +49,14 @@ class Policy:
         precision: str = "fp32",
     ) -> None:
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise SetupError(f"--device {device}: no CUDA device is there; try --device cpu")
+            raise MissingReasonerError(
+                f"--device {device}: no CUDA device is there; try --device cpu"
+            )
         try:
             self.processor = AutoProcessor.from_pretrained(path)
             model = AutoModelForImageTextToText.from_pretrained(path, dtype=_DTYPES[precision])
         except (OSError, ValueError) as error:
-            raise SetupError(f"--policy {path}: {error}") from error
+            raise MissingReasonerError(f"--policy {path}: {error}") from error
         self.model = model.to(device).eval()
         self.instruction = instruction
         self.temperature = temperature

@@ -67,7 +67,7 @@ class ReasonerError(Exception):
     """Nothing can be had: wrong key, unknown model, a server that stays dead."""
 
 
-class SetupError(Exception):
+class MissingReasonerError(Exception):
     """There is no such reasoner: a package, a checkpoint or a device is missing."""
 
 

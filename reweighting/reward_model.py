@@ -34,7 +34,8 @@ from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
 HEAD_FILE = "LN_weights.pt"
-SCORE_HEAD_FILE = "score_head.json"  # which head, and its system turn; linear where there is none
+SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one
+IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
 BASE_DIRECTORY = "base_model"
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -64,8 +65,8 @@ def packs_trees(config) -> bool:
     )
 
 
-def saved_head(directory: Path) -> dict[str, str]:
-    """Which head a directory written by training holds, as options of the prompt encoder."""
+def saved_head(directory: Path) -> dict[str, str | int]:
+    """Head and prompts of a directory written by training, as options of the prompt encoder."""
     path = directory / SCORE_HEAD_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -180,11 +181,14 @@ class RewardModel(nn.Module):
         self.base_model.save_pretrained(directory / BASE_DIRECTORY, state_dict=self._merged_state())
         if self.encoder is not None:
             self.encoder.processor.save_pretrained(directory / BASE_DIRECTORY)
-        head = {"score_head": "linear"}
+        head: dict[str, str | int] = {"score_head": "linear"}
         if self.LN is not None:
             torch.save(self.LN.state_dict(), directory / HEAD_FILE)
         else:
             head = {"score_head": "plus_minus", "system": self.encoder.system}
+        for name in IMAGE_OPTIONS:
+            if (value := getattr(self.encoder, name, None)) is not None:
+                head[name] = value
         (directory / SCORE_HEAD_FILE).write_text(json.dumps(head, ensure_ascii=False) + "\n")
 
     @property

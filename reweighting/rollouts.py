@@ -26,9 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .answers import extract, is_right
-from .arguments import _HelpFormatter
-from .arguments import _real as real
-from .arguments import _whole as whole
+from .arguments import HelpFormatter, real, whole
 from .journal import Journal, JournalError
 from .labelling import (
     Adaptive,
@@ -42,11 +40,11 @@ from .prompts import join, split_steps, step_starts
 from .reasoners import (
     INSTRUCTION,
     ItemError,
+    MissingReasonerError,
     Prompt,
     Reasoner,
     ReasonerError,
     Rollout,
-    SetupError,
 )
 from .samples import (
     CandidatesSample,
@@ -230,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, description: str):
-        return commands.add_parser(name, description=description, formatter_class=_HelpFormatter)
+        return commands.add_parser(name, description=description, formatter_class=HelpFormatter)
 
     chains = command("chains", "Sample chains of thought for questions; mark them right or wrong.")
     add = chains.add_argument
@@ -530,7 +528,7 @@ def main(argv: list[str] | None = None) -> int:
     run = {"chains": _make_chains, "label": _make_labels, "select": _select}[arguments.command]
     try:
         return run(arguments)
-    except (DataError, JournalError, SetupError) as error:
+    except (DataError, JournalError, MissingReasonerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ReasonerError as error:

@@ -23,7 +23,6 @@ import torch
 from tqdm import tqdm
 
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
-from .checkpoints import ARGUMENTS_FILE
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
@@ -31,8 +30,6 @@ from .samples import CandidatesSample, DataError, RecordReader, load_candidates
 
 SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
-# What a prompt is made of: selection takes these from the run that trained the model.
-PROMPT_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
 
 
 def score_candidates(
@@ -264,11 +261,7 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         known.write_text(json.dumps(identity, indent=2) + "\n")
 
-    options = {}
-    if (weights_path / ARGUMENTS_FILE).exists():
-        trained = json.loads((weights_path / ARGUMENTS_FILE).read_text())
-        options = {name: trained[name] for name in PROMPT_OPTIONS}
-    model = RewardModel.from_pretrained(weights_path, device=arguments.device, **options).eval()
+    model = RewardModel.from_pretrained(weights_path, device=arguments.device).eval()
     by_set = {}
     for name, samples in sets.items():
         lines = run(

@@ -17,10 +17,10 @@ from typing import Any
 
 from .reasoners import (
     ItemError,
+    MissingReasonerError,
     Prompt,
     ReasonerError,
     Rollout,
-    SetupError,
     prepare_image,
     user_text,
 )
@@ -94,7 +94,7 @@ class Server:
 
             transport = openai.DefaultAioHttpClient(timeout=timeout)
         except (ImportError, AttributeError, RuntimeError) as error:
-            raise SetupError(f"a server needs the openai package: {INSTALL}") from error
+            raise MissingReasonerError(f"a server needs the openai package: {INSTALL}") from error
         self._openai = openai
         self._client = openai.AsyncOpenAI(
             base_url=base_url,

@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, evaluate
-from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON
+from .checkpoints import DOMAIN_JSON
 from .reward_model import RewardModel
 from .samples import CandidatesSample, RecordReader, load_candidates
-from .selection import PROMPT_OPTIONS, score_candidates
+from .selection import score_candidates
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DONE_FILE = "seconds.json"
@@ -127,9 +127,7 @@ class Study:
             samples = self.samples(name)
             if blank:
                 samples = [_blanked(sample, self.work) for sample in samples]
-            trained = json.loads((run / ARGUMENTS_FILE).read_text())
-            options = {option: trained[option] for option in PROMPT_OPTIONS}
-            model = RewardModel.from_pretrained(run, device=self.setup.device, **options).eval()
+            model = RewardModel.from_pretrained(run, device=self.setup.device).eval()
             batches = score_candidates(model, samples, precision=self.setup.precision)
             found = json.dumps([question for batch in batches for question in batch])
             aside = path.with_suffix(".unfinished")

@@ -11,7 +11,15 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reweighting.layers import PatchProjection, attention_along, is_dual, speed_up_patches
+from reweighting import layers
+from reweighting.layers import (
+    PatchProjection,
+    attention_along,
+    is_dual,
+    speed_up_patches,
+    tree_attention,
+)
+from reweighting.prefix_tree import Tree
 
 
 @pytest.mark.parametrize("seen", ["all", "causal", "tree"])
@@ -42,6 +50,41 @@ def test_attention_moves_as_forward_mode_says(seen, dtype, tolerance):
         ours = forward_ad.unpack_dual(attention_along(*inputs, mask, seen == "causal"))
         for found, wanted in zip(ours, exact, strict=True):
             assert (found - wanted).norm() / wanted.norm() <= tolerance
+
+
+@pytest.mark.parametrize("rows", [5, 16, 100])
+def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
+    """A tree and a plain chain in one sequence: outputs, gradients and directional derivatives."""
+    monkeypatch.setitem(layers.ROWS, "cpu", rows)
+    torch.manual_seed(0)
+    ancestors = (torch.rand(33, 33) < 0.5).tril() | torch.eye(33, dtype=bool)
+    trees = [Tree(0, 33, [], ancestors), Tree(33, 53, [], None)]
+    sees = torch.block_diag(ancestors, torch.ones(20, 20).tril()).bool()
+    shapes = [(1, 4, 53, 8), (1, 2, 53, 8), (1, 2, 53, 8)]
+    values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    tangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+    def plain(query, key, value):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(
+                query, key, value, sees, enable_gqa=True, scale=0.3
+            ).transpose(1, 2)
+
+    def ours(*inputs):
+        return tree_attention(None, *inputs, trees, scaling=0.3)[0]
+
+    for attend in (ours, plain):
+        inputs = [value.clone().requires_grad_() for value in values]
+        output = attend(*inputs)
+        gradients = torch.autograd.grad(output.square().sum(), inputs)
+        if attend is ours:
+            found = output, *gradients
+    torch.testing.assert_close(found, (output, *gradients))
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = [forward_ad.make_dual(v, t) for v, t in zip(values, tangents, strict=True)]
+        along = forward_ad.unpack_dual(ours(*duals)).tangent
+    _, wanted = torch.func.jvp(plain, tuple(values), tuple(tangents))
+    torch.testing.assert_close(along, wanted, rtol=1e-5, atol=1e-6)  # softmax in fp32
 
 
 def test_patches_are_projected_as_the_convolution_does():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.memory import estimated_and_measured
+from reweighting import hypergradient
 from reweighting.arguments import parse_arguments
 from reweighting.construction import make_optimizer
 from reweighting.diagnostics import MovedShare
@@ -146,6 +147,26 @@ def test_a_run_in_eight_bits_learns_and_resumes(dataset, tmp_path):
     assert lines[-1]["weights"] != lines[3]["weights"]
     assert all(line["hypergradient_norm"] > 0 for line in lines[1:])
     assert json.loads((run / "arguments.json").read_text())["optimizer"] == "adamw_8bit"
+
+
+def test_a_second_moment_that_eight_bits_lose_does_not_blow_up_the_hypergradient():
+    """Blocks of 256 share a scale: beside large gradients, the squares of small ones become 0."""
+    torchao = pytest.importorskip("torchao.optim")
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(8192))
+    before = parameter.detach().clone()
+    optimizer = torchao.AdamW8bit([parameter], lr=0.01, weight_decay=0.0)
+    parameter.grad = torch.randn(8192) * 10 ** (-6 * torch.rand(8192))
+    optimizer.step()
+    lost = optimizer.state[parameter]["exp_avg_sq"].dequantize() == 0
+    assert lost.sum() > 1000
+    step = hypergradient.AdamWStep(optimizer, [parameter.grad], 1.0)
+    direction = torch.ones(8192)
+    step.pull_back([direction])
+    assert direction.isfinite().all()
+    # The step moves every parameter by at most the rate, so no derivative exceeds rate / |g|.
+    assert (direction.abs() <= 0.0101 / parameter.grad.abs()).all()
+    assert (step.undo()[0] - before).abs().max() <= 0.02
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -145,7 +145,7 @@ def test_conversations_train_from_end_to_end(conversations, tmp_path, head):
     stored = json.loads((run / "score_head.json").read_text())
     assert (run / "LN_weights.pt").exists() == (head == "linear")
     if head == "plus_minus":  # the data's own instruction goes with the model
-        assert stored == {"score_head": "plus_minus", "system": "Judge every step."}
+        assert stored["score_head"] == "plus_minus" and stored["system"] == "Judge every step."
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert metrics[-1]["hypergradient_norm"] > 0 and len(metrics[-1]["weights"]) == 3
 

@@ -194,6 +194,14 @@ def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path)
     torch.testing.assert_close(state["weight"], model.LN.weight.data)
 
 
+def test_a_trained_model_makes_its_prompts_as_in_training(dataset, tmp_path):
+    run = train(dataset, tmp_path / "run", "--max_image_size", "56", "--max_pixels", "3136")
+    for folder in (run, run / "checkpoint"):
+        encoder = RewardModel.from_pretrained(folder).encoder
+        assert (encoder.max_image_size, encoder.max_pixels) == (56, 3136)
+    assert RewardModel.from_pretrained(run, max_image_size=84).encoder.max_image_size == 84
+
+
 def test_domain_weights_are_matched_by_name(tmp_path):
     path = tmp_path / "domain_weights.pt"
     torch.save({"module": {"raw_weights": torch.tensor([1.0, 2.0])}, "domains": ["a", "b"]}, path)
