@@ -34,24 +34,25 @@ def tree_attention(module, query, key, value, attention_mask, **kwargs):
             return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    lengths = [tree.end - tree.start for tree in attention_mask]
+    # Split at once: a slice for every tree would fill its gradient up to the whole sequence.
+    parts = (x.split(lengths, 2) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
     outputs = []
-    for tree in attention_mask:
+    for tree, q, k, v in zip(attention_mask, *parts, strict=True):
         mask = tree.mask(torch.float32 if moving else query.dtype)
         length = tree.end - tree.start
-        # No token sees a later one: a block of queries needs the keys up to its own end only.
         rows = ROWS.get(query.device.type, length) if moving or mask is not None else length
-        for first in range(0, length, rows):
-            last = min(first + rows, length)
-            seen = slice(tree.start, tree.start + last)
-            parts = query[:, :, tree.start + first : seen.stop], key[:, :, seen], value[:, :, seen]
-            block = None if mask is None else mask[..., first:last, :last]
+        end = 0
+        for block in q.split(rows, 2):
+            start, end = end, end + block.shape[2]
+            # No token sees a later one.
+            seen = k[:, :, :end], v[:, :, :end]
+            added = None if mask is None else mask[..., start:end, :end]
             if moving:
-                outputs.append(attention_along(*parts, block, mask is None, scaling))
+                outputs.append(attention_along(block, *seen, added, mask is None, scaling))
             else:
                 output = F.scaled_dot_product_attention(
-                    *parts,
-                    attn_mask=block,
+                    *(block, *seen, added),
                     dropout_p=kwargs.get("dropout", 0.0),
                     is_causal=mask is None,
                     scale=scaling,
