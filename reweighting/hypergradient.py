@@ -288,52 +288,43 @@ class AdamWStep:
         self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def _blocks(self, vector: list[torch.Tensor | None]):
-        """Piece by piece of every parameter: itself, its part of ``vector``, g, m̂, √v̂ and factors.
+        """Piece by piece of every parameter: itself, its part of ``vector``, g, m, √v and factors.
 
-        m̂ and √v̂ are copies, for the caller to work in. Time here goes into memory traffic, and
-        pieces keep it within the processor's cache, or on a GPU the copies small.
-        The factors are ∂m̂/∂g, ½ ∂v̂/∂g / g, rate, ε and decay.
+        √v is a copy, for the caller to work in. Time here goes into memory traffic, and pieces
+        keep it within the processor's cache, or on a GPU the copies small.
         """
         others = zip(vector, self.gradients or itertools.repeat(None), strict=False)
         for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            beta1, beta2 = group["betas"]
             for parameter, (v, g) in zip(group["params"], others, strict=False):
                 state = self.optimizer.state[parameter]
-                time = float(state["step"])
-                correction1, correction2 = 1 - beta1**time, 1 - beta2**time
-                factors = (
-                    *((1 - beta1) / correction1, (1 - beta2) / correction2),
-                    *(rate, group["eps"], group["weight_decay"]),
-                )
+                factors = _Factors(group, rate, float(state["step"]))
                 moments = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
-                # |m| ≤ K √v whatever the gradients were (Cauchy-Schwarz), but 8 bits may make a
-                # small v zero beside a larger m.
-                bound = (1 - beta1) / ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5
-                least = correction1 / (bound * correction2**0.5)
                 rounded = moments[0] is not state["exp_avg"]
                 for p, v_part, g_part, mean, square in pieces(parameter, v, g, *moments):
-                    root = (square / correction2).sqrt_()
-                    mean = mean / correction1
+                    root = square.sqrt()
                     if rounded:
-                        root = torch.maximum(root, mean.abs() * least)
+                        root = torch.maximum(root, mean.abs() * factors.least_root)
+                        if g is not None:  # v holds g² itself, though 8 bits may have lost it
+                            own = g_part.abs() * ((1 - factors.beta2) ** 0.5 * self.clip)
+                            root = torch.maximum(root, own)
                     yield p, v_part, g_part, mean, root, factors
 
     def pull_back(self, vector: list[torch.Tensor]) -> None:
         """Turn v into u = (∂U/∂g)ᵀ v, in place, with g the gradient before clipping.
 
-        U moves a parameter by -η m̂ / (√v̂ + ε); g enters m̂ linearly and v̂ quadratically:
+        U moves a parameter by -η m̂ / (√v̂ + ε); g enters m linearly and v quadratically. With the
+        bias corrections c₁ and c₂ and κ = √c₂, so that √v̂ = √v / κ:
 
-            ∂U/∂g = -η [ a / (√v̂ + ε) - b g m̂ / (√v̂ (√v̂ + ε)²) ],  a = ∂m̂/∂g,  2 b g = ∂v̂/∂g
+            ∂U/∂g = -η κ / (c₁ (√v + κε)) [ (1 - β₁) - (1 - β₂) g m / (√v (√v + κε)) ]
         """
-        for _, v, g, mean, root, (a, b, rate, eps, _) in self._blocks(vector):
-            # v̂ holds g² itself, though 8 bits may have lost it.
-            root = torch.maximum(root, g.abs() * (b**0.5 * self.clip))
-            second = mean.mul_(g.to(mean.dtype)).mul_(b * self.clip)
-            # Where g and its history are zero, v̂ = 0 and the second term has the limit 0.
-            second.div_(root.clamp_(min=torch.finfo(root.dtype).tiny))
-            denominator = root.add_(eps)
-            second.div_(denominator).neg_().add_(a).div_(denominator)
-            v.mul_(second).mul_(-rate)
+        for _, v, g, mean, root, f in self._blocks(vector):
+            denominator = root + f.eps
+            # Where g and its history are zero, √v = 0 and the second term has the limit 0.
+            second = (g / root.clamp_(min=torch.finfo(root.dtype).tiny)).mul_(mean)
+            second.div_(denominator)
+            first = -f.rate * (1 - f.beta1)
+            factor = torch.rsub(second, first, alpha=-f.rate * (1 - f.beta2) * self.clip)
+            v.mul_(factor.div_(denominator))
         if self.clip < 1:
             # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.
             shift = inner(vector, self.gradients) / inner(self.gradients, self.gradients)
@@ -347,6 +338,27 @@ class AdamWStep:
             for group in self.optimizer.param_groups
             for parameter in group["params"]
         ]
-        for p, out, _, mean, root, (_, _, rate, eps, decay) in self._blocks(before):
-            out.copy_(mean.div_(root.add_(eps)).mul_(rate).add_(p).div_(1 - rate * decay))
+        for p, out, _, mean, root, f in self._blocks(before):
+            moved = torch.addcdiv(p.to(root.dtype), mean, root.add_(f.eps), value=f.rate)
+            out.copy_(moved.div_(f.shrink))
         return before
+
+
+class _Factors:
+    """The numbers of one AdamW step: ε as it stands beside √v, and η κ / c₁ as ``rate``."""
+
+    def __init__(self, group: dict, learning_rate: float, time: float) -> None:
+        self.beta1, self.beta2 = group["betas"]
+        correction1, correction2 = 1 - self.beta1**time, 1 - self.beta2**time
+        self.eps = group["eps"] * correction2**0.5
+        self.rate = learning_rate * correction2**0.5 / correction1
+        self.shrink = 1 - learning_rate * group["weight_decay"]
+
+    @property
+    def least_root(self) -> float:
+        """|m| ≤ K √v whatever the gradients were (Cauchy-Schwarz): 1 / K.
+
+        8 bits may make a small v zero beside a larger m.
+        """
+        beta1, beta2 = self.beta1, self.beta2
+        return ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5 / (1 - beta1)

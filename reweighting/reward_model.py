@@ -209,8 +209,8 @@ class RewardModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
             if self.LN is None:
-                plus, minus = self.label_ids
-                direction, bias = vocabulary[plus].to(dtype) - vocabulary[minus].to(dtype), 0.0
+                plus, minus = vocabulary[list(self.label_ids)].to(dtype)
+                direction, bias = plus - minus, 0.0
             else:
                 direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
                 bias = self.LN.bias.to(dtype)
