@@ -5,6 +5,7 @@
   hand: fused kernels have no forward derivative, and differentiating the plain formula operation
   by operation takes several times as many passes over its quadratic tables.
 - A convolution over patches that are cut out already is one matrix product.
+- A vocabulary that embeds the prompts and reads them out gets one gradient, not the sum of two.
 """
 
 from __future__ import annotations
@@ -126,3 +127,37 @@ def speed_up_patches(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv3d and module.dilation == (1, 1, 1):
             module.__class__ = PatchProjection
+
+
+class TiedVocabulary(torch.autograd.Function):
+    """Embeddings of some tokens, and what a linear head on the logits is to the hidden states.
+
+    ``apply(vocabulary, head, token_ids)`` gives ``vocabulary[token_ids]``, ``[..., hidden]``, and
+    ``head @ vocabulary``, ``[hidden]``. Both derivatives are as large as the vocabulary; the
+    embeddings' is zero but for a few rows, which are added into the head's.
+    """
+
+    @staticmethod
+    def forward(vocabulary, head, token_ids):
+        return F.embedding(token_ids, vocabulary), head @ vocabulary.to(head.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, embeddings, direction):
+        vocabulary, head, token_ids = ctx.saved_tensors
+        whole = None
+        if ctx.needs_input_grad[0]:
+            whole = torch.outer(head, direction).to(vocabulary.dtype)
+            rows = embeddings.to(whole.dtype).flatten(0, -2)
+            whole = whole.index_put_((token_ids.flatten(),), rows, accumulate=True)
+        return whole, vocabulary.to(head.dtype) @ direction, None
+
+    @staticmethod
+    def jvp(ctx, vocabulary, head, _):
+        old_vocabulary, old_head, token_ids = ctx.saved_tensors
+        along = old_head @ vocabulary.to(head.dtype) + head @ old_vocabulary.to(head.dtype)
+        return F.embedding(token_ids, vocabulary), along

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .best_of_n import select
-from .layers import ATTENTION_NAME, speed_up_patches
+from .layers import ATTENTION_NAME, TiedVocabulary, speed_up_patches
 from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
@@ -202,32 +203,48 @@ class RewardModel(nn.Module):
 
         ``with_hidden`` adds the representations ``[R, hidden]`` they are read from.
         """
+        direction, bias, embedded = self._read_out(packed)
         with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
-            hidden = self._together(packed) if self.packs_trees else self._one_by_one(packed)
-        # At least fp32: in bf16 neighbouring scores would fall together.
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
-            if self.LN is None:
-                plus, minus = vocabulary[list(self.label_ids)].to(dtype)
-                direction, bias = plus - minus, 0.0
+            if self.packs_trees:
+                hidden = self._together(packed, embedded)
             else:
-                direction = self.LN.weight[0].to(dtype) @ vocabulary.to(dtype)
-                bias = self.LN.bias.to(dtype)
-            # Row by row: a matrix product may round equal rows differently, and ties would break.
-            log_odds = (hidden.to(dtype) * direction).sum(-1) + bias
+                hidden = self._one_by_one(packed)
+        # Row by row: a matrix product may round equal rows differently, and ties would break.
+        log_odds = (hidden.to(direction.dtype) * direction).sum(-1) + bias
         return (log_odds, hidden) if with_hidden else log_odds
 
-    def _together(self, packed: PackedTrees) -> torch.Tensor:
-        """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass."""
-        outputs = self.base_model.model(
-            input_ids=packed.input_ids[None],
-            position_ids=self._positions(packed),
-            # A dictionary reaches the attention function as it is; trees stand in for a mask.
-            attention_mask={"full_attention": packed.trees},
-            use_cache=False,
-            **packed.image_inputs(),
-        )
+    def _read_out(self, packed: PackedTrees):
+        """z = ⟨hidden state, direction⟩ + bias, and the tokens' embeddings if they came with it."""
+        words = self.base_model.get_input_embeddings()
+        vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
+        # At least fp32: in bf16 neighbouring scores would fall together.
+        dtype = torch.promote_types(vocabulary.dtype, torch.float32)
+        with torch.autocast(vocabulary.device.type, enabled=False):
+            if self.LN is None:
+                plus, minus = vocabulary[list(self.label_ids)].to(dtype)
+                return plus - minus, 0.0, None
+            head, bias = self.LN.weight[0].to(dtype), self.LN.bias.to(dtype)
+            if not self.packs_trees or words.weight is not vocabulary:
+                return head @ vocabulary.to(dtype), bias, None
+            embedded, direction = TiedVocabulary.apply(vocabulary, head, packed.input_ids[None])
+            return direction, bias, embedded
+
+    def _together(self, packed: PackedTrees, embedded: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass.
+
+        ``embedded``, ``[1, N, hidden]``, are the tokens' embeddings where they are known already.
+        """
+        words = self.base_model.get_input_embeddings()
+        # Not every architecture takes embeddings instead of tokens.
+        with nullcontext() if embedded is None else _output_of(words, embedded):
+            outputs = self.base_model.model(
+                input_ids=packed.input_ids[None],
+                position_ids=self._positions(packed),
+                # A dictionary reaches the attention function as it is; trees stand in for a mask.
+                attention_mask={"full_attention": packed.trees},
+                use_cache=False,
+                **packed.image_inputs(),
+            )
         return outputs.last_hidden_state[0, packed.read_outs]
 
     def _one_by_one(self, packed: PackedTrees) -> torch.Tensor:
@@ -289,3 +306,13 @@ class RewardModel(nn.Module):
     def select(self, image: str | Path | Image.Image, question: str, responses: list[str]) -> int:
         """Index of the response with the highest mean log-odds, the first one among equals."""
         return select(self.log_odds(image, question, responses))
+
+
+@contextmanager
+def _output_of(module: nn.Module, value: torch.Tensor) -> Iterator[None]:
+    """Whatever ``module`` is asked within, it answers ``value``."""
+    hook = module.register_forward_hook(lambda *_: value)
+    try:
+        yield
+    finally:
+        hook.remove()

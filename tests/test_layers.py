@@ -14,12 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reweighting import layers
 from reweighting.layers import (
     PatchProjection,
+    TiedVocabulary,
     attention_along,
     is_dual,
     speed_up_patches,
     tree_attention,
 )
-from reweighting.prefix_tree import Tree
+from reweighting.prefix_tree import Tree, pack
+from reweighting.samples import RecordReader
 
 
 @pytest.mark.parametrize("seen", ["all", "causal", "tree"])
@@ -101,3 +103,52 @@ def test_patches_are_projected_as_the_convolution_does():
     # What is not cut into patches is still convolved.
     image = torch.randn(1, 3, 4, 8, 8)
     torch.testing.assert_close(product(image), convolution(image))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_tied_vocabulary_has_the_gradient_of_both_its_uses(dtype):
+    """First and second derivatives, and forward mode; a token occurs twice."""
+    torch.manual_seed(0)
+    vocabulary, tokens = torch.randn(11, 5, dtype=dtype), torch.tensor([[3, 1, 3, 10]])
+    head = torch.randn(11, dtype=torch.promote_types(dtype, torch.float32))
+
+    def plain(vocabulary, head):
+        return F.embedding(tokens, vocabulary), head @ vocabulary.to(head.dtype)
+
+    def ours(vocabulary, head):
+        return TiedVocabulary.apply(vocabulary, head, tokens)
+
+    gradients = []
+    for embed in (plain, ours):
+        inputs = [vocabulary.clone().requires_grad_(), head.clone().requires_grad_()]
+        embedded, direction = embed(*inputs)
+        gradients.append(torch.autograd.grad((embedded * direction).square().sum(), inputs))
+    tolerance = {"rtol": 3e-2, "atol": 0.1} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(gradients[1], gradients[0], **tolerance)
+    if dtype == torch.float64:
+        inputs = vocabulary.requires_grad_(), head.requires_grad_()
+        assert torch.autograd.gradcheck(ours, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(ours, inputs)
+
+
+def test_a_tied_vocabulary_is_used_where_there_is_one(dataset, reward_model, monkeypatch):
+    """Scores and gradients of the whole model are those of the two separate uses."""
+    reader = RecordReader(str(dataset / "meta.json"), str(dataset))
+    samples = reader.samples(reader.meta_sample)[:2]
+    packed = pack([reward_model.encoder.encode(s.image, s.prompts) for s in samples])
+    results, calls = [], []
+    once = TiedVocabulary.apply
+
+    def separately(vocabulary, head, tokens):
+        calls.append(tokens.numel())
+        return F.embedding(tokens, vocabulary), head @ vocabulary
+
+    for apply in (once, separately):
+        monkeypatch.setattr(TiedVocabulary, "apply", apply)
+        reward_model.zero_grad()
+        log_odds = reward_model(packed)
+        log_odds.square().sum().backward()
+        gradients = {n: p.grad for n, p in reward_model.named_parameters() if p.grad is not None}
+        results.append((log_odds.detach(), gradients))
+    assert calls == [len(packed.input_ids)]
+    torch.testing.assert_close(results[0], results[1])
