@@ -152,8 +152,13 @@ class TiedVocabulary(torch.autograd.Function):
         whole = None
         if ctx.needs_input_grad[0]:
             whole = torch.outer(head, direction).to(vocabulary.dtype)
-            rows = embeddings.to(whole.dtype).flatten(0, -2)
-            whole = whole.index_put_((token_ids.flatten(),), rows, accumulate=True)
+            rows, tokens = embeddings.to(whole.dtype).flatten(0, -2), token_ids.flatten()
+            # Tokens occur more than once. Of the two ways to add, one is the same every time on a
+            # GPU, where the other adds in any order, and the other way round on a processor.
+            if whole.is_cuda:
+                whole = whole.index_put_((tokens,), rows, accumulate=True)
+            else:
+                whole = whole.index_add_(0, tokens, rows)
         return whole, vocabulary.to(head.dtype) @ direction, None
 
     @staticmethod
