@@ -41,6 +41,15 @@ class TrainBatch:
             found[tree].add(record)
         return found
 
+    def trees_by_weight(self, sharing: torch.Tensor) -> dict[int, list[int]]:
+        """The trees whose records all have one number in ``sharing``, ``[B]``, by that number."""
+        numbers, found = sharing.tolist(), {}
+        for tree, records in enumerate(self.records_of_trees()):
+            shared = {numbers[record] for record in records}
+            if len(shared) == 1:
+                found.setdefault(shared.pop(), []).append(tree)
+        return found
+
     def part(self, trees: Sequence[int]) -> tuple[TrainBatch, torch.Tensor]:
         """The records that some trees serve, and which of the B they are."""
         tree_of_prompt = self.prompts.tree_of_prompt()

@@ -177,16 +177,14 @@ def _largest_group(lower) -> _Group | None:
     heaviest = 0.0
     for index, batch in enumerate(batches):
         weights = lower.weights(batch, batch.features).tolist()
-        sharing = lower.weighting.sharing(batch).tolist()
         heaviest = max(heaviest, *map(abs, weights))
-        for number, records in enumerate(batch.records_of_trees()):
-            tree = batch.prompts.trees[number]
-            if len({sharing[record] for record in records}) == 1:
-                record = min(records)
-                new = _Group(weights[record], [[] for _ in batches])
-                group = groups.setdefault(sharing[record], new)
-                group.trees[index].append(number)
-                group.tokens += tree.end - tree.start
+        served = batch.records_of_trees()
+        for number, trees in batch.trees_by_weight(lower.weighting.sharing(batch)).items():
+            new = _Group(weights[min(served[trees[0]])], [[] for _ in batches])
+            group = groups.setdefault(number, new)
+            group.trees[index] += trees
+            packed = [batch.prompts.trees[tree] for tree in trees]
+            group.tokens += sum(tree.end - tree.start for tree in packed)
     able = [
         group
         for group in groups.values()

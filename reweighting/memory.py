@@ -171,12 +171,7 @@ def _told_apart(arguments: argparse.Namespace, batch: TrainBatch) -> PackedTrees
     trees = batch.prompts.trees
     if arguments.reweighting == "instance_net" or arguments.hypergradient_batches == "all":
         return batch.prompts
-    sharing = (batch.records if arguments.by_instance else batch.domains).tolist()
-    groups: dict[int, list[int]] = {}
-    for number, records in enumerate(batch.records_of_trees()):
-        weights = {sharing[record] for record in records}
-        if len(weights) == 1:
-            groups.setdefault(weights.pop(), []).append(number)
+    groups = batch.trees_by_weight(batch.records if arguments.by_instance else batch.domains)
     spared = max(
         groups.values(),
         key=lambda group: sum(trees[number].end - trees[number].start for number in group),
