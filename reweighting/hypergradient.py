@@ -7,7 +7,8 @@ step
 
 which is the *exact* one-step-unrolled hypergradient. For AdamW ∂U/∂g is diagonal and known in
 closed form (SAMA, arXiv 2310.05674, uses the same idea), so no second derivative of the network
-and no finite difference is needed. The inner products s_j come
+and no finite difference is needed: v becomes u parameter by parameter while the meta loss's
+backward pass runs, and takes the place of g. The inner products s_j come
 
 - from the stored lower gradient, when all records of the step share one weight: for free;
 - from one forward-mode pass at φ along u otherwise, without a graph. φ itself is recovered from
@@ -20,8 +21,8 @@ published finite difference, mended, is there as ``finite_difference``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -61,19 +62,21 @@ class Alongside:
 def register(name: str, products: Callable) -> None:
     """Let Betty's engine reach the weights through ``products`` under ``name``.
 
-    Betty calls ``hypergradient(vector, curr, prev, sync)`` with v for each parameter of ``curr``,
-    the lower problem; with ``sync`` the result belongs into the gradients of ``prev``, the upper.
+    Betty calls ``hypergradient(vector, curr, prev, sync)`` with the gradient of each parameter of
+    ``curr``, the lower problem; with ``sync`` the result belongs into the gradients of ``prev``,
+    the upper.
     """
 
     def hypergradient(vector, curr, prev, sync):
-        scale = curr.loss_scaler.get_scale()  # 1 unless computing in fp16
-        found = products(curr, [v / scale for v in vector] if scale != 1 else vector)
+        found = products(curr, vector)
         batches = [batch for step in curr.window for batch in step]
         with torch.enable_grad():
             objective = sum(
                 along.objective(prev.module, batch)
                 for batch, along in zip(batches, found, strict=True)
             )
+            # The meta loss was scaled, and all that follows from it; 1 unless computing in fp16.
+            objective = objective / curr.loss_scaler.get_scale()
         gradients = torch.autograd.grad(objective, prev.trainable_parameters())
         if not sync:
             return gradients
@@ -89,15 +92,13 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Alongside]:
 
     The window holds the last lower step, for which s_j is exact. If it holds earlier ones too,
     their records are taken at the same φ and u: the parameters moved little in between. ``vector``
-    is overwritten.
+    is u already (:func:`pulled_back`), but for what :meth:`AdamWStep.finish` does to it.
     """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: the parameters do not depend on g
         return _constant(lower, 0.0)
-    step.pull_back(vector)
+    total = step.finish(vector)  # Σ_j w_j s_j
     group = _largest_group(lower)
-    total = inner(vector, step.gradients) if group else None  # Σ_j w_j s_j
-    step.gradients = None  # their memory is needed for φ
 
     @functools.cache
     def line() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -110,6 +111,24 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     return _with_remainder(lower, group, total, move) if group else _by_batch(lower, move)
 
 
+@contextlib.contextmanager
+def pulled_back(step: AdamWStep | None) -> Iterator[None]:
+    """Meanwhile the gradient of φ' leaves every backward pass as u: ``unrolled``.
+
+    Each parameter's v is pulled back as soon as it is there, so that the meta gradient never exists
+    as a whole: it takes no memory but that of the largest parameter's. Without a step, v it stays.
+    """
+    hooks = []
+    if step is not None:
+        for number, parameter in enumerate(step.parameters()):
+            hooks.append(parameter.register_hook(functools.partial(step.pull_back, number)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def finite_differences(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     """The published hypergradient's s_j = -⟨∇ℓ_j(φ'), v⟩, by a central difference along v.
@@ -118,7 +137,6 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     in fp32 at perturbed *copies* of the parameters: rounding would swallow the step in bf16, and
     nothing needs to be restored.
     """
-    lower.last_step = None  # its gradients are not needed, their memory is
     parameters = dict(zip(lower.parameter_names(), lower.trainable_parameters(), strict=True))
     radius = DIFFERENCE_RADIUS / (inner(vector, vector) ** 0.5 + 1e-15)
 
@@ -250,16 +268,15 @@ def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
     ).item()
 
 
-def pieces(*tensors: torch.Tensor | None) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Corresponding parts of tensors of one shape, as flat views; None stays None."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    if not all(tensor.is_contiguous() for tensor in present):
+def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Corresponding parts of tensors of one shape, as flat views."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
-    flat = [None if tensor is None else tensor.view(-1) for tensor in tensors]
-    size = PIECE.get(present[0].device.type, present[0].numel())
-    for start in range(0, present[0].numel(), size):
-        yield tuple(None if t is None else t[start : start + size] for t in flat)
+    first, *_ = flat = [tensor.view(-1) for tensor in tensors]
+    size = PIECE.get(first.device.type, first.numel())
+    for start in range(0, first.numel(), size):
+        yield tuple(tensor[start : start + size] for tensor in flat)
 
 
 def _moment(state: torch.Tensor) -> torch.Tensor:
@@ -272,80 +289,101 @@ class AdamWStep:
 
     Args:
         optimizer: has just stepped.
-        gradients: g of every parameter, before clipping.
+        gradients: g of every parameter, before clipping; overwritten by :meth:`pull_back`.
         clip: factor ≤ 1 that gradient clipping multiplied g with.
     """
 
     def __init__(
         self, optimizer: torch.optim.AdamW, gradients: list[torch.Tensor], clip: float
     ) -> None:
-        self.optimizer = optimizer
-        self.gradients = gradients
+        self.gradients: list[torch.Tensor] | None = gradients
         self.clip = clip
+        self._optimizer = optimizer
         # The scheduler changes the rate after the step and before the hypergradient asks for it.
-        self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._groups = [
+            (parameter, group, float(group["lr"]))
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
+        self._along: float | torch.Tensor = 0.0  # ⟨g, u⟩ of the parameters pulled back
 
-    def _blocks(self, vector: list[torch.Tensor | None]):
-        """Piece by piece of every parameter: itself, its part of ``vector``, g, m, √v and factors.
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """φ', in the order of the gradients."""
+        return [parameter for parameter, _, _ in self._groups]
+
+    def _pieces(self, number: int, *tensors: torch.Tensor):
+        """The factors of a parameter, and by pieces itself, m, √v and its part of ``tensors``.
 
         √v is a copy, for the caller to work in. Time here goes into memory traffic, and pieces
         keep it within the processor's cache, or on a GPU the copies small.
         """
-        others = zip(vector, self.gradients or itertools.repeat(None), strict=False)
-        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            for parameter, (v, g) in zip(group["params"], others, strict=False):
-                state = self.optimizer.state[parameter]
-                factors = _Factors(group, rate, float(state["step"]))
-                moments = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
-                rounded = moments[0] is not state["exp_avg"]
-                for p, v_part, g_part, mean, square in pieces(parameter, v, g, *moments):
-                    root = square.sqrt()
-                    if rounded:
-                        root = torch.maximum(root, mean.abs() * factors.least_root)
-                        if g is not None:  # v holds g² itself, though 8 bits may have lost it
-                            own = g_part.abs() * ((1 - factors.beta2) ** 0.5 * self.clip)
-                            root = torch.maximum(root, own)
-                    yield p, v_part, g_part, mean, root, factors
+        parameter, group, rate = self._groups[number]
+        state = self._optimizer.state[parameter]
+        mean, square = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
+        rounded = mean is not state["exp_avg"]
+        factors = _Factors(group, rate, float(state["step"]), rounded)
+        for p, m, v, *parts in pieces(parameter, mean, square, *tensors):
+            root = v.sqrt()
+            if rounded:
+                root = torch.maximum(root, m.abs() * factors.least_root)
+            yield factors, p, m, root, *parts
 
-    def pull_back(self, vector: list[torch.Tensor]) -> None:
-        """Turn v into u = (∂U/∂g)ᵀ v, in place, with g the gradient before clipping.
+    @torch.no_grad()
+    def pull_back(self, number: int, vector: torch.Tensor) -> torch.Tensor:
+        """u = (∂U/∂g)ᵀ v of one parameter; the clipping, which knows all of g, comes at the end.
 
         U moves a parameter by -η m̂ / (√v̂ + ε); g enters m linearly and v quadratically. With the
         bias corrections c₁ and c₂ and κ = √c₂, so that √v̂ = √v / κ:
 
             ∂U/∂g = -η κ / (c₁ (√v + κε)) [ (1 - β₁) - (1 - β₂) g m / (√v (√v + κε)) ]
+
+        u is written over g, unless clipping needs g once more.
         """
-        for _, v, g, mean, root, f in self._blocks(vector):
+        gradient = self.gradients[number]
+        found = gradient if self.clip == 1 else torch.empty_like(gradient)
+        for f, _, mean, root, g, v, u in self._pieces(number, gradient, vector, found):
+            if f.rounded:  # v holds g² itself, though 8 bits may have lost it
+                root = torch.maximum(root, g.abs() * ((1 - f.beta2) ** 0.5 * self.clip))
             denominator = root + f.eps
             # Where g and its history are zero, √v = 0 and the second term has the limit 0.
             second = (g / root.clamp_(min=torch.finfo(root.dtype).tiny)).mul_(mean)
             second.div_(denominator)
             first = -f.rate * (1 - f.beta1)
             factor = torch.rsub(second, first, alpha=-f.rate * (1 - f.beta2) * self.clip)
-            v.mul_(factor.div_(denominator))
+            pulled = factor.div_(denominator).mul_(v)
+            self._along = self._along + (pulled * g).sum(dtype=torch.float64)
+            u.copy_(pulled)
+        return found
+
+    def finish(self, vector: list[torch.Tensor]) -> float:
+        """⟨g, u⟩; the clipping enters u, and the memory of g is free."""
+        along = float(self._along)
         if self.clip < 1:
             # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.
-            shift = inner(vector, self.gradients) / inner(self.gradients, self.gradients)
-            for v, g in zip(vector, self.gradients, strict=True):
-                v.sub_(shift * g).mul_(self.clip)
+            shift = along / inner(self.gradients, self.gradients)
+            for u, g in zip(vector, self.gradients, strict=True):
+                u.sub_(shift * g).mul_(self.clip)
+            along = 0.0
+        self.gradients = None
+        return along
 
     def undo(self) -> list[torch.Tensor]:
         """φ, the parameters before the step, up to rounding."""
-        before = [
-            torch.empty_like(parameter, memory_format=torch.contiguous_format)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-        ]
-        for p, out, _, mean, root, f in self._blocks(before):
-            moved = torch.addcdiv(p.to(root.dtype), mean, root.add_(f.eps), value=f.rate)
-            out.copy_(moved.div_(f.shrink))
+        before = []
+        for number, parameter in enumerate(self.parameters()):
+            out = torch.empty_like(parameter, memory_format=torch.contiguous_format)
+            for f, p, mean, root, part in self._pieces(number, out):
+                moved = torch.addcdiv(p.to(root.dtype), mean, root.add_(f.eps), value=f.rate)
+                part.copy_(moved.div_(f.shrink))
+            before.append(out)
         return before
 
 
 class _Factors:
     """The numbers of one AdamW step: ε as it stands beside √v, and η κ / c₁ as ``rate``."""
 
-    def __init__(self, group: dict, learning_rate: float, time: float) -> None:
+    def __init__(self, group: dict, learning_rate: float, time: float, rounded: bool) -> None:
+        self.rounded = rounded  # whether the moments are, to 8 bits
         self.beta1, self.beta2 = group["betas"]
         correction1, correction2 = 1 - self.beta1**time, 1 - self.beta2**time
         self.eps = group["eps"] * correction2**0.5

@@ -209,7 +209,7 @@ class Lower(_Problem):
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
         skipped = self.loss_scaler.get_scale() < scale
-        if self.parents and not skipped:
+        if self.parents and self.config.type == "unrolled" and not skipped:
             self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip)
 
 
@@ -258,6 +258,11 @@ class Upper(_Problem):
         self.last_loss = self.check_finite(loss, batch.records)
         self.on_loss(self.last_loss)
         return self.lower.loss_scaler.scale(loss), {"loss": self.last_loss}
+
+    def backward(self, *args, **kwargs) -> None:
+        """Betty's: the meta gradient, and from it the hypergradient."""
+        with hypergradient.pulled_back(self.lower.last_step):
+            super().backward(*args, **kwargs)
 
     def grad_callback(self) -> None:
         """Called by Betty once the hypergradient is there."""
