@@ -5,6 +5,7 @@
   hand: fused kernels have no forward derivative, and differentiating the plain formula operation
   by operation takes several times as many passes over its quadratic tables.
 - A convolution over patches that are cut out already is one matrix product.
+- The last layer's MLP runs where a score is read: no one looks at what it says elsewhere.
 - A vocabulary that embeds the prompts and reads them out gets one gradient, not the sum of two.
 """
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from .prefix_tree import PackedTrees
+
 ATTENTION_NAME = "packed_trees"
 
 
@@ -26,20 +29,21 @@ ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a
 def tree_attention(module, query, key, value, attention_mask, **kwargs):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
-    Registered with transformers as ``"packed_trees"``. Where ``attention_mask`` is a list of trees,
-    it runs within each of them; a usual mask or none falls through to transformers' own SDPA.
+    Registered with transformers as ``"packed_trees"``. Where packed trees stand in for
+    ``attention_mask``, it runs within each; a usual mask or none goes to transformers' own SDPA.
     """
     moving, scaling = is_dual(query), kwargs.get("scaling")
-    if not isinstance(attention_mask, list):
+    if not isinstance(attention_mask, PackedTrees):
         if moving and attention_mask is None and kwargs.get("is_causal") is False:
             return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     groups = query.shape[1] // key.shape[1]
-    lengths = [tree.end - tree.start for tree in attention_mask]
+    trees = attention_mask.trees
+    lengths = [tree.end - tree.start for tree in trees]
     # Split at once: a slice for every tree would fill its gradient up to the whole sequence.
     parts = (x.split(lengths, 2) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
     outputs = []
-    for tree, q, k, v in zip(attention_mask, *parts, strict=True):
+    for tree, q, k, v in zip(trees, *parts, strict=True):
         mask = tree.mask(torch.float32 if moving else query.dtype)
         length = tree.end - tree.start
         rows = ROWS.get(query.device.type, length) if moving or mask is not None else length
@@ -127,6 +131,33 @@ def speed_up_patches(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv3d and module.dilation == (1, 1, 1):
             module.__class__ = PatchProjection
+
+
+class _LastLayer:
+    """Mixed into the last layer of a language model: its MLP sees only where a score is read.
+
+    Within the layer's own forward, which gradient checkpointing repeats with the same arguments.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask=None, **kwargs) -> torch.Tensor:
+        if not isinstance(attention_mask, PackedTrees):
+            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+        attended, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+        hidden = hidden_states + attended
+        # Prompts may end at one token: computed once, their scores are equal.
+        rows = attention_mask.read_outs.unique()
+        found = self.mlp(self.post_attention_layernorm(hidden[:, rows]))
+        return hidden.index_add(1, rows, found.to(hidden.dtype))
+
+
+def read_out_last(layers: nn.ModuleList) -> None:
+    """Spare the last of ``layers`` most of its work: what it says elsewhere reaches no score."""
+    kind = type(layers[-1])
+    layers[-1].__class__ = type(kind.__name__, (_LastLayer, kind), {})
 
 
 class TiedVocabulary(torch.autograd.Function):

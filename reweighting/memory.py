@@ -52,12 +52,12 @@ def estimate_memory(
 
         return _Parts(config, measure)
 
-    trained = _Parts(config, lambda shallow: _count(shallow, arguments, encoder, trained=True))
-    every = _Parts(config, lambda shallow: _count(shallow, arguments, encoder))
+    trained = _Parts(config, lambda shallow: sum(_sizes(shallow, arguments, encoder, True)))
+    every = _Parts(config, lambda shallow: sum(_sizes(shallow, arguments, encoder)))
     gradients = weight * trained.all
     static = weight * every.all + moments * trained.all
 
-    def backward(packed: PackedTrees, already: float) -> float:
+    def backward(packed: PackedTrees, already: float = 0, pulled_back: bool = False) -> float:
         """The most a forward and backward pass adds: activations go while gradients come."""
         kept = activations(packed, arguments.gradient_checkpointing)
         recomputed = 0.0
@@ -66,26 +66,34 @@ def estimate_memory(
             recomputed = max(whole.layer, whole.vision_layer)
         if already:  # gradients of earlier micro-batches are there from the start
             return already + kept.all + recomputed
+        if pulled_back:  # one parameter's gradient at a time; the vocabulary's comes last
+            largest = max(_sizes(config, arguments, encoder, True))
+            return max(kept.all, kept.vision + weight * largest) + recomputed
         after_text = weight * (trained.rest + trained.text) + kept.vision
         return max(kept.all, after_text, gradients) + recomputed
 
     peak = static + backward(train, gradients if arguments.gradient_accumulation > 1 else 0)
     if meta_batch is None:
         return peak
-    # The stored lower gradient stays; then φ takes its place for the directional derivatives.
-    peak = max(peak, static + gradients + backward(meta_batch.prompts, 0))
+    model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
+    if arguments.hypergradient == "darts":
+        # The meta gradient and moved parameters take the place of the lower gradient.
+        scored = _scoring_bytes(model, train, arguments.precision, along=False)
+        upper = max(backward(meta_batch.prompts), 2 * gradients + scored)
+        return max(peak, static + upper)
+    # The stored lower gradient becomes u; clipping needs both.
+    clipped = arguments.max_grad_norm > 0
+    upper = gradients + backward(meta_batch.prompts, pulled_back=not clipped)
     told_apart = _told_apart(arguments, train_batch)
-
-    if told_apart is not None:
-        model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
-        along = _forward_mode_bytes(model, told_apart, arguments.precision)
-        peak = max(peak, static + 2 * gradients + along)
-    return peak
+    if told_apart is not None:  # φ joins u
+        scored = _scoring_bytes(model, told_apart, arguments.precision, along=True)
+        upper = max(upper, 2 * gradients + scored)
+    return max(peak, static + upper)
 
 
 def count_parameters(arguments: argparse.Namespace, encoder: PromptEncoder) -> int:
     """Parameters of the reward model, head included, counted without allocating them."""
-    return _count(load_config(arguments.reward_model), arguments, encoder)
+    return sum(_sizes(load_config(arguments.reward_model), arguments, encoder))
 
 
 def load_config(reward_model: str):
@@ -108,10 +116,11 @@ def _model(
     return model
 
 
-def _count(config, arguments, encoder: PromptEncoder, trained: bool = False) -> int:
+def _sizes(config, arguments, encoder: PromptEncoder, trained: bool = False) -> list[int]:
+    """How many numbers every parameter holds, or only those that are trained."""
     with torch.device("meta"):
         parameters = _model(config, arguments, encoder).parameters()
-    return sum(p.numel() for p in parameters if p.requires_grad or not trained)
+    return [p.numel() for p in parameters if p.requires_grad or not trained]
 
 
 def _depth_names(config) -> tuple[tuple[object, str], tuple[object, str]]:
@@ -182,11 +191,15 @@ def _told_apart(arguments: argparse.Namespace, batch: TrainBatch) -> PackedTrees
 
 
 @torch.no_grad()
-def _forward_mode_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
-    """The most that scoring ``packed`` and its directional derivatives hold at one time."""
+def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, along: bool) -> int:
+    """The most that scoring ``packed`` holds at one time; ``along``: with the derivatives."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def score() -> None:
+        if not along:
+            with autocast("cpu", precision):
+                model(packed)
+            return
         with forward_ad.dual_level(), autocast("cpu", precision), sdpa_kernel(SDPBackend.MATH):
             dual = {name: forward_ad.make_dual(value, value) for name, value in named.items()}
             functional_call(model, dual, (packed,))

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .best_of_n import select
-from .layers import ATTENTION_NAME, TiedVocabulary, speed_up_patches
+from .layers import ATTENTION_NAME, TiedVocabulary, read_out_last, speed_up_patches
 from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
@@ -92,6 +92,7 @@ class RewardModel(nn.Module):
         self.packs_trees = packs_trees(base_model.config)
         if self.packs_trees:
             self.base_model.set_attn_implementation(ATTENTION_NAME)
+            read_out_last(self.base_model.get_decoder().layers)
         speed_up_patches(self.base_model)
         self.label_ids: tuple[int, int] | None = None
         self.LN: nn.Linear | None = None
@@ -241,7 +242,7 @@ class RewardModel(nn.Module):
                 input_ids=packed.input_ids[None],
                 position_ids=self._positions(packed),
                 # A dictionary reaches the attention function as it is; trees stand in for a mask.
-                attention_mask={"full_attention": packed.trees},
+                attention_mask={"full_attention": packed},
                 use_cache=False,
                 **packed.image_inputs(),
             )

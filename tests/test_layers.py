@@ -20,7 +20,7 @@ from reweighting.layers import (
     speed_up_patches,
     tree_attention,
 )
-from reweighting.prefix_tree import Tree, pack
+from reweighting.prefix_tree import PackedTrees, Tree, pack
 from reweighting.samples import RecordReader
 
 
@@ -61,6 +61,8 @@ def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
     torch.manual_seed(0)
     ancestors = (torch.rand(33, 33) < 0.5).tril() | torch.eye(33, dtype=bool)
     trees = [Tree(0, 33, [], ancestors), Tree(33, 53, [], None)]
+    nothing = torch.empty(0)
+    packed = PackedTrees(nothing, nothing, nothing, trees, images=[], prompt_tokens=0)
     sees = torch.block_diag(ancestors, torch.ones(20, 20).tril()).bool()
     shapes = [(1, 4, 53, 8), (1, 2, 53, 8), (1, 2, 53, 8)]
     values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
@@ -73,7 +75,7 @@ def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
             ).transpose(1, 2)
 
     def ours(*inputs):
-        return tree_attention(None, *inputs, trees, scaling=0.3)[0]
+        return tree_attention(None, *inputs, packed, scaling=0.3)[0]
 
     for attend in (ours, plain):
         inputs = [value.clone().requires_grad_() for value in values]
@@ -152,3 +154,33 @@ def test_a_tied_vocabulary_is_used_where_there_is_one(dataset, reward_model, mon
         results.append((log_odds.detach(), gradients))
     assert calls == [len(packed.input_ids)]
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_last_mlp_sees_only_where_scores_are_read(dataset, reward_model, checkpointed):
+    """Two batches before one backward pass: each layer that is computed again knows its own."""
+    model = copy.deepcopy(reward_model)
+    if checkpointed:
+        model.checkpoint_gradients()
+    reader = RecordReader(str(dataset / "meta.json"), str(dataset))
+    encoded = [model.encoder.encode(s.image, s.prompts) for s in reader.samples(reader.meta_sample)]
+    batches = [pack([encoded[0], encoded[0], encoded[1]]), pack(encoded[2:5])]
+    distinct = [len(batch.read_outs.unique()) for batch in batches]
+    assert distinct[0] < len(batches[0].read_outs)
+    *_, last = model.base_model.get_decoder().layers
+    seen = []
+    last.mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+
+    def gradients() -> list[torch.Tensor]:
+        loss = sum((model(batch) * torch.arange(len(batch.read_outs))).sum() for batch in batches)
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    found = gradients()
+    assert seen[:2] == distinct and sorted(seen) == sorted(distinct * (1 + checkpointed))
+    with torch.no_grad():  # equal prompts, equal scores, to the last bit
+        steps = len(encoded[0].token_ids)
+        scores = model(batches[0])
+        assert torch.equal(scores[:steps], scores[steps : 2 * steps])
+    last.__class__ = type(last).__mro__[2]
+    torch.testing.assert_close(found, gradients(), rtol=1e-4, atol=1e-5)
+    assert max(seen) == max(len(batch.input_ids) for batch in batches)
