@@ -36,6 +36,7 @@ CONFIGURATIONS = {
     "8 / 8, gradient checkpointing": [*EIGHT, "--gradient_checkpointing"],
     "8 / 8, LoRA": [*EIGHT, "--lora_rank", "16"],
     "8 / 8, plain attention": [*EIGHT, "--attn_implementation", "eager"],
+    "batch 1, clipped": ["--max_grad_norm", "0.01"],
     "8 / 8, finite difference": [*EIGHT, "--hypergradient", "darts"],
     "8 / 8, adamw_8bit": [*EIGHT, "--optimizer", "adamw_8bit"],
 }

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from .prefix_tree import PackedTrees, pack
+from .prefix_tree import ByValue, PackedTrees, pack
 from .prompts import EncodedPrompts, PromptEncoder
 from .samples import MetaSample, TrainSample
 
 
 @dataclass
-class TrainBatch:
+class TrainBatch(ByValue):
     """B records with R prompts in all: one each, or one a labelled step of a conversation."""
 
     prompts: PackedTrees
@@ -76,7 +76,7 @@ class TrainBatch:
 
 
 @dataclass
-class MetaBatch:
+class MetaBatch(ByValue):
     """M whole chains of thought with R step prefixes in all."""
 
     prompts: PackedTrees

@@ -31,7 +31,7 @@ from betty.hypergradient import jvp_fn_mapping
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-PIECE = {"cpu": 2**16, "cuda": 2**24}  # numbers worked on at a time
+PIECE = {"cpu": 2**17, "cuda": 2**24}  # numbers worked on at a time
 SMALLEST_WEIGHT = 0.1  # of the largest; a remainder divided by less would lose digits
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
 

@@ -44,7 +44,7 @@ def tree_attention(module, query, key, value, attention_mask, **kwargs):
     parts = (x.split(lengths, 2) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
     outputs = []
     for tree, q, k, v in zip(trees, *parts, strict=True):
-        mask = tree.mask(torch.float32 if moving else query.dtype)
+        mask = tree.mask(torch.float32 if moving else query.dtype, query.device)
         length = tree.end - tree.start
         rows = ROWS.get(query.device.type, length) if moving or mask is not None else length
         end = 0

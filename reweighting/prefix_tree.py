@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from .prompts import EncodedPrompts
@@ -27,24 +28,79 @@ class Tree:
     start: int  # first token in the packed sequence
     end: int
     longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
-    ancestors: torch.Tensor | None  # bool [n, n], row sees column; None: one plain causal chain
-    _masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    # In the order of the nodes: the node a branch grows from (-1: it is a root), its length.
+    branches: list[tuple[int, int]]
+    _masks: dict = field(default_factory=dict, init=False, repr=False)
 
-    def mask(self, dtype: torch.dtype) -> torch.Tensor | None:
+    @property
+    def is_chain(self) -> bool:
+        """Every token sees all tokens before it."""
+        return all(parent == first - 1 for parent, first, _ in self._spans())
+
+    def ancestors(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Who sees whom, bool ``[n, n]``: a row's token the columns' tokens."""
+        count = self.end - self.start
+        sees = torch.zeros(count, count, dtype=torch.bool, device=device)
+        for parent, first, end in self._spans():
+            if parent >= 0:
+                sees[first:end] = sees[parent]
+            new = torch.ones(end - first, end - first, dtype=torch.bool, device=device)
+            sees[first:end, first:end] = new.tril()
+        return sees
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from a root down to ``node``."""
+        found: list[int] = []
+        for parent, first, end in reversed(list(self._spans())):
+            if first <= node < end:
+                found = [*range(first, node + 1), *found]
+                node = parent
+        return found
+
+    def mask(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor | None:
         """What attention adds to its scores, ``[1, 1, n, n]``; None for a plain causal chain.
 
         All layers get, and keep for the backward pass, the same tensor.
         """
-        if self.ancestors is None:
+        if self.is_chain:
             return None
-        if dtype not in self._masks:
-            zero = torch.zeros((), dtype=dtype, device=self.ancestors.device)
-            self._masks[dtype] = torch.where(self.ancestors, zero, float("-inf"))[None, None]
-        return self._masks[dtype]
+        if (dtype, device) not in self._masks:
+            zero = torch.zeros((), dtype=dtype, device=device)
+            added = torch.where(self.ancestors(device), zero, float("-inf"))
+            self._masks[dtype, device] = added[None, None]
+        return self._masks[dtype, device]
+
+    def _spans(self) -> Iterator[tuple[int, int, int]]:
+        """Of every branch: the node it grows from, its first node, and the first after it."""
+        first = 0
+        for parent, length in self.branches:
+            yield parent, first, first + length
+            first += length
+
+
+class ByValue:
+    """Mixed into a batch: its small tensors are pickled within, only images go to shared memory.
+
+    There a tensor takes a file and a handshake of two processes, half a millisecond each: with
+    dozens of tensors a batch, more than a worker needs to make it.
+    """
+
+    def __getstate__(self) -> dict:
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        for name, value in state.items():
+            array = isinstance(value, np.ndarray)
+            setattr(self, name, torch.from_numpy(value) if array else value)
+
+
+def _plain(value):
+    small = isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    return value.numpy() if small else value
 
 
 @dataclass
-class PackedTrees:
+class PackedTrees(ByValue):
     """A batch of prompts as one sequence of N tokens.
 
     ``read_outs[r]`` is where prompt r ends; prompts keep the order in which they were given.
@@ -71,16 +127,32 @@ class PackedTrees:
             input_ids=place(self.input_ids),
             depths=place(self.depths),
             read_outs=place(self.read_outs),
-            trees=[
-                replace(tree, ancestors=None if tree.ancestors is None else place(tree.ancestors))
-                for tree in self.trees
-            ],
             # Sizes and grids are read by Python: they stay where they are.
             images=[
                 {name: place(v) if v.is_floating_point() else v for name, v in image.items()}
                 for image in self.images
             ],
         )
+
+    def __getstate__(self) -> dict:
+        """The inputs of all images go as one tensor each, and come out as its parts."""
+        columns = {}
+        for name in self.images[0] if self.images else ():
+            values = [image[name] for image in self.images]
+            together = torch.cat(values)
+            if not together.is_floating_point():
+                together = _plain(together)
+            columns[name] = (together, [len(value) for value in values])
+        return super().__getstate__() | {"images": columns}
+
+    def __setstate__(self, state: dict) -> None:
+        columns = {
+            name: torch.as_tensor(together).split(lengths)
+            for name, (together, lengths) in state["images"].items()
+        }
+        rows = zip(*columns.values(), strict=True)
+        images = [dict(zip(columns, row, strict=True)) for row in rows]
+        super().__setstate__(state | {"images": images})
 
     def image_inputs(self) -> dict[str, torch.Tensor]:
         """The inputs of all images together."""
@@ -117,10 +189,7 @@ class PackedTrees:
         for number, read_out in zip(numbers, self.read_outs.tolist(), strict=True):
             tree = self.trees[number]
             tokens = self.input_ids[tree.start : tree.end]
-            if tree.ancestors is None:
-                yield tokens[: read_out - tree.start + 1], self.images[number]
-            else:
-                yield tokens[tree.ancestors[read_out - tree.start]], self.images[number]
+            yield tokens[tree.path(read_out - tree.start)], self.images[number]
 
 
 def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
@@ -145,13 +214,13 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
     read_outs = torch.empty(prompt_count, dtype=torch.long)
     for prompts in by_image.values():
         start = len(input_ids)
-        nodes, tree_depths, paths, ancestors = build_trie([token_ids for _, token_ids in prompts])
+        nodes, tree_depths, paths, branches = build_trie([token_ids for _, token_ids in prompts])
         for (index, _), path in zip(prompts, paths, strict=True):
             read_outs[index] = start + path[-1]
         input_ids += nodes
         depths += tree_depths
         longest = max((token_ids for _, token_ids in prompts), key=len)
-        trees.append(Tree(start, len(input_ids), longest, ancestors))
+        trees.append(Tree(start, len(input_ids), longest, branches))
     return PackedTrees(
         input_ids=torch.tensor(input_ids),
         depths=torch.tensor(depths),
@@ -164,7 +233,7 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
 
 def build_trie(
     prompts: list[list[int]],
-) -> tuple[list[int], list[int], list[list[int]], torch.Tensor | None]:
+) -> tuple[list[int], list[int], list[list[int]], list[tuple[int, int]]]:
     """The trie of token sequences, its nodes in an order where parents come first.
 
     Each prompt is tokenised as a whole before it gets here and shares exactly what is equal from
@@ -172,12 +241,12 @@ def build_trie(
 
     Returns:
         token id of every node, its depth, the path of node numbers of every prompt, and the
-        bool matrix ``[nodes, nodes]`` of who sees whom (``None`` if the trie is a single chain).
+        ``branches`` of a :class:`Tree`.
     """
     nodes: list[int] = []
     depths: list[int] = []
     paths: list[list[int]] = []
-    branches: list[tuple[list[int], int]] = []  # (path it grows from, number of new nodes)
+    branches: list[tuple[int, int]] = []
     for prompt in prompts:
         shared: list[int] = []
         for number, path in enumerate(paths):
@@ -187,18 +256,10 @@ def build_trie(
         first_new = len(nodes)
         nodes += prompt[len(shared) :]
         depths += range(len(shared), len(prompt))
-        branches.append((shared, len(nodes) - first_new))
+        if len(nodes) > first_new:
+            branches.append((shared[-1] if shared else -1, len(nodes) - first_new))
         paths.append(shared + list(range(first_new, len(nodes))))
-    if len(nodes) == max(depths) + 1:
-        return nodes, depths, paths, None
-    ancestors = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-    first_new = 0
-    for shared, count in branches:
-        new = slice(first_new, first_new + count)
-        ancestors[new, shared] = True
-        ancestors[new, new] = torch.ones(count, count, dtype=torch.bool).tril()
-        first_new += count
-    return nodes, depths, paths, ancestors
+    return nodes, depths, paths, branches
 
 
 def _common_length(left: list[int], right: list[int]) -> int:

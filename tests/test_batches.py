@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+from dataclasses import is_dataclass
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 
-from reweighting.batches import CollateTrain, EncodedDataset, ShuffledStream
-from reweighting.samples import RecordReader, chains_of, load_train
+from reweighting.batches import (
+    CollateTrain,
+    EncodedDataset,
+    ShuffledStream,
+    batch_loader,
+    collate_meta,
+)
+from reweighting.samples import RecordReader, chains_of, load_meta, load_train
 
 from .conftest import DOMAINS, REPOSITORY
 
@@ -69,3 +78,40 @@ def test_a_chain_is_one_tree_with_the_losses_of_its_records(reward_model, sample
     with torch.no_grad():
         one_by_one = torch.cat([reward_model(batch.prompts) for batch in singles])
         torch.testing.assert_close(reward_model(cot.prompts), one_by_one, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("level", ["train", "meta"])
+def test_a_batch_comes_from_a_worker_as_it_was_made(dataset, reward_model, samples, level):
+    """Images of several sizes; they alone go through shared memory."""
+    if level == "train":
+        units, collate = [[sample] for sample in samples], CollateTrain(DOMAINS)
+    else:
+        meta, _ = load_meta(RecordReader(str(dataset / "meta.json"), image_root=str(dataset)))
+        units, collate = [[sample] for sample in meta], collate_meta
+    made, sent = (
+        next(iter(batch_loader(units, reward_model.encoder, collate, stream, workers, False)))
+        for stream, workers in [(ShuffledStream(len(units), 5, seed=0), n) for n in (0, 1)]
+    )
+    assert len({len(image["pixel_values"]) for image in made.prompts.images}) > 1
+    assert flat(sent) == flat(made)
+    shared = []
+
+    def note(tensor: torch.Tensor) -> tuple:
+        shared.append(tensor.shape)
+        return int, ()
+
+    pickler = ForkingPickler(io.BytesIO())
+    pickler.dispatch_table = pickler.dispatch_table | {torch.Tensor: note}
+    pickler.dump(made)
+    assert shared == [made.prompts.image_inputs()["pixel_values"].shape]
+
+
+def flat(value) -> list:
+    """All that is in a batch."""
+    if isinstance(value, torch.Tensor):
+        return [value.dtype, value.tolist()]
+    if isinstance(value, dict):
+        return [name for pair in value.items() for name in (pair[0], flat(pair[1]))]
+    if isinstance(value, list):
+        return [flat(item) for item in value]
+    return flat(vars(value)) if is_dataclass(value) else [value]

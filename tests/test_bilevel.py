@@ -294,6 +294,29 @@ def test_all_batches_since_the_upper_step_enter_the_hypergradient():
     assert len({round(value, 9) for value in every.tolist()}) == 4
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e-3], ids=["free", "clipped"])
+def test_the_meta_gradient_takes_the_place_of_the_lower_gradient(
+    reward_model, batches, monkeypatch, max_grad_norm
+):
+    """It never exists as a whole, unless clipping needs the lower gradient once more."""
+    shared = []
+    finish = hypergradient.AdamWStep.finish
+
+    def compare(step, vector):
+        shared.extend(
+            u.data_ptr() == g.data_ptr() for u, g in zip(vector, step.gradients, strict=True)
+        )
+        return finish(step, vector)
+
+    monkeypatch.setattr(hypergradient.AdamWStep, "finish", compare)
+    model, (train, meta) = copy.deepcopy(reward_model), batches(2, 1)
+    engine = build(model, DOMAINS, train, meta, lr=1e-4, max_grad_norm=max_grad_norm)
+    engine.upper.hypergradient_norm = 0.0
+    engine.train_step()
+    assert shared == [not max_grad_norm] * len(list(model.parameters()))
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+
+
 def test_undoing_the_adamw_step_gives_the_parameters_before_it():
     torch.manual_seed(0)
     parameter = nn.Parameter(torch.randn(50))

@@ -59,11 +59,13 @@ def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
     """A tree and a plain chain in one sequence: outputs, gradients and directional derivatives."""
     monkeypatch.setitem(layers.ROWS, "cpu", rows)
     torch.manual_seed(0)
-    ancestors = (torch.rand(33, 33) < 0.5).tril() | torch.eye(33, dtype=bool)
-    trees = [Tree(0, 33, [], ancestors), Tree(33, 53, [], None)]
+    trees = [
+        Tree(0, 33, [], [(-1, 10), (4, 8), (9, 7), (20, 8)]),
+        Tree(33, 53, [], [(-1, 15), (14, 5)]),
+    ]
     nothing = torch.empty(0)
     packed = PackedTrees(nothing, nothing, nothing, trees, images=[], prompt_tokens=0)
-    sees = torch.block_diag(ancestors, torch.ones(20, 20).tril()).bool()
+    sees = torch.block_diag(trees[0].ancestors(), torch.ones(20, 20).tril()).bool()
     shapes = [(1, 4, 53, 8), (1, 2, 53, 8), (1, 2, 53, 8)]
     values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     tangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]

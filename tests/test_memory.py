@@ -202,8 +202,10 @@ def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_pat
         ["--baseline", "--batch_size", "8", "--gradient_accumulation", "2"],
         ["--batch_size", "8", "--meta_batch_size", "4", "--gradient_checkpointing"],
         ["--batch_size", "8", "--meta_batch_size", "4", "--lora_rank", "4"],
+        ["--batch_size", "1", "--max_grad_norm", "0.01"],
+        ["--batch_size", "8", "--meta_batch_size", "4", "--hypergradient", "darts"],
     ],
-    ids=["batch-1", "chains", "accumulated", "checkpointed", "adapters"],
+    ids=["batch-1", "chains", "accumulated", "checkpointed", "adapters", "clipped", "darts"],
 )
 def test_estimated_memory_is_the_measured_peak(dataset, tmp_path, flags):
     estimate, measured = estimated_and_measured(command(dataset, tmp_path / "run", *flags), 4)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from reweighting.prefix_tree import build_trie, pack
+from reweighting.prefix_tree import Tree, build_trie, pack
 
 from .conftest import TINY
 
@@ -20,13 +20,18 @@ STEPS = "Step 1: row 2, column 3.\nStep 2: it is red.\nStep 3: so red.\nFinal an
 
 
 def test_a_trie_shares_what_is_equal_and_keeps_who_sees_whom():
-    nodes, depths, paths, ancestors = build_trie([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3], [9]])
+    prompts = [[1, 2, 3], [1, 2, 4, 5], [1, 2, 3], [9]]
+    nodes, depths, paths, branches = build_trie(prompts)
     assert nodes == [1, 2, 3, 4, 5, 9]
     assert depths == [0, 1, 2, 2, 3, 0]
     assert paths == [[0, 1, 2], [0, 1, 3, 4], [0, 1, 2], [5]]
-    seen = [ancestors[node].nonzero().flatten().tolist() for node in range(6)]
+    assert branches == [(-1, 3), (1, 2), (-1, 1)]
+    tree = Tree(0, 6, prompts[1], branches)
+    seen = [tree.ancestors()[node].nonzero().flatten().tolist() for node in range(6)]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5]]
-    assert build_trie([[1, 2], [1, 2, 3]])[3] is None  # one chain needs no mask
+    assert [tree.path(node) for node in range(6)] == seen
+    assert not tree.is_chain
+    assert Tree(0, 3, [], build_trie([[1, 2], [1, 2, 3]])[3]).is_chain  # needs no mask
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ def test_a_causal_mask_alone_would_be_noticed(reward_model, groups):
     packed = pack([encoded for _, _, encoded in groups])
     with torch.no_grad():
         right = reward_model(packed)
-        packed.trees = [replace(tree, ancestors=None) for tree in packed.trees]
+        packed.trees = [replace(t, branches=[(-1, t.end - t.start)]) for t in packed.trees]
         wrong = reward_model(packed)
     assert (right - wrong).abs().max() > 1e-3
 

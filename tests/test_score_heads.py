@@ -90,7 +90,7 @@ def test_all_steps_of_a_chain_are_read_from_one_plain_sequence(model, dataset):
     prompts = chain_prompts(QUESTION, RESPONSE)
     encoded = model.encoder.encode(some_image(dataset), prompts)
     packed = pack([encoded])
-    assert packed.trees[0].ancestors is None  # every prompt goes on where the last one ended
+    assert packed.trees[0].is_chain  # every prompt goes on where the last one ended
     assert len(packed.input_ids) == len(encoded.token_ids[-1])
     plus, minus = model.encoder.label_ids
     with torch.no_grad():
