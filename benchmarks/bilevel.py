@@ -9,7 +9,7 @@ does what the published code does: one forward pass per prefix, the logits of th
 at every position, a graph kept for each prefix, the hypergradient by a central difference whose
 passes build graphs, batch 1. Both run in one process, a cycle of each in turn, over the same chains
 and with random weights; that they compute the same scores is checked first. Batches are prepared
-beforehand (the share of time spent waiting for data is in every run's `metrics.jsonl`).
+beforehand; the share of time that waiting for them takes is measured in a run on the demo data.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 import logging
 import multiprocessing
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +36,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+import main as program
 from benchmarks.hypergradient import build
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from reweighting.layers import PatchProjection
@@ -44,6 +47,8 @@ from reweighting.samples import MetaSample, TrainSample
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"
+DATA = REPOSITORY / "data"
+EIGHT = ["--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"]
 UNROLL = 5
 QUESTION_TOKENS = 90
 STEP_TOKENS = (57, 56, 75, 94, 42)  # as the published chains have, at the median
@@ -372,6 +377,27 @@ def in_a_process(function: Callable, *arguments):
     return found
 
 
+def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]:
+    """Arguments of a run on the demo data with the model in ``folder``."""
+    return [
+        *("--train_json_file", str(DATA / "train.json"), "--image_root", str(DATA)),
+        *("--meta_json_file", str(DATA / "meta.json"), "--reward_model", folder),
+        *("--weights_path", str(Path(folder) / "run"), "--device", device),
+        *("--precision", precision, *flags),
+    ]  # fmt: skip
+
+
+def waiting(arguments, queue) -> None:
+    """In a process of its own: share of a run's time that it waits for its two data workers."""
+    torch.set_num_threads(arguments.threads)
+    flags = [*EIGHT, "--num_workers", "2", "--iteration_num", str(arguments.waiting_steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(arguments.shape, "cpu").save_pretrained(folder)
+        program.main(demo_run(folder, arguments.device, arguments.precision, *flags))
+        lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+    queue.put(json.loads(lines[-1])["waiting"])
+
+
 def utilisation(arguments, model: RewardModel) -> str:
     """Model FLOP utilisation of one of our lower steps, and its time at the device's peak."""
     train, _ = make_chains(1, model.encoder)
@@ -401,6 +427,7 @@ def main() -> int:
     add("--precision", choices=["fp32", "bf16"], default="fp32")
     add("--repetitions", type=int, default=3, help="cycles measured (default: 3)")
     add("--threads", type=int, default=1, help="on the CPU (default: 1)")
+    add("--waiting_steps", type=int, default=30, help="lower steps for it (default: 30)")
     add("--peak_tflops", type=float, help="of the device: also print the utilisation")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -432,6 +459,8 @@ def main() -> int:
     for loop in ("plain", "ours"):
         before, added = in_a_process(memory, arguments, loop)
         print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.2f} |", flush=True)
+    share = in_a_process(waiting, arguments)
+    print(f"\nwaiting for data, 8 chains a step, 2 workers: {100 * share:.1f} % of the time")
     if arguments.peak_tflops:
         print(utilisation(arguments, make_model(arguments.shape, arguments.device)))
     return 0

@@ -27,7 +27,7 @@ import main as program
 from reweighting import checkpoints
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CLOCK = ("samples_per_second", "peak_memory_gib")
+CLOCK = ("samples_per_second", "peak_memory_gib", "waiting")
 
 
 def flags(run: Path, steps: int, workers: int) -> list[str]:

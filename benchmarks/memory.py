@@ -14,11 +14,10 @@ import argparse
 import itertools
 import sys
 import tempfile
-from pathlib import Path
 
 import torch
 
-from benchmarks.bilevel import REPOSITORY, SHAPES, allocated, in_a_process, make_model
+from benchmarks.bilevel import EIGHT, SHAPES, allocated, demo_run, in_a_process, make_model
 from reweighting import training
 from reweighting.arguments import parse_arguments
 from reweighting.construction import make_encoder
@@ -26,8 +25,6 @@ from reweighting.memory import estimate_memory
 from reweighting.plan import largest_batches
 from reweighting.run_data import load_data
 
-DATA = REPOSITORY / "data"
-EIGHT = ["--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"]
 CONFIGURATIONS = {
     "batch 1": [],
     "baseline, batch 1": ["--baseline"],
@@ -90,13 +87,8 @@ def main() -> int:
             for precision in arguments.precision:
                 if arguments.only not in name or ("8bit" in name and precision != "bf16"):
                     continue
-                argv = [
-                    *("--train_json_file", str(DATA / "train.json"), "--image_root", str(DATA)),
-                    *("--meta_json_file", str(DATA / "meta.json"), "--num_workers", "0"),
-                    *("--reward_model", folder, "--weights_path", str(Path(folder) / "run")),
-                    *("--device", arguments.device, "--precision", precision),
-                    *("--unroll_steps", "2", *flags),
-                ]  # fmt: skip
+                options = ["--num_workers", "0", "--unroll_steps", "2", *flags]
+                argv = demo_run(folder, arguments.device, precision, *options)
                 estimate, measured = in_a_process(run, argv, 4)
                 error = 100 * (estimate / measured - 1)
                 cells = [name, precision, f"{estimate / 2**20:,.0f}", f"{measured / 2**20:,.0f}"]

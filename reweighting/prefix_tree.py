@@ -12,6 +12,7 @@ of them, so its cost does not grow with the batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,30 +29,18 @@ class Tree:
     start: int  # first token in the packed sequence
     end: int
     longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
-    # In the order of the nodes: the node a branch grows from (-1: it is a root), its length.
-    branches: list[tuple[int, int]]
+    branches: list[tuple[int, int]]  # see build_trie
     _masks: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_chain(self) -> bool:
         """Every token sees all tokens before it."""
-        return all(parent == first - 1 for parent, first, _ in self._spans())
-
-    def ancestors(self, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Who sees whom, bool ``[n, n]``: a row's token the columns' tokens."""
-        count = self.end - self.start
-        sees = torch.zeros(count, count, dtype=torch.bool, device=device)
-        for parent, first, end in self._spans():
-            if parent >= 0:
-                sees[first:end] = sees[parent]
-            new = torch.ones(end - first, end - first, dtype=torch.bool, device=device)
-            sees[first:end, first:end] = new.tril()
-        return sees
+        return all(parent == first - 1 for parent, first, _ in _spans(self.branches))
 
     def path(self, node: int) -> list[int]:
         """The nodes from a root down to ``node``."""
         found: list[int] = []
-        for parent, first, end in reversed(list(self._spans())):
+        for parent, first, end in reversed(_spans(self.branches)):
             if first <= node < end:
                 found = [*range(first, node + 1), *found]
                 node = parent
@@ -66,16 +55,9 @@ class Tree:
             return None
         if (dtype, device) not in self._masks:
             zero = torch.zeros((), dtype=dtype, device=device)
-            added = torch.where(self.ancestors(device), zero, float("-inf"))
+            added = torch.where(ancestors(self.branches, device), zero, float("-inf"))
             self._masks[dtype, device] = added[None, None]
         return self._masks[dtype, device]
-
-    def _spans(self) -> Iterator[tuple[int, int, int]]:
-        """Of every branch: the node it grows from, its first node, and the first after it."""
-        first = 0
-        for parent, length in self.branches:
-            yield parent, first, first + length
-            first += length
 
 
 class ByValue:
@@ -241,7 +223,7 @@ def build_trie(
 
     Returns:
         token id of every node, its depth, the path of node numbers of every prompt, and the
-        ``branches`` of a :class:`Tree`.
+        branches: the node each grows from (-1: it is a root) and its length, in the nodes' order.
     """
     nodes: list[int] = []
     depths: list[int] = []
@@ -260,6 +242,26 @@ def build_trie(
             branches.append((shared[-1] if shared else -1, len(nodes) - first_new))
         paths.append(shared + list(range(first_new, len(nodes))))
     return nodes, depths, paths, branches
+
+
+def ancestors(branches: list[tuple[int, int]], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Who sees whom in a trie, bool ``[nodes, nodes]``: a row's node itself and its ancestors."""
+    count = sum(length for _, length in branches)
+    sees = torch.zeros(count, count, dtype=torch.bool, device=device)
+    for parent, first, end in _spans(branches):
+        if parent >= 0:
+            sees[first:end] = sees[parent]
+        new = torch.ones(end - first, end - first, dtype=torch.bool, device=device)
+        sees[first:end, first:end] = new.tril()
+    return sees
+
+
+def _spans(branches: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Of every branch: the node it grows from, its first node, and the first after it."""
+    ends = list(itertools.accumulate(length for _, length in branches))
+    return [
+        (parent, end - length, end) for (parent, length), end in zip(branches, ends, strict=True)
+    ]
 
 
 def _common_length(left: list[int], right: list[int]) -> int:

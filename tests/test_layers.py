@@ -20,7 +20,7 @@ from reweighting.layers import (
     speed_up_patches,
     tree_attention,
 )
-from reweighting.prefix_tree import PackedTrees, Tree, pack
+from reweighting.prefix_tree import PackedTrees, Tree, ancestors, pack
 from reweighting.samples import RecordReader
 
 
@@ -65,7 +65,7 @@ def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
     ]
     nothing = torch.empty(0)
     packed = PackedTrees(nothing, nothing, nothing, trees, images=[], prompt_tokens=0)
-    sees = torch.block_diag(trees[0].ancestors(), torch.ones(20, 20).tril()).bool()
+    sees = torch.block_diag(ancestors(trees[0].branches), torch.ones(20, 20).tril()).bool()
     shapes = [(1, 4, 53, 8), (1, 2, 53, 8), (1, 2, 53, 8)]
     values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     tangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from data.reasoner import MIXED, SEEING, THINKING, Chain, Profile, sample_chain, set_trap
 from data.scenes import CELL, COLOURS, DIRECTIONS, PALETTE, Scene, draw_scene, render
 from data.tasks import TASKS, Pieces, Question, Task, askable, show
-from reweighting.prefix_tree import build_trie
+from reweighting.prefix_tree import ancestors, build_trie
 from reweighting.prompts import join
 
 PATCH = CELL // 2  # two by two patches of 14 pixels make one visual token
@@ -377,13 +377,11 @@ class Layout:
         input_ids = torch.full((len(rows), longest), self.end)
         depths = torch.zeros(len(rows), longest, dtype=torch.long)
         mask = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)
-        for number, (ids, depth, _, ancestors) in enumerate(rows):
+        for number, (ids, depth, _, branches) in enumerate(rows):
             length = len(ids)
             input_ids[number, :length] = torch.tensor(ids)
             depths[number, :length] = torch.tensor(depth)
-            if ancestors is None:
-                ancestors = torch.ones(length, length, dtype=torch.bool).tril()
-            mask[number, :length, :length] = ancestors
+            mask[number, :length, :length] = ancestors(branches)
         return Batch(
             grid,
             patches(np.stack([render(sheet.scene) for sheet in sheets])),
