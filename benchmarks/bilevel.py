@@ -8,7 +8,9 @@ A cycle is five lower steps and one upper step over a chain of five steps. The s
 does what the published code does: one forward pass per prefix, the logits of the whole vocabulary
 at every position, a graph kept for each prefix, the hypergradient by a central difference whose
 passes build graphs, batch 1. Both run in one process, a cycle of each in turn, over the same chains
-and with random weights; that they compute the same scores is checked first. Batches are prepared
+and with random weights; that they compute the same scores is checked first. Ratios are medians over
+the cycles of what neighbouring cycles took, so that a machine that changes its speed meanwhile
+changes them little. Batches are prepared
 beforehand; the share of time that waiting for them takes is measured in a run on the demo data.
 """
 
@@ -228,8 +230,8 @@ def now(device) -> float:
     return time.process_time()
 
 
-def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
-    """Seconds of lower step, upper step and cycle, for both loops and for trees on both levels."""
+def measure(arguments, model: RewardModel) -> dict[str, list[dict[str, float]]]:
+    """Seconds of a lower step, an upper step and a cycle, by cycle: both loops, and trees."""
     device, precision = arguments.device, arguments.precision
     train, meta = make_chains(16, model.encoder)
     collate = CollateTrain(DOMAINS)
@@ -255,11 +257,11 @@ def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
     print(f"largest difference of a score: {difference:.1e}")
     assert difference < (1e-4 if precision == "fp32" else 5e-2)
 
-    seconds = {name: {"lower": [], "upper": [], "cycle": []} for name in ("plain", "ours", "trees")}
+    seconds = {"plain": [], "ours": [], "trees": []}
     drawn, chosen = itertools.cycle(records), itertools.cycle(metas)
     groups = itertools.cycle([chains[:8], chains[8:]])
     work = {}
-    for repetition in range(arguments.repetitions + 1):
+    for _ in range(arguments.repetitions + 1):
         batch = [next(drawn) for _ in range(UNROLL)]
         chain = next(chosen)
         plain.forwards = plain.tokens = 0
@@ -272,35 +274,27 @@ def measure(arguments, model: RewardModel) -> dict[str, dict[str, float]]:
         begin = now(device)
         plain.upper_step(chain, chains[i], k)
         upper = now(device) - begin
-        note(seconds["plain"], repetition, times, upper, now(device) - started)
-
-        run_cycle(ours, seconds["ours"], repetition, device,
-                  [single[r] for r in batch], [collate_meta([chain])])  # fmt: skip
-        eight = next(groups)
-        run_cycle(trees, seconds["trees"], repetition, device,
-                  [collate(eight)] * UNROLL, [collate_meta(metas[:8])])  # fmt: skip
+        cycle = now(device) - started
+        seconds["plain"].append({"lower": sum(times) / UNROLL, "upper": upper, "cycle": cycle})
+        one_by_one = [single[r] for r in batch]
+        seconds["ours"].append(run_cycle(ours, device, one_by_one, [collate_meta([chain])]))
+        eight, chains_of_eight = collate(next(groups)), collate_meta(metas[:8])
+        seconds["trees"].append(run_cycle(trees, device, [eight] * UNROLL, [chains_of_eight]))
         work["plain"] = (plain.forwards, plain.tokens)
         tokens = sum(len(single[r].prompts.input_ids) for r in batch)
         work["ours"] = (UNROLL + 1, tokens + len(collate_meta([chain]).prompts.input_ids))
     for name, (forwards, tokens) in work.items():
         print(f"{name}: {forwards} forward passes and {tokens:,} tokens a cycle")
-    return {n: {k: statistics.median(v) for k, v in s.items()} for n, s in seconds.items()}
+    return {name: cycles[1:] for name, cycles in seconds.items()}  # the first one warms up
 
 
-def run_cycle(loop: Ours, seconds, repetition, device, train, meta) -> None:
+def run_cycle(loop: Ours, device, train, meta) -> dict[str, float]:
+    """Seconds of a lower step, of the upper step and of the cycle."""
     loop.lower_seconds.clear()
     started = now(device)
     loop.cycle(iter(train), iter(meta))
-    total = now(device) - started
-    note(seconds, repetition, loop.lower_seconds, total - sum(loop.lower_seconds), total)
-
-
-def note(seconds, repetition: int, lower: list[float], upper: float, cycle: float) -> None:
-    """Keep a cycle's times; the first cycle warms up."""
-    if repetition:
-        seconds["lower"] += lower
-        seconds["upper"].append(upper)
-        seconds["cycle"].append(cycle)
+    total, lower = now(device) - started, sum(loop.lower_seconds)
+    return {"lower": lower / UNROLL, "upper": total - lower, "cycle": total}
 
 
 def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
@@ -313,9 +307,8 @@ def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
         _, meta = make_chains(1, model.encoder, (total // steps,) * steps)
         batch, times = collate_meta([meta[0]]), []
         for _ in range(arguments.repetitions + 1):
-            seconds = {"lower": [], "upper": [], "cycle": []}
-            run_cycle(ours, seconds, 1, arguments.device, [record] * UNROLL, [batch])
-            times += seconds["upper"]
+            cycle = run_cycle(ours, arguments.device, [record] * UNROLL, [batch])
+            times.append(cycle["upper"])
         found.append((steps, len(batch.prompts.input_ids), statistics.median(times[1:])))
     return found
 
@@ -438,16 +431,22 @@ def main() -> int:
     print(f"shape {arguments.shape}: {count / 1e6:.1f} M parameters, {arguments.device}, "
           f"{arguments.precision}, torch {torch.__version__}")  # fmt: skip
     found = measure(arguments, model)
-    plain, ours, trees = found["plain"], found["ours"], found["trees"]
+    median = statistics.median
     print("\n| seconds (median) | straightforward | ours | ratio |")
     print("|---|---|---|---|")
     for name in ("lower", "upper", "cycle"):
-        print(f"| {name} | {plain[name]:.3f} | {ours[name]:.3f} | {plain[name] / ours[name]:.2f} |")
-    per_record = (UNROLL * plain["lower"] + plain["upper"]) / (
-        UNROLL * trees["lower"] / (8 * len(STEP_TOKENS)) + trees["upper"] / 8
+        plain, ours = ([cycle[name] for cycle in found[loop]] for loop in ("plain", "ours"))
+        ratio = median(a / b for a, b in zip(plain, ours, strict=True))
+        print(f"| {name} | {median(plain):.3f} | {median(ours):.3f} | {ratio:.2f} |")
+    lower, upper = (median(c[name] for c in found["trees"]) for name in ("lower", "upper"))
+    records = 8 * len(STEP_TOKENS)
+    ratio = median(
+        (UNROLL * plain["lower"] + plain["upper"])
+        / (UNROLL * trees["lower"] / records + trees["upper"] / 8)
+        for plain, trees in zip(found["plain"], found["trees"], strict=True)
     )
-    print(f"| trees, 8 chains / 8 chains: lower {trees['lower']:.3f}, upper {trees['upper']:.3f}; "
-          f"per train and meta record | | | {per_record:.2f} |")  # fmt: skip
+    print(f"| trees, 8 chains / 8 chains: lower {lower:.3f}, upper {upper:.3f}; "
+          f"per train and meta record | | | {ratio:.2f} |")  # fmt: skip
 
     print("\n| steps of the meta chain | tokens of its tree | upper step, seconds |")
     print("|---|---|---|")
