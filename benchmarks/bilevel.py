@@ -17,7 +17,9 @@ beforehand; the share of time that waiting for them takes is measured in a run o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import io
 import itertools
 import json
 import logging
@@ -386,7 +388,8 @@ def waiting(arguments, queue) -> None:
     flags = [*EIGHT, "--num_workers", "2", "--iteration_num", str(arguments.waiting_steps)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(arguments.shape, "cpu").save_pretrained(folder)
-        program.main(demo_run(folder, arguments.device, arguments.precision, *flags))
+        with contextlib.redirect_stdout(io.StringIO()):  # its table of weights
+            program.main(demo_run(folder, arguments.device, arguments.precision, *flags))
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     queue.put(json.loads(lines[-1])["waiting"])
 
