@@ -75,10 +75,14 @@ def estimate_memory(
     peak = static + backward(train, gradients if arguments.gradient_accumulation > 1 else 0)
     if meta_batch is None:
         return peak
-    model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
+
+    def scoring(packed: PackedTrees, along: bool) -> int:
+        model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
+        return _scoring_bytes(model, packed, arguments.precision, along)
+
     if arguments.hypergradient == "darts":
         # The meta gradient and moved parameters take the place of the lower gradient.
-        scored = _scoring_bytes(model, train, arguments.precision, along=False)
+        scored = scoring(train, along=False)
         upper = max(backward(meta_batch.prompts), 2 * gradients + scored)
         return max(peak, static + upper)
     # The stored lower gradient becomes u; clipping needs both.
@@ -86,8 +90,7 @@ def estimate_memory(
     upper = gradients + backward(meta_batch.prompts, pulled_back=not clipped)
     told_apart = _told_apart(arguments, train_batch)
     if told_apart is not None:  # φ joins u
-        scored = _scoring_bytes(model, told_apart, arguments.precision, along=True)
-        upper = max(upper, 2 * gradients + scored)
+        upper = max(upper, 2 * gradients + scoring(told_apart, along=True))
     return max(peak, static + upper)
 
 
@@ -166,7 +169,7 @@ def saved_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that holds its own graph would never be freed
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, autocast("cpu", precision):
