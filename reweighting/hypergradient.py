@@ -31,7 +31,7 @@ from betty.hypergradient import jvp_fn_mapping
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-PIECE = {"cpu": 2**17, "cuda": 2**24}  # numbers worked on at a time
+PIECE = {"cpu": 2**18, "cuda": 2**24}  # numbers worked on at a time
 SMALLEST_WEIGHT = 0.1  # of the largest; a remainder divided by less would lose digits
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
 
@@ -269,14 +269,13 @@ def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
 
 
 def pieces(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Corresponding parts of tensors of one shape, as flat views."""
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        yield tensors
-        return
-    first, *_ = flat = [tensor.view(-1) for tensor in tensors]
+    """Tensors of one shape, or if they are large, flat views of corresponding parts."""
+    first, *_ = tensors
     size = PIECE.get(first.device.type, first.numel())
-    for start in range(0, first.numel(), size):
-        yield tuple(tensor[start : start + size] for tensor in flat)
+    if first.numel() <= size or not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+    else:
+        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
 
 
 def _moment(state: torch.Tensor) -> torch.Tensor:
@@ -305,6 +304,7 @@ class AdamWStep:
             for group in optimizer.param_groups
             for parameter in group["params"]
         ]
+        self._waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # number, v, u
         self._along: float | torch.Tensor = 0.0  # ⟨g, u⟩ of the parameters pulled back
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -328,35 +328,48 @@ class AdamWStep:
                 root = torch.maximum(root, m.abs() * factors.least_root)
             yield factors, p, m, root, *parts
 
-    @torch.no_grad()
     def pull_back(self, number: int, vector: torch.Tensor) -> torch.Tensor:
-        """u = (∂U/∂g)ᵀ v of one parameter; the clipping, which knows all of g, comes at the end.
+        """u = (∂U/∂g)ᵀ v of one parameter; its numbers are there after :meth:`finish`.
+
+        Written over g, unless clipping, which knows all of g, needs g once more.
+        """
+        gradient = self.gradients[number]
+        found = gradient if self.clip == 1 else torch.empty_like(gradient)
+        self._waiting.append((number, vector, found))
+        # Alone among matrix products a small parameter takes several times as long as with others.
+        if sum(v.numel() for _, v, _ in self._waiting) >= PIECE.get(found.device.type, 0):
+            self._pull_back()
+        return found
+
+    @torch.no_grad()
+    def _pull_back(self) -> None:
+        """Of all parameters that wait for it.
 
         U moves a parameter by -η m̂ / (√v̂ + ε); g enters m linearly and v quadratically. With the
         bias corrections c₁ and c₂ and κ = √c₂, so that √v̂ = √v / κ:
 
             ∂U/∂g = -η κ / (c₁ (√v + κε)) [ (1 - β₁) - (1 - β₂) g m / (√v (√v + κε)) ]
-
-        u is written over g, unless clipping needs g once more.
         """
-        gradient = self.gradients[number]
-        found = gradient if self.clip == 1 else torch.empty_like(gradient)
-        for f, _, mean, root, g, v, u in self._pieces(number, gradient, vector, found):
-            if f.rounded:  # v holds g² itself, though 8 bits may have lost it
-                root = torch.maximum(root, g.abs() * ((1 - f.beta2) ** 0.5 * self.clip))
-            denominator = root + f.eps
-            # Where g and its history are zero, √v = 0 and the second term has the limit 0.
-            second = (g / root.clamp_(min=torch.finfo(root.dtype).tiny)).mul_(mean)
-            second.div_(denominator)
-            first = -f.rate * (1 - f.beta1)
-            factor = torch.rsub(second, first, alpha=-f.rate * (1 - f.beta2) * self.clip)
-            pulled = factor.div_(denominator).mul_(v)
-            self._along = self._along + (pulled * g).sum(dtype=torch.float64)
-            u.copy_(pulled)
-        return found
+        for number, vector, found in self._waiting:
+            gradient = self.gradients[number]
+            for f, _, mean, root, g, v, u in self._pieces(number, gradient, vector, found):
+                if f.rounded:  # v holds g² itself, though 8 bits may have lost it
+                    root = torch.maximum(root, g.abs() * ((1 - f.beta2) ** 0.5 * self.clip))
+                first, ratio = -f.rate * (1 - f.beta1), (1 - f.beta2) / (1 - f.beta1) * self.clip
+                denominator = root + f.eps
+                # Where g and its history are zero, √v = 0 and the second term has the limit 0.
+                root.mul_(denominator).clamp_(min=torch.finfo(root.dtype).tiny)
+                share = torch.div(g, root, out=root).mul_(mean)
+                pulled = torch.div(v, denominator, out=denominator)
+                pulled.addcmul_(pulled, share, value=-ratio)
+                along = torch.mul(pulled, g, out=share).sum(dtype=torch.float64)
+                self._along = self._along + first * along
+                torch.mul(pulled, first, out=u)
+        self._waiting.clear()
 
     def finish(self, vector: list[torch.Tensor]) -> float:
-        """⟨g, u⟩; the clipping enters u, and the memory of g is free."""
+        """⟨g, u⟩; u is complete, the clipping in it, and the memory of g is free."""
+        self._pull_back()
         along = float(self._along)
         if self.clip < 1:
             # Clipped, g enters as c·g with c = max/‖g‖: only its direction counts.

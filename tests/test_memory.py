@@ -162,6 +162,7 @@ def test_a_second_moment_that_eight_bits_lose_does_not_blow_up_the_hypergradient
     assert lost.sum() > 1000
     step = hypergradient.AdamWStep(optimizer, [parameter.grad.clone()], 1.0)
     direction = step.pull_back(0, torch.ones(8192))
+    step.finish([direction])
     assert direction.isfinite().all()
     # The step moves every parameter by at most the rate, so no derivative exceeds rate / |g|.
     assert (direction.abs() <= 0.0101 / parameter.grad.abs()).all()
