@@ -5,11 +5,13 @@
   hand: fused kernels have no forward derivative, and differentiating the plain formula operation
   by operation takes several times as many passes over its quadratic tables.
 - A convolution over patches that are cut out already is one matrix product.
-- The last layer's MLP runs where a score is read: no one looks at what it says elsewhere.
+- The last layer runs where a score is read: no one looks at what it says elsewhere.
 - A vocabulary that embeds the prompts and reads them out gets one gradient, not the sum of two.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import nn
@@ -26,44 +28,54 @@ ATTENTION_NAME = "packed_trees"
 ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a time
 
 
-def tree_attention(module, query, key, value, attention_mask, **kwargs):
+def tree_attention(module, query, key, value, attention_mask, ends_only=False, **kwargs):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
     Registered with transformers as ``"packed_trees"``. Where packed trees stand in for
     ``attention_mask``, it runs within each; a usual mask or none goes to transformers' own SDPA.
+    ``ends_only``: where prompts end, and zero elsewhere.
     """
-    moving, scaling = is_dual(query), kwargs.get("scaling")
-    if not isinstance(attention_mask, PackedTrees):
-        if moving and attention_mask is None and kwargs.get("is_causal") is False:
+    packed, scaling = attention_mask, kwargs.get("scaling")
+    if not isinstance(packed, PackedTrees):
+        if is_dual(query) and packed is None and kwargs.get("is_causal") is False:
             return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    attend = functools.partial(_attend, scaling=scaling, dropout=kwargs.get("dropout", 0.0))
     groups = query.shape[1] // key.shape[1]
-    trees = attention_mask.trees
-    lengths = [tree.end - tree.start for tree in trees]
     # Split at once: a slice for every tree would fill its gradient up to the whole sequence.
-    parts = (x.split(lengths, 2) for x in (query, repeat_kv(key, groups), repeat_kv(value, groups)))
+    lengths = [tree.end - tree.start for tree in packed.trees]
+    keys, values = (repeat_kv(x, groups).split(lengths, 2) for x in (key, value))
     outputs = []
-    for tree, q, k, v in zip(trees, *parts, strict=True):
-        mask = tree.mask(torch.float32 if moving else query.dtype, query.device)
-        length = tree.end - tree.start
-        rows = ROWS.get(query.device.type, length) if moving or mask is not None else length
+    if ends_only:
+        counts = [len(tree.ends) for tree in packed.trees]
+        parts = packed.ends.split(counts), query[:, :, packed.ends].split(counts, 2)
+        for tree, ends, q, k, v in zip(packed.trees, *parts, keys, values, strict=True):
+            outputs.append(attend(q, k, v, tree.mask(*_mask_kind(q), ends - tree.start)))
+        nothing = torch.zeros_like(query.transpose(1, 2))
+        return nothing.index_copy(1, packed.ends, torch.cat(outputs, 1)), None
+    for tree, q, k, v in zip(packed.trees, query.split(lengths, 2), keys, values, strict=True):
+        mask = tree.mask(*_mask_kind(q))
+        rows = q.shape[2] if mask is None and not is_dual(q) else ROWS.get(q.device.type)
         end = 0
-        for block in q.split(rows, 2):
+        for block in q.split(rows or q.shape[2], 2):
             start, end = end, end + block.shape[2]
             # No token sees a later one.
-            seen = k[:, :, :end], v[:, :, :end]
             added = None if mask is None else mask[..., start:end, :end]
-            if moving:
-                outputs.append(attention_along(block, *seen, added, mask is None, scaling))
-            else:
-                output = F.scaled_dot_product_attention(
-                    *(block, *seen, added),
-                    dropout_p=kwargs.get("dropout", 0.0),
-                    is_causal=mask is None,
-                    scale=scaling,
-                )
-                outputs.append(output.transpose(1, 2))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+            outputs.append(attend(block, k[:, :, :end], v[:, :, :end], added, mask is None))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
+
+
+def _mask_kind(query: torch.Tensor) -> tuple[torch.dtype, torch.device]:
+    return torch.float32 if is_dual(query) else query.dtype, query.device
+
+
+def _attend(query, key, value, mask, causal=False, *, scaling, dropout) -> torch.Tensor:
+    """``[B, heads, M, D]`` and twice ``[B, heads, N, D]`` to ``[B, M, heads, D]``."""
+    if is_dual(query):
+        return attention_along(query, key, value, mask, causal, scaling)
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scaling
+    ).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention)
@@ -134,9 +146,10 @@ def speed_up_patches(model: nn.Module) -> None:
 
 
 class _LastLayer:
-    """Mixed into the last layer of a language model: its MLP sees only where a score is read.
+    """Mixed into the last layer of a language model: it runs only where prompts end.
 
-    Within the layer's own forward, which gradient checkpointing repeats with the same arguments.
+    Prompts may end at one token: computed once, their scores are equal. All is within the layer's
+    own forward, which gradient checkpointing repeats with the same arguments.
     """
 
     def forward(self, hidden_states: torch.Tensor, attention_mask=None, **kwargs) -> torch.Tensor:
@@ -145,13 +158,13 @@ class _LastLayer:
         attended, _ = self.self_attn(
             hidden_states=self.input_layernorm(hidden_states),
             attention_mask=attention_mask,
+            ends_only=True,
             **kwargs,
         )
-        hidden = hidden_states + attended
-        # Prompts may end at one token: computed once, their scores are equal.
-        rows = attention_mask.read_outs.unique()
-        found = self.mlp(self.post_attention_layernorm(hidden[:, rows]))
-        return hidden.index_add(1, rows, found.to(hidden.dtype))
+        ends = attention_mask.ends
+        found = hidden_states[:, ends] + attended[:, ends]
+        found = found + self.mlp(self.post_attention_layernorm(found))
+        return hidden_states.index_copy(1, ends, found.to(hidden_states.dtype))
 
 
 def read_out_last(layers: nn.ModuleList) -> None:

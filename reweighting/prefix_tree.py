@@ -30,6 +30,7 @@ class Tree:
     end: int
     longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
     branches: list[tuple[int, int]]  # see build_trie
+    ends: list[int]  # its nodes where prompts end, each once, in order
     _masks: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -46,18 +47,22 @@ class Tree:
                 node = parent
         return found
 
-    def mask(self, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor | None:
+    def mask(
+        self, dtype: torch.dtype, device: torch.device | str, ends: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         """What attention adds to its scores, ``[1, 1, n, n]``; None for a plain causal chain.
 
+        ``ends``, on the device: their rows alone, or None where all nodes are seen.
         All layers get, and keep for the backward pass, the same tensor.
         """
-        if self.is_chain:
+        if self.is_chain and (ends is None or len(ends) == 1):
             return None
         if (dtype, device) not in self._masks:
             zero = torch.zeros((), dtype=dtype, device=device)
             added = torch.where(ancestors(self.branches, device), zero, float("-inf"))
             self._masks[dtype, device] = added[None, None]
-        return self._masks[dtype, device]
+        whole = self._masks[dtype, device]
+        return whole if ends is None else whole[:, :, ends]
 
 
 class ByValue:
@@ -91,6 +96,7 @@ class PackedTrees(ByValue):
     input_ids: torch.Tensor  # [N]
     depths: torch.Tensor  # [N], position of the token in its own prompt
     read_outs: torch.Tensor  # [R]
+    ends: torch.Tensor  # [E], the read-outs each once, in order
     trees: list[Tree]
     images: list[dict[str, torch.Tensor]]  # the model's inputs for the image of every tree
     prompt_tokens: int  # tokens that separate forwards would have taken
@@ -109,6 +115,7 @@ class PackedTrees(ByValue):
             input_ids=place(self.input_ids),
             depths=place(self.depths),
             read_outs=place(self.read_outs),
+            ends=place(self.ends),
             # Sizes and grids are read by Python: they stay where they are.
             images=[
                 {name: place(v) if v.is_floating_point() else v for name, v in image.items()}
@@ -160,6 +167,7 @@ class PackedTrees(ByValue):
             input_ids=self.input_ids[tokens],
             depths=self.depths[tokens],
             read_outs=(self.read_outs + read_outs)[chosen],
+            ends=_ends(kept).to(self.ends.device),
             trees=kept,
             images=[self.images[number] for number in numbers],
             prompt_tokens=sum(int(self.depths[r]) + 1 for r in self.read_outs[chosen].tolist()),
@@ -202,11 +210,13 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
         input_ids += nodes
         depths += tree_depths
         longest = max((token_ids for _, token_ids in prompts), key=len)
-        trees.append(Tree(start, len(input_ids), longest, branches))
+        ends = sorted({path[-1] for path in paths})
+        trees.append(Tree(start, len(input_ids), longest, branches, ends))
     return PackedTrees(
         input_ids=torch.tensor(input_ids),
         depths=torch.tensor(depths),
         read_outs=read_outs,
+        ends=_ends(trees),
         trees=trees,
         images=[image.inputs for image in images],
         prompt_tokens=sum(len(ids) for group in groups for ids in group.token_ids),
@@ -254,6 +264,10 @@ def ancestors(branches: list[tuple[int, int]], device: torch.device | str = "cpu
         new = torch.ones(end - first, end - first, dtype=torch.bool, device=device)
         sees[first:end, first:end] = new.tril()
     return sees
+
+
+def _ends(trees: Sequence[Tree]) -> torch.Tensor:
+    return torch.tensor([tree.start + end for tree in trees for end in tree.ends])
 
 
 def _spans(branches: list[tuple[int, int]]) -> list[tuple[int, int, int]]:

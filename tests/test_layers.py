@@ -54,30 +54,34 @@ def test_attention_moves_as_forward_mode_says(seen, dtype, tolerance):
             assert (found - wanted).norm() / wanted.norm() <= tolerance
 
 
+@pytest.mark.parametrize("ends_only", [False, True])
 @pytest.mark.parametrize("rows", [5, 16, 100])
-def test_blocks_of_queries_see_what_they_see_together(rows, monkeypatch):
-    """A tree and a plain chain in one sequence: outputs, gradients and directional derivatives."""
+def test_blocks_of_queries_see_what_they_see_together(rows, ends_only, monkeypatch):
+    """Trees and plain chains in one sequence: outputs, gradients and directional derivatives."""
     monkeypatch.setitem(layers.ROWS, "cpu", rows)
     torch.manual_seed(0)
     trees = [
-        Tree(0, 33, [], [(-1, 10), (4, 8), (9, 7), (20, 8)]),
-        Tree(33, 53, [], [(-1, 15), (14, 5)]),
+        Tree(0, 33, [], [(-1, 10), (4, 8), (9, 7), (20, 8)], [17, 24, 32]),
+        Tree(33, 53, [], [(-1, 15), (14, 5)], [19]),
+        Tree(53, 60, [], [(-1, 7)], [2, 6]),
     ]
-    nothing = torch.empty(0)
-    packed = PackedTrees(nothing, nothing, nothing, trees, images=[], prompt_tokens=0)
-    sees = torch.block_diag(ancestors(trees[0].branches), torch.ones(20, 20).tril()).bool()
-    shapes = [(1, 4, 53, 8), (1, 2, 53, 8), (1, 2, 53, 8)]
+    nothing, ends = torch.empty(0), torch.tensor([17, 24, 32, 52, 55, 59])
+    packed = PackedTrees(nothing, nothing, nothing, ends, trees, images=[], prompt_tokens=0)
+    sees = torch.block_diag(*(ancestors(tree.branches) for tree in trees)).bool()
+    asked = torch.ones(60, 1, 1) if not ends_only else torch.zeros(60, 1, 1).index_fill(0, ends, 1)
+    shapes = [(1, 4, 60, 8), (1, 2, 60, 8), (1, 2, 60, 8)]
     values = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     tangents = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
     def plain(query, key, value):
         with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(
+            output = F.scaled_dot_product_attention(
                 query, key, value, sees, enable_gqa=True, scale=0.3
-            ).transpose(1, 2)
+            )
+        return output.transpose(1, 2) * asked
 
     def ours(*inputs):
-        return tree_attention(None, *inputs, packed, scaling=0.3)[0]
+        return tree_attention(None, *inputs, packed, ends_only, scaling=0.3)[0]
 
     for attend in (ours, plain):
         inputs = [value.clone().requires_grad_() for value in values]
@@ -159,7 +163,7 @@ def test_a_tied_vocabulary_is_used_where_there_is_one(dataset, reward_model, mon
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_last_mlp_sees_only_where_scores_are_read(dataset, reward_model, checkpointed):
+def test_the_last_layer_runs_only_where_prompts_end(dataset, reward_model, checkpointed):
     """Two batches before one backward pass: each layer that is computed again knows its own."""
     model = copy.deepcopy(reward_model)
     if checkpointed:
@@ -167,11 +171,15 @@ def test_the_last_mlp_sees_only_where_scores_are_read(dataset, reward_model, che
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
     encoded = [model.encoder.encode(s.image, s.prompts) for s in reader.samples(reader.meta_sample)]
     batches = [pack([encoded[0], encoded[0], encoded[1]]), pack(encoded[2:5])]
-    distinct = [len(batch.read_outs.unique()) for batch in batches]
+    distinct = [len(batch.ends) for batch in batches]
     assert distinct[0] < len(batches[0].read_outs)
     *_, last = model.base_model.get_decoder().layers
     seen = []
     last.mlp.gate_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    attended = []  # how many tokens the last layer attends from
+    last.self_attn.o_proj.register_forward_pre_hook(
+        lambda _, inputs: attended.append(int(inputs[0].detach().any(-1).sum()))
+    )
 
     def gradients() -> list[torch.Tensor]:
         loss = sum((model(batch) * torch.arange(len(batch.read_outs))).sum() for batch in batches)
@@ -179,6 +187,7 @@ def test_the_last_mlp_sees_only_where_scores_are_read(dataset, reward_model, che
 
     found = gradients()
     assert seen[:2] == distinct and sorted(seen) == sorted(distinct * (1 + checkpointed))
+    assert attended == seen
     with torch.no_grad():  # equal prompts, equal scores, to the last bit
         steps = len(encoded[0].token_ids)
         scores = model(batches[0])

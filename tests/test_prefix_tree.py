@@ -26,12 +26,12 @@ def test_a_trie_shares_what_is_equal_and_keeps_who_sees_whom():
     assert depths == [0, 1, 2, 2, 3, 0]
     assert paths == [[0, 1, 2], [0, 1, 3, 4], [0, 1, 2], [5]]
     assert branches == [(-1, 3), (1, 2), (-1, 1)]
-    tree = Tree(0, 6, prompts[1], branches)
+    tree = Tree(0, 6, prompts[1], branches, sorted(path[-1] for path in paths))
     seen = [ancestors(branches)[node].nonzero().flatten().tolist() for node in range(6)]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5]]
     assert [tree.path(node) for node in range(6)] == seen
     assert not tree.is_chain
-    assert Tree(0, 3, [], build_trie([[1, 2], [1, 2, 3]])[3]).is_chain  # needs no mask
+    assert Tree(0, 3, [], build_trie([[1, 2], [1, 2, 3]])[3], [1, 2]).is_chain  # needs no mask
 
 
 @pytest.fixture(scope="module")
