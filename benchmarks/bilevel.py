@@ -10,8 +10,8 @@ at every position, a graph kept for each prefix, the hypergradient by a central 
 passes build graphs, batch 1. Both run in one process, a cycle of each in turn, over the same chains
 and with random weights; that they compute the same scores is checked first. Ratios are medians over
 the cycles of what neighbouring cycles took, so that a machine that changes its speed meanwhile
-changes them little. Batches are prepared
-beforehand; the share of time that waiting for them takes is measured in a run on the demo data.
+changes them little. Batches are prepared beforehand; the share of time that waiting for them takes
+is measured in a run on the demo data.
 """
 
 from __future__ import annotations
@@ -460,7 +460,7 @@ def main() -> int:
     print("|---|---|---|")
     for loop in ("plain", "ours"):
         before, added = in_a_process(memory, arguments, loop)
-        print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.2f} |", flush=True)
+        print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.3f} |", flush=True)
     share = in_a_process(waiting, arguments)
     print(f"\nwaiting for data, 8 chains a step, 2 workers: {100 * share:.1f} % of the time")
     if arguments.peak_tflops:

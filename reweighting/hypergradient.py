@@ -362,8 +362,8 @@ class AdamWStep:
                 share = torch.div(g, root, out=root).mul_(mean)
                 pulled = torch.div(v, denominator, out=denominator)
                 pulled.addcmul_(pulled, share, value=-ratio)
-                along = torch.mul(pulled, g, out=share).sum(dtype=torch.float64)
-                self._along = self._along + first * along
+                along = torch.dot(pulled.reshape(-1), g.reshape(-1).to(pulled.dtype))
+                self._along = self._along + first * along.double()
                 torch.mul(pulled, first, out=u)
         self._waiting.clear()
 

@@ -196,9 +196,17 @@ def batches(dataset, reward_model):
     return make
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_hypergradient_of_the_real_architecture(reward_model, batches, batch_size):
-    """Stored gradient (one record) and forward mode (several) against the float64 oracle."""
+@pytest.mark.parametrize("batch_size, piece", [(1, 2**18), (4, 2**18), (4, 1000)])
+def test_hypergradient_of_the_real_architecture(
+    reward_model, batches, batch_size, piece, monkeypatch
+):
+    """Stored gradient (one record) and forward mode (several) against the float64 oracle.
+
+    Small parameters are pulled back together, large ones piece by piece.
+    """
+    monkeypatch.setitem(hypergradient.PIECE, "cpu", piece)
+    sizes = [parameter.numel() for parameter in reward_model.parameters()]
+    assert min(sizes) < piece < sum(sizes) and (piece == 2**18 or max(sizes) > piece)
     train, meta = batches(batch_size, 3)
     engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4)
     ours, exact = hypergradient_and_oracle(engine, train, meta, 3)
