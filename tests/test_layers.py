@@ -171,6 +171,8 @@ def test_the_last_layer_runs_only_where_prompts_end(dataset, reward_model, check
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
     encoded = [model.encoder.encode(s.image, s.prompts) for s in reader.samples(reader.meta_sample)]
     batches = [pack([encoded[0], encoded[0], encoded[1]]), pack(encoded[2:5])]
+    for batch in (*batches, batches[1].part([2, 0])):
+        assert torch.equal(batch.ends, batch.read_outs.unique())
     distinct = [len(batch.ends) for batch in batches]
     assert distinct[0] < len(batches[0].read_outs)
     *_, last = model.base_model.get_decoder().layers
