@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -315,7 +316,7 @@ def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
     return found
 
 
-def memory(arguments, loop: str, queue) -> None:
+def memory(arguments, loop: str) -> tuple[int, int]:
     """In a process of its own: peak after lower steps, and what an upper step adds, in bytes."""
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
@@ -347,7 +348,7 @@ def memory(arguments, loop: str, queue) -> None:
     upper, _ = allocated(device, upper_step)
     parameters = sum(p.nbytes for p in model.parameters())
     moments = 2 * parameters
-    queue.put((parameters + moments + lower, max(0, left + upper - lower)))
+    return parameters + moments + lower, max(0, left + upper - lower)
 
 
 def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
@@ -362,14 +363,9 @@ def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
 
 
 def in_a_process(function: Callable, *arguments):
-    """What ``function(*arguments, queue)`` puts, from a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=function, args=(*arguments, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
+    """``function(*arguments)`` in a fresh process; raises what fails there, its end included."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]:
@@ -382,7 +378,7 @@ def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]
     ]  # fmt: skip
 
 
-def waiting(arguments, queue) -> None:
+def waiting(arguments) -> float:
     """In a process of its own: share of a run's time that it waits for its two data workers."""
     torch.set_num_threads(arguments.threads)
     flags = [*EIGHT, "--num_workers", "2", "--iteration_num", str(arguments.waiting_steps)]
@@ -391,7 +387,7 @@ def waiting(arguments, queue) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # its table of weights
             program.main(demo_run(folder, arguments.device, arguments.precision, *flags))
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    queue.put(json.loads(lines[-1])["waiting"])
+    return json.loads(lines[-1])["waiting"]
 
 
 def utilisation(arguments, model: RewardModel) -> str:

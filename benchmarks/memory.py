@@ -61,11 +61,11 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     return estimate, loaded + allocated(arguments.device, steps_taken)[0]
 
 
-def run(argv: list[str], steps: int, queue) -> None:
+def run(argv: list[str], steps: int) -> tuple[float, float]:
     """In a process of its own."""
     torch.set_num_threads(1)
     training.quiet()
-    queue.put(estimated_and_measured(argv, steps))
+    return estimated_and_measured(argv, steps)
 
 
 def main() -> int:

@@ -70,12 +70,12 @@ def by_trees(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]:
 METHODS = {"one forward per prefix": separately, "prefix trees": by_trees}
 
 
-def memory(arguments, method: str, queue) -> None:
+def memory(arguments, method: str) -> int:
     """In a process of its own: bytes that scoring adds to a loaded model."""
     torch.set_num_threads(arguments.threads)
     model, samples = load(arguments)
     METHODS[method](model, samples[:1])
-    queue.put(allocated(arguments.device, lambda: METHODS[method](model, samples))[0])
+    return allocated(arguments.device, lambda: METHODS[method](model, samples))[0]
 
 
 def main() -> int:
