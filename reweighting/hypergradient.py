@@ -311,6 +311,12 @@ class AdamWStep:
         """φ', in the order of the gradients."""
         return [parameter for parameter, _, _ in self._groups]
 
+    @functools.cached_property
+    def _times(self) -> list[float]:
+        """How many steps each parameter has taken, read at once: to read one waits for a GPU."""
+        states = [self._optimizer.state[parameter] for parameter in self.parameters()]
+        return torch.stack([state["step"] for state in states]).tolist()
+
     def _pieces(self, number: int, *tensors: torch.Tensor):
         """The factors of a parameter, and by pieces itself, m, √v and its part of ``tensors``.
 
@@ -321,7 +327,7 @@ class AdamWStep:
         state = self._optimizer.state[parameter]
         mean, square = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
         rounded = mean is not state["exp_avg"]
-        factors = _Factors(group, rate, float(state["step"]), rounded)
+        factors = _Factors(group, rate, self._times[number], rounded)
         for p, m, v, *parts in pieces(parameter, mean, square, *tensors):
             root = v.sqrt()
             if rounded:

@@ -5,6 +5,7 @@
   hand: fused kernels have no forward derivative, and differentiating the plain formula operation
   by operation takes several times as many passes over its quadratic tables.
 - A convolution over patches that are cut out already is one matrix product.
+- The positions of an image's patches go from the processor, where they are made, to the device.
 - The last layer runs where a score is read: no one looks at what it says elsewhere.
 - A vocabulary that embeds the prompts and reads them out gets one gradient, not the sum of two.
 """
@@ -143,6 +144,22 @@ def speed_up_patches(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Conv3d and module.dilation == (1, 1, 1):
             module.__class__ = PatchProjection
+
+
+def send_patch_positions(model: nn.Module) -> None:
+    """Let the vision tower of ``model`` find its patches' positions on its own device.
+
+    They are made where the grids of the images are, and these stay on the processor: Python reads
+    them many times, and every time would wait for a GPU.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("visual.rotary_pos_emb"):
+            module.register_forward_pre_hook(_send_positions)
+
+
+def _send_positions(module, inputs: tuple[torch.Tensor, torch.Tensor]):
+    hidden_states, positions = inputs
+    return hidden_states, positions.to(hidden_states.device, non_blocking=True)
 
 
 class _LastLayer:

@@ -170,7 +170,7 @@ class PackedTrees(ByValue):
             ends=_ends(kept).to(self.ends.device),
             trees=kept,
             images=[self.images[number] for number in numbers],
-            prompt_tokens=sum(int(self.depths[r]) + 1 for r in self.read_outs[chosen].tolist()),
+            prompt_tokens=int((self.depths[self.read_outs[chosen]] + 1).sum()),
         )
 
     def separate_prompts(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:

@@ -30,7 +30,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .best_of_n import select
-from .layers import ATTENTION_NAME, TiedVocabulary, read_out_last, speed_up_patches
+from .layers import (
+    ATTENTION_NAME,
+    TiedVocabulary,
+    read_out_last,
+    send_patch_positions,
+    speed_up_patches,
+)
 from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, chain_prompts
 
@@ -93,6 +99,7 @@ class RewardModel(nn.Module):
         if self.packs_trees:
             self.base_model.set_attn_implementation(ATTENTION_NAME)
             read_out_last(self.base_model.get_decoder().layers)
+            send_patch_positions(self.base_model)
         speed_up_patches(self.base_model)
         self.label_ids: tuple[int, int] | None = None
         self.LN: nn.Linear | None = None
@@ -259,6 +266,7 @@ class RewardModel(nn.Module):
             if hasattr(self.base_model.model, "get_rope_index"):
                 is_image = token_ids == self.base_model.config.image_token_id
                 inputs["mm_token_type_ids"] = is_image.int()[None]
+            image = {name: value.to(token_ids.device) for name, value in image.items()}
             outputs = self.base_model.model(**inputs, **image, use_cache=False)
             rows.append(outputs.last_hidden_state[0, -1])
         return torch.stack(rows)

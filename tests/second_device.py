@@ -1,0 +1,120 @@
+"""A second device for machines that have none; its tensors lie in the processor's memory.
+
+What a GPU would refuse is refused here too: an operation on tensors of both devices. Counted is
+what would let a GPU run dry: reading numbers back, or asking for a size that depends on them.
+Importing this changes the process for good, so tests do it in one of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import return_and_correct_aliasing
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _setup_privateuseone_for_python_backend,
+)
+
+aten = torch.ops.aten
+NAME = "second"
+# What lives on the device may be indexed with tensors of the processor, not the other way round.
+INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+READ = {
+    aten._local_scalar_dense.default,
+    aten._unique2.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.nonzero.default,
+    aten.repeat_interleave.Tensor,
+}
+waits = 0  # times that the processor had to wait for the device
+
+
+class OnSecond(torch.Tensor):
+    """A tensor that says it is on the second device; ``held`` has its numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> OnSecond:
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=torch.device(NAME, 0),
+        )
+        tensor.held = held
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        here = [x for x in leaves if type(x) in (torch.Tensor, torch.nn.Parameter) and x.dim()]
+        copies = function is aten.copy_.default
+        indexes = function in INDEXING and isinstance(args[0], OnSecond)
+        if here and not copies and not indexes:
+            raise RuntimeError(f"{function}: tensors on two devices")
+        leaving = torch.device(kwargs.get("device") or NAME).type != NAME
+        leaving |= copies and not isinstance(args[0], OnSecond)
+        if function in READ or leaving:
+            global waits
+            waits += 1
+        if function is aten._fused_sdp_choice.default:
+            return 0  # the plain formula: the processor's fused kernel is not the device's
+        there = torch.device("cpu")
+        held = [
+            x.held if isinstance(x, OnSecond) else there if isinstance(x, torch.device) else x
+            for x in leaves
+        ]
+        new_args, new_kwargs = pytree.tree_unflatten(held, structure)
+        found = function(*new_args, **new_kwargs)
+        if leaving:
+            return found
+        found = pytree.tree_map_only(torch.Tensor, OnSecond, found)
+        return return_and_correct_aliasing(function, args, kwargs, found)
+
+    def tolist(self):
+        return self.cpu().tolist()
+
+    def __repr__(self, **kwargs):
+        return repr(self.cpu())
+
+
+class _Module(_DummyBackendModule):
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+_kernels = torch.library.Library("aten", "IMPL")
+_others = torch.library.Library("_", "IMPL")
+_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # keeps the precision
+
+
+def _kernel(name: str):
+    return lambda function: _kernels.impl(name, function, "PrivateUse1")
+
+
+@_kernel("empty.memory_format")
+def _empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
+    return OnSecond(torch.empty(size, dtype=dtype))
+
+
+@_kernel("empty_strided")
+def _empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return OnSecond(torch.empty_strided(size, stride, dtype=dtype))
+
+
+@_kernel("_efficientzerotensor")
+def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
+    return OnSecond(torch.zeros(size, dtype=dtype))
+
+
+@_kernel("copy_")
+def _copy(target, source, non_blocking=False):
+    target.held.copy_(source.held if isinstance(source, OnSecond) else source)
+    return target

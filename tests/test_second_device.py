@@ -1,0 +1,128 @@
+"""Training and scoring where the model is not on the processor, without a GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reweighting import training
+from reweighting.arguments import parse_arguments
+from reweighting.construction import make_encoder
+from reweighting.prefix_tree import pack
+from reweighting.prompts import chain_prompts
+from reweighting.reward_model import RewardModel
+from reweighting.run_data import load_data
+
+from .backbones import BACKBONES, make_backbone
+from .conftest import TINY, command
+
+ITERATIONS = 4
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Calls a function in a process that has a second device."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda function, *arguments: process.submit(function, *arguments).result()
+
+
+def refused() -> list[str]:
+    """Which of some operations on both devices the second device refuses."""
+    from . import second_device
+
+    there, here = torch.ones(3, device=second_device.NAME), torch.ones(3)
+    number = torch.zeros(1, dtype=torch.long)
+    operations = {
+        "sum": lambda: there + here,
+        "in place": lambda: here.mul_(there),
+        "scalar": lambda: there + torch.tensor(1.0),
+        "copy": lambda: here.copy_(there),
+        "index from here": lambda: there[number],
+        "index from there": lambda: here[number.to(second_device.NAME)],
+    }
+    found = []
+    for name, operation in operations.items():
+        try:
+            operation()
+        except RuntimeError as error:
+            assert "tensors on two devices" in str(error) or name == "index from there"
+            found.append(name)
+    return found
+
+
+def test_the_second_device_refuses_what_a_gpu_would(elsewhere):
+    assert elsewhere(refused) == ["sum", "in place", "index from there"]
+
+
+def losses_and_waits(argv: list[str], device: str) -> tuple[list[tuple[float, ...]], float]:
+    """Losses of both levels in every iteration; waits a parameter in the last two, one cycle."""
+    from . import second_device
+
+    arguments = parse_arguments(argv)
+    data = load_data(arguments, progress=False)
+    arguments.device = device
+    encoder = make_encoder(arguments, data.system)
+    engine = training.ReweightingEngine(arguments, data, encoder)
+    engine.train()
+    found = []
+    for engine.iteration in range(ITERATIONS):
+        if engine.iteration == ITERATIONS - 2:
+            second_device.waits = 0
+        engine.global_step = engine.iteration + 1
+        engine.train_step()
+        found.append(tuple(problem.last_loss for problem in engine.problems))
+    return found, second_device.waits / len(list(engine.lower.module.parameters()))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--baseline",
+        "--batch_by cot",
+        "--gradient_accumulation 2 --max_grad_norm 0.01 --meta_max_grad_norm 1e-6",
+        "--hypergradient_batches all --loss mse --meta_loss bce",
+        "--hypergradient darts --attn_implementation eager",
+        "--gradient_checkpointing --score_head plus_minus --meta_target prefix",
+        "--lora_rank 4 --reweighting instance_table",
+        "--reweighting instance_net",
+    ],
+)
+def test_training_there_is_training_here(elsewhere, dataset, tmp_path, flags):
+    # A learning rate at which rounding does not grow from step to step.
+    argv = command(dataset, tmp_path / "run", "--lr", "1e-6", *flags.split())
+    here, no_waits = elsewhere(losses_and_waits, argv, "cpu")
+    there, waits = elsewhere(losses_and_waits, argv, "second")
+    np.testing.assert_allclose(there, here, rtol=1e-3)
+    assert no_waits == 0
+    assert 0 < waits < 1, "something is read back for every parameter"
+
+
+def log_odds(path, pictures: list[Image.Image], device: str) -> list[float]:
+    """Of every step prefix of two chains about every picture."""
+    from . import second_device  # noqa: F401, brings the device
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of separate forwards
+        model = RewardModel.from_pretrained(path)
+    chains = ["Step 1: row 2.\nStep 2: it is red.\nStep 3: so red.", "Step 1: row 2.\nStep 2: no."]
+    prompts = [prompt for text in chains for prompt in chain_prompts("Which colour?", text)]
+    packed = pack([model.encoder.encode(picture, prompts) for picture in pictures])
+    with torch.no_grad():
+        return model.to(device)(packed.to(device)).tolist()
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", *BACKBONES])
+def test_scores_there_are_scores_here(elsewhere, tmp_path, name):
+    path = TINY if name == "qwen2_vl" else make_backbone(name, tmp_path / name)
+    pixels, shapes = np.random.default_rng(0), ((84, 84, 3), (112, 56, 3), (28, 28, 3))
+    pictures = [Image.fromarray(pixels.integers(0, 255, s, dtype=np.uint8)) for s in shapes]
+    here = elsewhere(log_odds, path, pictures, "cpu")
+    there = elsewhere(log_odds, path, pictures, "second")
+    np.testing.assert_allclose(there, here, atol=1e-4)
