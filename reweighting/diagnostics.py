@@ -156,9 +156,9 @@ class MovedShare:
     def _sample(self) -> torch.Tensor:
         offset, parts = 0, []
         for parameter in self._parameters:
-            parts.append(parameter.detach().reshape(-1)[offset :: self._stride].float().cpu())
+            parts.append(parameter.detach().reshape(-1)[offset :: self._stride].float())
             offset = (offset - parameter.numel()) % self._stride
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()
 
     def value(self) -> float:
         """The share, between 0 and 1."""

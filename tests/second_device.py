@@ -90,6 +90,8 @@ class _Module(_DummyBackendModule):
 
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+# A module that moves keeps its parameters, as on the way to a GPU, and those it shares shared.
+torch.__future__.set_swap_module_params_on_conversion(True)
 _kernels = torch.library.Library("aten", "IMPL")
 _others = torch.library.Library("_", "IMPL")
 _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # keeps the precision
