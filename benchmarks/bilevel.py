@@ -204,9 +204,6 @@ class Ours:
         self.step = 0
         self.lower_seconds: list[float] = []
         device = model.LN.weight.device
-        for problem in (self.engine.lower, self.engine.upper):
-            problem.device = device
-            problem.module.to(device)
         one_step = self.engine.lower.one_step_descent
 
         def timed(batch=None):
@@ -233,9 +230,10 @@ def now(device) -> float:
     return time.process_time()
 
 
-def measure(arguments, model: RewardModel) -> dict[str, list[dict[str, float]]]:
+def measure(arguments) -> dict[str, list[dict[str, float]]]:
     """Seconds of a lower step, an upper step and a cycle, by cycle: both loops, and trees."""
     device, precision = arguments.device, arguments.precision
+    model = make_model(arguments.shape, device)
     train, meta = make_chains(16, model.encoder)
     collate = CollateTrain(DOMAINS)
     chains = [train[i] for i in range(len(train))]
@@ -249,15 +247,14 @@ def measure(arguments, model: RewardModel) -> dict[str, list[dict[str, float]]]:
     metas = [meta[i] for i in range(len(meta))]
 
     plain = Straightforward(copy.deepcopy(model), precision)
-    ours = Ours(copy.deepcopy(model), precision)
-    trees = Ours(model, precision)
+    ours = Ours(model, precision)
     with torch.no_grad():
         i, k = records[0]
         alone = plain.log_odds(chains[i][1].token_ids[k], chains[i][1].image)
         with autocast(device, precision):
             packed = ours.engine.lower.module(single[records[0]].prompts.to(device))[0]
     difference = abs(float(alone - packed))
-    print(f"largest difference of a score: {difference:.1e}")
+    print(f"largest difference of a score: {difference:.1e}", flush=True)
     assert difference < (1e-4 if precision == "fp32" else 5e-2)
 
     seconds = {"plain": [], "ours": [], "trees": []}
@@ -282,12 +279,12 @@ def measure(arguments, model: RewardModel) -> dict[str, list[dict[str, float]]]:
         one_by_one = [single[r] for r in batch]
         seconds["ours"].append(run_cycle(ours, device, one_by_one, [collate_meta([chain])]))
         eight, chains_of_eight = collate(next(groups)), collate_meta(metas[:8])
-        seconds["trees"].append(run_cycle(trees, device, [eight] * UNROLL, [chains_of_eight]))
+        seconds["trees"].append(run_cycle(ours, device, [eight] * UNROLL, [chains_of_eight]))
         work["plain"] = (plain.forwards, plain.tokens)
         tokens = sum(len(single[r].prompts.input_ids) for r in batch)
         work["ours"] = (UNROLL + 1, tokens + len(collate_meta([chain]).prompts.input_ids))
     for name, (forwards, tokens) in work.items():
-        print(f"{name}: {forwards} forward passes and {tokens:,} tokens a cycle")
+        print(f"{name}: {forwards} forward passes and {tokens:,} tokens a cycle", flush=True)
     return {name: cycles[1:] for name, cycles in seconds.items()}  # the first one warms up
 
 
@@ -300,8 +297,9 @@ def run_cycle(loop: Ours, device, train, meta) -> dict[str, float]:
     return {"lower": lower / UNROLL, "upper": total - lower, "cycle": total}
 
 
-def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
+def growth(arguments) -> list[tuple[int, int, float]]:
     """Seconds of an upper step for chains of 2 to 10 steps with the same text in all."""
+    model = make_model(arguments.shape, arguments.device)
     total, found = sum(STEP_TOKENS), []
     ours = Ours(model, arguments.precision)
     train, _ = make_chains(1, model.encoder)
@@ -317,9 +315,7 @@ def growth(arguments, model: RewardModel) -> list[tuple[int, int, float]]:
 
 
 def memory(arguments, loop: str) -> tuple[int, int]:
-    """In a process of its own: peak after lower steps, and what an upper step adds, in bytes."""
-    torch.set_num_threads(arguments.threads)
-    betty_logger().setLevel(logging.WARNING)
+    """Peak after lower steps, and what an upper step adds, in bytes."""
     device = arguments.device
     model = make_model(arguments.shape, device)
     train, meta = make_chains(2, model.encoder)
@@ -368,6 +364,17 @@ def in_a_process(function: Callable, *arguments):
         return process.submit(function, *arguments).result()
 
 
+def apart(function: Callable, arguments, *more):
+    """``function(arguments, *more)`` in a process of its own: none finds another's memory taken."""
+    return in_a_process(_prepared, function, arguments, *more)
+
+
+def _prepared(function: Callable, arguments, *more):
+    torch.set_num_threads(arguments.threads)
+    betty_logger().setLevel(logging.WARNING)
+    return function(arguments, *more)
+
+
 def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]:
     """Arguments of a run on the demo data with the model in ``folder``."""
     return [
@@ -379,8 +386,7 @@ def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]
 
 
 def waiting(arguments) -> float:
-    """In a process of its own: share of a run's time that it waits for its two data workers."""
-    torch.set_num_threads(arguments.threads)
+    """Share of a run's time that it waits for its two data workers."""
     flags = [*EIGHT, "--num_workers", "2", "--iteration_num", str(arguments.waiting_steps)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(arguments.shape, "cpu").save_pretrained(folder)
@@ -390,8 +396,9 @@ def waiting(arguments) -> float:
     return json.loads(lines[-1])["waiting"]
 
 
-def utilisation(arguments, model: RewardModel) -> str:
+def utilisation(arguments) -> str:
     """Model FLOP utilisation of one of our lower steps, and its time at the device's peak."""
+    model = make_model(arguments.shape, arguments.device)
     train, _ = make_chains(1, model.encoder)
     ours = Ours(model, arguments.precision)
     ours.engine.lower.batches = itertools.repeat(CollateTrain(DOMAINS)([train[0]]))
@@ -422,14 +429,11 @@ def main() -> int:
     add("--waiting_steps", type=int, default=30, help="lower steps for it (default: 30)")
     add("--peak_tflops", type=float, help="of the device: also print the utilisation")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    betty_logger().setLevel(logging.WARNING)
 
-    model = make_model(arguments.shape, arguments.device)
-    count = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for p in make_model(arguments.shape, "meta").parameters())
     print(f"shape {arguments.shape}: {count / 1e6:.1f} M parameters, {arguments.device}, "
-          f"{arguments.precision}, torch {torch.__version__}")  # fmt: skip
-    found = measure(arguments, model)
+          f"{arguments.precision}, torch {torch.__version__}", flush=True)  # fmt: skip
+    found = apart(measure, arguments)
     median = statistics.median
     print("\n| seconds (median) | straightforward | ours | ratio |")
     print("|---|---|---|---|")
@@ -449,18 +453,18 @@ def main() -> int:
 
     print("\n| steps of the meta chain | tokens of its tree | upper step, seconds |")
     print("|---|---|---|")
-    for steps, tokens, seconds in growth(arguments, make_model(arguments.shape, arguments.device)):
+    for steps, tokens, seconds in apart(growth, arguments):
         print(f"| {steps} | {tokens} | {seconds:.3f} |")
 
     print("\n| peak memory, GiB | after lower steps | added by the upper step |")
     print("|---|---|---|")
     for loop in ("plain", "ours"):
-        before, added = in_a_process(memory, arguments, loop)
+        before, added = apart(memory, arguments, loop)
         print(f"| {loop} | {before / 2**30:.2f} | {added / 2**30:.3f} |", flush=True)
-    share = in_a_process(waiting, arguments)
+    share = apart(waiting, arguments)
     print(f"\nwaiting for data, 8 chains a step, 2 workers: {100 * share:.1f} % of the time")
     if arguments.peak_tflops:
-        print(utilisation(arguments, make_model(arguments.shape, arguments.device)))
+        print(apart(utilisation, arguments))
     return 0
 
 

@@ -42,6 +42,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 3
 
 
+class OnItsDevice(Engine):
+    """Betty's engine, which leaves the reward model where it is."""
+
+    def configure_systems(self) -> dict:
+        found = super().configure_systems()
+        self.device = next(self.problems[-1].module.parameters()).device
+        return found
+
+
 def build(
     module,
     domains,
@@ -74,7 +83,7 @@ def build(
         batches=iter(meta),
     )
     dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
-    return Engine([upper, lower], EngineConfig(strategy="cpu"), dependencies)
+    return OnItsDevice([upper, lower], EngineConfig(strategy="cpu"), dependencies)
 
 
 def oracle(engine, state, batches, meta) -> torch.Tensor:

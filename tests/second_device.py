@@ -98,7 +98,11 @@ _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # kee
 
 
 def _kernel(name: str):
-    return lambda function: _kernels.impl(name, function, "PrivateUse1")
+    def register(function):
+        _kernels.impl(name, function, "PrivateUse1")
+        return function
+
+    return register
 
 
 @_kernel("empty.memory_format")
@@ -111,6 +115,12 @@ def _empty_strided(size, stride, *, dtype=None, layout=None, device=None, pin_me
     return OnSecond(torch.empty_strided(size, stride, dtype=dtype))
 
 
+@_kernel("arange")
+@_kernel("arange.start_step")
+def _arange(*bounds, dtype=None, layout=None, device=None, pin_memory=None):
+    return OnSecond(torch.arange(*bounds, dtype=dtype))
+
+
 @_kernel("_efficientzerotensor")
 def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
     return OnSecond(torch.zeros(size, dtype=dtype))
@@ -120,3 +130,10 @@ def _zeros(size, *, dtype=None, layout=None, device=None, pin_memory=None):
 def _copy(target, source, non_blocking=False):
     target.held.copy_(source.held if isinstance(source, OnSecond) else source)
     return target
+
+
+@_kernel("_local_scalar_dense")
+def _number(tensor):
+    global waits
+    waits += 1
+    return tensor.held.item()
