@@ -52,8 +52,9 @@ def tree_attention(module, query, key, value, attention_mask, ends_only=False, *
         parts = packed.ends.split(counts), query[:, :, packed.ends].split(counts, 2)
         for tree, ends, q, k, v in zip(packed.trees, *parts, keys, values, strict=True):
             outputs.append(attend(q, k, v, tree.mask(*_mask_kind(q), ends - tree.start)))
-        nothing = torch.zeros_like(query.transpose(1, 2))
-        return nothing.index_copy(1, packed.ends, torch.cat(outputs, 1)), None
+        found = torch.cat(outputs, 1)
+        nothing = torch.zeros_like(query.transpose(1, 2), dtype=found.dtype)
+        return nothing.index_copy(1, packed.ends, found), None
     for tree, q, k, v in zip(packed.trees, query.split(lengths, 2), keys, values, strict=True):
         mask = tree.mask(*_mask_kind(q))
         rows = q.shape[2] if mask is None and not is_dual(q) else ROWS.get(q.device.type)

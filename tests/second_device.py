@@ -94,7 +94,43 @@ _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 torch.__future__.set_swap_module_params_on_conversion(True)
 _kernels = torch.library.Library("aten", "IMPL")
 _others = torch.library.Library("_", "IMPL")
-_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # keeps the precision
+_others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+
+# What autocast does on CUDA, for operations of the models here; the processor's rules are others.
+LOWER = "addmm baddbmm bmm conv3d linear matmul mm mv scaled_dot_product_attention"
+FULL = """binary_cross_entropy_with_logits cumsum exp layer_norm log log_softmax.int logsumexp
+    mse_loss pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor reciprocal rsqrt softmax.int softplus
+    sum sum.dim_IntList"""
+WIDEST = "addcdiv addcmul dot index_put scatter_add tensordot"
+_below_autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+
+def _autocast(name: str, wanted) -> None:
+    """Let ``name`` cast its floating-point tensors on the device to ``wanted(their types)``."""
+    packet, _, overload = name.partition(".")
+    operation = getattr(getattr(aten, packet), overload or "default")
+
+    def cast_and_call(*args, **kwargs):
+        def able(x) -> bool:
+            known = isinstance(x, torch.Tensor) and x.device.type == NAME
+            return known and x.is_floating_point() and x.dtype != torch.float64
+
+        with torch._C._ExcludeDispatchKeyGuard(_below_autocast):
+            leaves, structure = pytree.tree_flatten((args, kwargs))
+            dtype = wanted({x.dtype for x in leaves if able(x)})
+            leaves = [x.to(dtype) if able(x) else x for x in leaves]
+            new_args, new_kwargs = pytree.tree_unflatten(leaves, structure)
+            return operation(*new_args, **new_kwargs)
+
+    _kernels.impl(name, cast_and_call, "AutocastPrivateUse1")
+
+
+for _name in LOWER.split():
+    _autocast(_name, lambda dtypes: torch.get_autocast_dtype(NAME))
+for _name in FULL.split():
+    _autocast(_name, lambda dtypes: torch.float32)
+for _name in WIDEST.split():
+    _autocast(_name, lambda dtypes: max(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def _kernel(name: str):

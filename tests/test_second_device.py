@@ -19,7 +19,7 @@ from reweighting.construction import make_encoder
 from reweighting.prefix_tree import pack
 from reweighting.prompts import chain_prompts
 from reweighting.reports import _flat
-from reweighting.reward_model import RewardModel
+from reweighting.reward_model import RewardModel, autocast
 from reweighting.run_data import load_data
 
 from .backbones import BACKBONES, make_backbone
@@ -89,13 +89,13 @@ def compared(line: dict) -> dict[str, float]:
     "flags",
     [
         "--baseline",
-        "--batch_by cot",
-        "--gradient_accumulation 2 --max_grad_norm 0.01 --meta_max_grad_norm 1e-6",
+        "--batch_by cot --precision bf16",
+        "--precision bf16 --gradient_accumulation 2 --max_grad_norm 0.01 --meta_max_grad_norm 1e-6",
         "--hypergradient_batches all --loss mse --meta_loss bce",
-        "--hypergradient darts --attn_implementation eager",
-        "--gradient_checkpointing --score_head plus_minus --meta_target prefix",
-        "--lora_rank 4 --reweighting instance_table",
-        "--reweighting instance_net",
+        "--precision bf16 --hypergradient darts --attn_implementation eager",
+        "--precision bf16 --gradient_checkpointing --score_head plus_minus --meta_target prefix",
+        "--precision fp16 --lora_rank 4 --reweighting instance_table",
+        "--precision bf16 --reweighting instance_net",
     ],
 )
 def test_training_there_is_training_here(elsewhere, dataset, tmp_path, flags):
@@ -106,12 +106,13 @@ def test_training_there_is_training_here(elsewhere, dataset, tmp_path, flags):
     here, no_waits = elsewhere(metrics_and_waits, argv, "cpu")
     there, waits = elsewhere(metrics_and_waits, argv, "second")
     for ours, theirs in zip(there, here, strict=True):
-        assert compared(ours) == pytest.approx(compared(theirs), rel=1e-3)
+        tolerance = 1e-2 if "--precision" in flags else 1e-3
+        assert compared(ours) == pytest.approx(compared(theirs), rel=tolerance)
     assert no_waits == 0
     assert 0 < waits < 1.5, "something is read back for every parameter"
 
 
-def log_odds(path, pictures: list[Image.Image], device: str) -> list[float]:
+def scores(path, pictures: list[Image.Image], device: str, precision: str) -> list[float]:
     """Of every step prefix of two chains about every picture."""
     from . import second_device  # noqa: F401, brings the device
 
@@ -122,15 +123,16 @@ def log_odds(path, pictures: list[Image.Image], device: str) -> list[float]:
     chains = ["Step 1: row 2.\nStep 2: it is red.\nStep 3: so red.", "Step 1: row 2.\nStep 2: no."]
     prompts = [prompt for text in chains for prompt in chain_prompts("Which colour?", text)]
     packed = pack([model.encoder.encode(picture, prompts) for picture in pictures])
-    with torch.no_grad():
-        return model.to(device)(packed.to(device)).tolist()
+    with torch.no_grad(), autocast(device, precision):
+        return torch.sigmoid(model.to(device)(packed.to(device))).tolist()
 
 
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("bf16", 2e-2)])
 @pytest.mark.parametrize("name", ["qwen2_vl", *BACKBONES])
-def test_scores_there_are_scores_here(elsewhere, tmp_path, name):
+def test_scores_there_are_scores_here(elsewhere, tmp_path, name, precision, tolerance):
     path = TINY if name == "qwen2_vl" else make_backbone(name, tmp_path / name)
     pixels, shapes = np.random.default_rng(0), ((84, 84, 3), (112, 56, 3), (28, 28, 3))
     pictures = [Image.fromarray(pixels.integers(0, 255, s, dtype=np.uint8)) for s in shapes]
-    here = elsewhere(log_odds, path, pictures, "cpu")
-    there = elsewhere(log_odds, path, pictures, "second")
-    np.testing.assert_allclose(there, here, atol=1e-4)
+    here = elsewhere(scores, path, pictures, "cpu", precision)
+    there = elsewhere(scores, path, pictures, "second", precision)
+    np.testing.assert_allclose(there, here, atol=tolerance)
