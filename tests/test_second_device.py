@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import warnings
@@ -136,3 +137,19 @@ def test_scores_there_are_scores_here(elsewhere, tmp_path, name, precision, tole
     here = elsewhere(scores, path, pictures, "cpu", precision)
     there = elsewhere(scores, path, pictures, "second", precision)
     np.testing.assert_allclose(there, here, atol=tolerance)
+
+
+def benchmark(device: str) -> dict[str, list[dict[str, float]]]:
+    """Seconds of the straightforward loop and of ours."""
+    from benchmarks import bilevel
+
+    from . import second_device  # noqa: F401, brings the device
+
+    arguments = argparse.Namespace(shape="tiny", device=device, precision="fp32", repetitions=1)
+    return bilevel.measure(arguments)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_there(elsewhere):
+    found = elsewhere(benchmark, "second")
+    assert {name: len(cycles) for name, cycles in found.items()} == dict(plain=1, ours=1, trees=1)
