@@ -1,0 +1,248 @@
+"""One way to read JSON and JSON Lines, to write a file, and to keep a directory to oneself."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+MAX_DEPTH = 100  # levels of nesting in a JSON value
+MAX_DIGITS = 300  # of a number; floating point ends at 309
+LOCK_FILE = ".lock"
+# What most values do not hold, so that they need not be walked through: an escaped surrogate, or a
+# long run of digits.
+_SUSPICIOUS = re.compile(rf"\\u[dD][89a-fA-F]|[0-9]{{{MAX_DIGITS + 1}}}")
+
+
+class FileError(Exception):
+    """A file cannot be used; the message names it and says why."""
+
+
+class BrokenLine(FileError):
+    """A line of a JSON Lines file cannot be read.
+
+    Args:
+        torn: whether it is the last line and lacks its end, as a killed writer leaves it.
+    """
+
+    def __init__(self, message: str, torn: bool) -> None:
+        super().__init__(message)
+        self.torn = torn
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, with limits that keep the rest of the program out of trouble.
+
+    Raises:
+        ValueError: it is no JSON, nested deeper than :data:`MAX_DEPTH`, holds a number of more than
+            :data:`MAX_DIGITS` digits or half of a surrogate pair, which no UTF-8 file can hold.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's own limit on the digits of an integer
+        raise ValueError(f"holds a number of more than {MAX_DIGITS} digits") from None
+    if _SUSPICIOUS.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
+        _check(value)
+    return value
+
+
+def _check(value: Any) -> None:
+    """Raise ValueError for what :func:`parse_json` refuses."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        deeper = []
+        for item in level:
+            if depth > MAX_DEPTH and isinstance(item, (dict, list)):
+                raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+            if isinstance(item, dict):
+                deeper += item.keys()
+                deeper += item.values()
+            elif isinstance(item, list):
+                deeper += item
+            elif isinstance(item, str):
+                try:
+                    item.encode()
+                except UnicodeEncodeError as error:
+                    half = f"\\u{ord(item[error.start]):04x}"
+                    raise ValueError(f"holds {half}, one half of a surrogate pair") from None
+            elif isinstance(item, int) and abs(item) >= 10**MAX_DIGITS:
+                raise ValueError(f"holds a number of more than {MAX_DIGITS} digits")
+        level = deeper
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        FileError: it is missing, cannot be read or is not UTF-8.
+    """
+    path = Path(path)
+    with _named(path):
+        if path.exists() and not path.is_file():
+            raise FileError(f"{path}: not a file")
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path}: not UTF-8 text ({error.reason})") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileError: it cannot be read or is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise FileError(f"{path}: not JSON: {error}") from error
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
+    """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are passed.
+
+    Lines end with a line feed and nothing else: U+2028 and U+0085 are text to JSON.
+
+    Raises:
+        FileError: the file cannot be read.
+        BrokenLine: a line cannot be read. Those before it have been given.
+    """
+    path = Path(path)
+    with _named(path), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            body = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not body.strip():
+                continue
+            try:
+                value = parse_json(body)
+            except UnicodeDecodeError as error:
+                reason = f"not UTF-8 text ({error.reason})"
+                raise BrokenLine(
+                    f"{path}: line {number}: {reason}", not line.endswith(b"\n")
+                ) from error
+            except ValueError as error:
+                raise BrokenLine(
+                    f"{path}: line {number}: not JSON: {error}", not line.endswith(b"\n")
+                ) from error
+            yield number, line, value
+
+
+def complete_lines(path: str | Path) -> list[Any]:
+    """The values of a JSON Lines file of our own, up to the first line that a kill has torn.
+
+    Raises:
+        FileError: the file is there and cannot be read.
+    """
+    values: list[Any] = []
+    if not Path(path).exists():
+        return values
+    with contextlib.suppress(BrokenLine):
+        for _, line, value in read_json_lines(path):
+            if not line.endswith(b"\n"):
+                break
+            values.append(value)
+    return values
+
+
+def json_line(value: Any) -> str:
+    """One line of JSON with its end."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """A stream to write; what it holds becomes the file ``path`` when the block ends well.
+
+    Whoever opens ``path`` sees the old file or the new one, never a part, after a kill or a power
+    failure too.
+
+    Raises:
+        FileError: it cannot be written; the old file is as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(path.name + ".unfinished")
+    encoding = None if "b" in mode else "utf-8"
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with aside.open(mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file; see :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON; see :func:`replacing`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_records(path: str | Path, records: list[dict]) -> None:
+    """Write a JSON array with one record a line; see :func:`replacing`."""
+    with replacing(path) as file:
+        for number, record in enumerate(records):
+            file.write((",\n" if number else "[\n") + json.dumps(record, ensure_ascii=False))
+        file.write("\n]\n" if records else "[]\n")
+
+
+class DirectoryLock:
+    """Keeps other processes out of a directory until this one lets go or dies.
+
+    Args:
+        directory: is made if it is not there.
+
+    Raises:
+        FileError: another process has it, or it cannot be written.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        path = Path(directory) / LOCK_FILE
+        with _named(Path(directory)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(self._file)
+                raise FileError(f"{directory} is in use by another process") from error
+
+    def release(self) -> None:
+        """Let others have the directory. The file stays: deleting it would let two in."""
+        os.close(self._file)
+
+    def __enter__(self) -> DirectoryLock:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ones that name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{error.filename or path}: {error.strerror or error}") from error

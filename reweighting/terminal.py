@@ -1,0 +1,38 @@
+"""The one place where text of users, files and servers becomes a line on the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+MAX_SHOWN = 200  # characters of a text that a message quotes
+MAX_LINE = 1000  # characters of a message
+
+
+def printable(text: object, limit: int = MAX_SHOWN) -> str:
+    """``text`` on one line of at most ``limit`` characters, without anything a terminal obeys.
+
+    White space becomes single spaces; escape sequences, control characters (C0 and C1), halves of
+    surrogate pairs and marks that turn the direction of writing are spelled out.
+    """
+    text = str(text)[: 4 * limit + 4]  # what is cut anyway need not be cleaned
+    line = "".join(c if c.isprintable() else _spelled(c) for c in " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def error(text: object) -> None:
+    """Print an error, several lines if it has them, to standard error."""
+    _say("error", text)
+
+
+def warning(text: object) -> None:
+    """Print a warning to standard error."""
+    _say("warning", text)
+
+
+def _say(kind: str, text: object) -> None:
+    for number, line in enumerate(str(text).split("\n")):
+        print(f"{kind}: " * (number == 0) + printable(line, MAX_LINE), file=sys.stderr)
