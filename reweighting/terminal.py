@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
@@ -36,3 +38,21 @@ def warning(text: object) -> None:
 def _say(kind: str, text: object) -> None:
     for number, line in enumerate(str(text).split("\n")):
         print(f"{kind}: " * (number == 0) + printable(line, MAX_LINE), file=sys.stderr)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own lines: no bars of transformers, only warnings of Betty.
+
+    For the start of a command, before it loads a model; a library leaves that to its user.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for transformers not yet imported
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+    # A filter stays; Betty sets the logger's level anew when it first logs.
+    logging.getLogger("betty").addFilter(_matters)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
