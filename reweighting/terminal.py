@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
 MAX_LINE = 1000  # characters of a message
@@ -41,7 +42,8 @@ def _say(kind: str, text: object) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own lines: no bars of transformers, only warnings of Betty.
+    """Leave the terminal to our own lines: no progress bars of transformers, no notes of Betty's,
+    no word of torch about its own calls.
 
     For the start of a command, before it loads a model; a library leaves that to its user.
     """
@@ -52,6 +54,7 @@ def quiet() -> None:
         transformers_logging.disable_progress_bar()
     # A filter stays; Betty sets the logger's level anew when it first logs.
     logging.getLogger("betty").addFilter(_matters)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch\\.")
 
 
 def _matters(record: logging.LogRecord) -> bool:
