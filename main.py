@@ -14,11 +14,16 @@ from __future__ import annotations
 
 import sys
 
+from reweighting.arguments import parse_arguments  # without torch: --help comes at once
+from reweighting.terminal import quiet
+
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, train; returns the process's exit code."""
+    arguments = parse_arguments(argv)
+    quiet()
     try:
         import betty.problems  # noqa: F401
     except ImportError as error:
@@ -29,10 +34,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Betty is not installed. Install it with\n\n    {BETTY_INSTALL}\n", file=sys.stderr)
         return 2
 
-    from reweighting.arguments import parse_arguments
-
-    arguments = parse_arguments(argv)
-
     from reweighting import training
     from reweighting.construction import SetupError, make_encoder
     from reweighting.plan import print_plan
@@ -40,7 +41,6 @@ def main(argv: list[str] | None = None) -> int:
     from reweighting.run_data import load_data
     from reweighting.samples import DataError
 
-    training.quiet()
     try:
         data = load_data(arguments)
         for note in data.warnings:

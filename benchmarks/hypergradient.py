@@ -36,6 +36,7 @@ from reweighting.prefix_tree import PackedTrees
 from reweighting.problems import Lower, Upper
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
+from reweighting.terminal import quiet
 from reweighting.weighting import DomainTable, make_meta_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -241,6 +242,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=50, help="random draws a row (default: 50)")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
+    quiet()
     base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
     root = REPOSITORY / "data"
 

@@ -30,6 +30,7 @@ from reweighting.checkpoints import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.reproduce import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader, load_train
+from reweighting.terminal import quiet
 from reweighting.weighting import InstanceNet
 
 CORRUPTED = 0.4  # of the chains
@@ -119,6 +120,7 @@ def main() -> int:
     add("--work", type=Path, default=Path("weights/instances"))
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    quiet()
     torch.set_num_threads(arguments.threads)
     print("| weights | seed | AUROC | sound: mean weight | corrupted | visits a record | seconds |")
     print("|---|---|---|---|---|---|---|")

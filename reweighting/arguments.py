@@ -6,8 +6,9 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 
-import torch
+from .terminal import printable
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -484,23 +485,23 @@ def check(arguments: argparse.Namespace, error) -> None:
             f"--unroll_steps {a.unroll_steps} is above --iteration_num {a.iteration_num}: no upper "
             "step would ever be taken"
         )
-    try:
-        device = torch.device(a.device)
-    except RuntimeError:
-        error(f"--device {a.device} is no device: cuda, cuda:N or cpu")
-    if device.type not in ("cuda", "cpu"):
-        error(f"--device {a.device} is not supported: cuda, cuda:N or cpu")
-    if device.type == "cpu" and a.local_rank:
+    device = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", a.device, re.ASCII)
+    if device is None:
+        error(f"--device {printable(a.device)} is no device: cuda, cuda:N or cpu")
+    if a.device == "cpu" and a.local_rank:
         error("--local_rank numbers CUDA devices and means nothing with --device cpu")
-    if device.type == "cuda":
-        if device.index is not None and a.local_rank:
+    if a.device != "cpu":
+        if device[1] and a.local_rank:
             error(f"--device {a.device} already names a device: leave out --local_rank")
-        index = a.local_rank if device.index is None else device.index
-        if not a.dry_run and index >= torch.cuda.device_count():
-            error(
-                f"--device {a.device}: CUDA device {index} is not there "
-                f"({torch.cuda.device_count()} found); --device cpu runs on the processor"
-            )
+        index = int(device[1] or a.local_rank)
+        if not a.dry_run:
+            import torch  # takes seconds: --help and a wrong flag are answered without it
+
+            if index >= torch.cuda.device_count():
+                error(
+                    f"--device {a.device}: CUDA device {index} is not there "
+                    f"({torch.cuda.device_count()} found); --device cpu runs on the processor"
+                )
         a.device = f"cuda:{index}"
     if not 0 <= a.seed < 2**31:
         error(f"--seed must lie in 0 ... {2**31 - 1}, is {a.seed}")

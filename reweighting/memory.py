@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +213,7 @@ def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, alon
 
 def allocated_bytes(function: Callable[[], None]) -> tuple[int, int]:
     """Bytes of tensors that ``function`` makes on the processor: the most at a time, and left."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints that it started
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -29,6 +29,7 @@ from .best_of_n import AGGREGATIONS, evaluate, interval
 from .prompts import join
 from .samples import RecordReader, load_candidates
 from .study import REPOSITORY, Setup, Study
+from .terminal import quiet
 
 DATA = REPOSITORY / "data"
 
@@ -326,6 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         optional.remove(compared)
     add("--leave_out", nargs="*", choices=optional, default=[], help="rows not to train")
     arguments = parser.parse_args(argv)
+    quiet()
     setup = {"demo": DEMO, "paper": PAPER}[arguments.config]
     if missing := setup.missing():
         print("error: the study needs these files (README.md, Your own data):", file=sys.stderr)

@@ -152,7 +152,9 @@ class RewardModel(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep the input of every layer only; the backward pass computes the rest again."""
-        self.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = self.base_model  # transformers 5.23 renamed the method
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.train()  # transformers checkpoints in training mode only; there is no dropout
 
     def add_adapters(self, rank: int) -> None:

@@ -56,6 +56,7 @@ from .samples import (
     load_questions,
 )
 from .sampling import Item, Result, Sampler, for_each
+from .terminal import quiet
 
 MAX_LISTED = 20  # lost items spelled out at the end of a run
 
@@ -523,6 +524,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    quiet()
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
     run = {"chains": _make_chains, "label": _make_labels, "select": _select}[arguments.command]

@@ -27,6 +27,7 @@ from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
+from .terminal import quiet
 
 SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
@@ -229,6 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    quiet()
     weights_path = arguments.weights_path
     if not (weights_path / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")

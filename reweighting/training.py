@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import signal
 import sys
 import time
@@ -19,9 +18,7 @@ from pathlib import Path
 import torch
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
-from betty.logging.logger_base import get_logger as betty_logger
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
@@ -480,9 +477,3 @@ class ReweightingEngine(Engine):
         self.history.load_state_dict(state["history"])
         self.moved.start = state["start"]
         self.validation.history = state["validation"]
-
-
-def quiet() -> None:
-    """Leave the terminal to our own progress line."""
-    betty_logger().setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
