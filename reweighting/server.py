@@ -118,37 +118,7 @@ class Server:
             raise MissingReasonerError(
                 f"request options: {reserved[0]!r} is set by the program and cannot be one"
             )
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not (key.isascii() and key.isprintable()):  # it could not be sent
-            raise MissingReasonerError("OPENAI_API_KEY holds characters that no key has")
-        try:
-            import openai
-
-            transport = _client_class(openai)(timeout=timeout, follow_redirects=False)
-        except (ImportError, AttributeError, RuntimeError) as error:
-            raise MissingReasonerError(f"a server needs the openai package: {INSTALL}") from error
-        address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
-        secrets = [key, *_passwords(address)]
-        self._scrub, self._scrub_rollout = (
-            scrubber(secret for secret in secrets if len(secret) >= least)
-            for least in (SECRET_IN_MESSAGES, SECRET_IN_ROLLOUTS)
-        )
-        if address and not re.match("https?://[^/]", address):
-            said = self._quoted(address)
-            raise MissingReasonerError(f"{said}: the server's address begins with no http://host")
-        try:
-            self._client = openai.AsyncOpenAI(
-                base_url=base_url,
-                api_key=key or "none",  # servers of one's own want no key, but the package does
-                timeout=timeout,
-                max_retries=0,
-                http_client=transport,
-                default_headers={"Accept-Encoding": "gzip"},
-            )
-        except Exception as error:  # of the package below, which has several for an address
-            said = self._quoted(address)
-            raise MissingReasonerError(f"{said}: no server's address: {error}") from error
-        self._openai = openai
+        self._connect(base_url, timeout)
         self.instruction = instruction
         self.max_image_size = max_image_size
         self.continuation = continuation
@@ -174,6 +144,46 @@ class Server:
         self._tokens = Pace(tokens_per_minute)
         self._answered = False
         self._lost_in_a_row = 0
+
+    def _connect(self, base_url: str | None, timeout: float) -> None:
+        """Make the client, and what takes its secrets out of texts."""
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (key.isascii() and key.isprintable()):  # it could not be sent
+            raise MissingReasonerError("OPENAI_API_KEY holds characters that no key has")
+        address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+        if re.match("[^/]*//[^/]*@", address):  # not shown
+            raise MissingReasonerError(
+                "a server's address holds no name and no password; the key is in OPENAI_API_KEY"
+            )
+        secrets = [key, *_passwords_of_proxies()]
+        self._scrub, self._scrub_rollout = (
+            scrubber(secret for secret in secrets if len(secret) >= least)
+            for least in (SECRET_IN_MESSAGES, SECRET_IN_ROLLOUTS)
+        )
+        if address and not re.match("https?://[^/]", address):
+            raise MissingReasonerError(f"{self._quoted(address)}: not http://HOST or https://HOST")
+        try:
+            import openai
+
+            client_class = _client_class(openai)
+        except (ImportError, AttributeError) as error:
+            raise MissingReasonerError(f"a server needs the openai package: {INSTALL}") from error
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=base_url,
+                api_key=key or "none",  # servers of one's own want no key, but the package does
+                timeout=timeout,
+                max_retries=0,
+                http_client=client_class(timeout=timeout, follow_redirects=False),
+                default_headers={"Accept-Encoding": "gzip"},
+            )
+        except RuntimeError as error:  # without aiohttp
+            raise MissingReasonerError(f"a server needs the openai package: {INSTALL}") from error
+        except Exception as error:  # the packages below have several for an address
+            place = self._quoted(address) if address else "the environment's proxies"
+            reason = self._quoted(error)
+            raise MissingReasonerError(f"{place}: cannot be used: {reason}") from error
+        self._openai = openai
 
     async def sample(self, prompt: Prompt, seeds: Sequence[int]) -> list[Rollout]:
         return [await self._one(prompt, seed) for seed in seeds]
@@ -211,7 +221,8 @@ class Server:
                     rollout = await self._attempt(self._body(prompt, seed))
                 except _Transient as trouble:
                     if attempt == self.max_retries:
-                        raise self._lost(f"{trouble} ({attempt + 1} attempts)", True) from trouble
+                        times = f" ({attempt + 1} attempts)" if attempt else ""
+                        raise self._lost(f"{trouble}{times}", True) from trouble
                     if trouble.pause > 0:  # the server wants to be left alone, by all requests
                         self._requests.pause(min(trouble.pause, LONGEST_PAUSE))
                     delay = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt)
@@ -239,8 +250,8 @@ class Server:
             reason = self._quoted(cause) or type(cause).__name__
             raise _Transient(f"no answer: {reason}") from error
         except openai.APIStatusError as error:
-            status, said = error.status_code, self._quoted(error.message)
-            headers = error.response.headers
+            status, headers = error.status_code, error.response.headers
+            said = self._refusal(status, error.response.content)
             if getattr(error, "code", None) == "insufficient_quota":
                 raise ReasonerError(said) from error
             if status in (408, 409, 425, 429) or status >= 500:
@@ -268,8 +279,7 @@ class Server:
             message, finish = choice["message"], choice.get("finish_reason")
             content, refusal = message.get("content"), message.get("refusal")
         except (TypeError, KeyError, IndexError, AttributeError) as error:
-            said = answer.get("error") if isinstance(answer, dict) else None
-            said = said.get("message", said) if isinstance(said, dict) else said
+            said = _error_message(answer)
             reason = f"is an error: {self._quoted(said)}" if said else "holds no completion"
             raise _Transient(f"the answer {reason}") from error
         if finish == "content_filter" or refusal:
@@ -291,6 +301,13 @@ class Server:
         finish = self._quoted(finish) if isinstance(finish, str) else ""
         text = self._scrub_rollout(content or "")
         return Rollout(text, finish or "stop", tokens_in or 0, tokens_out or 0)
+
+    def _refusal(self, status: int, body: bytes) -> str:
+        """Status and message of an answer that is an error."""
+        text, _ = _readable(body)
+        with contextlib.suppress(ValueError):
+            text = _error_message(parse_json(text)) or text
+        return self._quoted(f"{status}: {text}")
 
     def _quoted(self, text: object) -> str:
         """What a server said, or an error that may quote it, as a part of a message."""
@@ -351,11 +368,11 @@ def _client_class(openai: Any) -> type:
     return BoundedClient
 
 
-def _passwords(address: str) -> Iterator[str]:
-    """Names and passwords in the addresses of server and proxies."""
-    for place in (address, *urllib.request.getproxies().values()):
+def _passwords_of_proxies() -> Iterator[str]:
+    """Names and passwords in the addresses of the proxies that the environment names."""
+    for address in urllib.request.getproxies().values():
         with contextlib.suppress(ValueError):
-            parts = urlsplit(place)
+            parts = urlsplit(address)
             for secret in filter(None, (parts.username, parts.password)):
                 yield from {secret, unquote(secret)}
 
@@ -373,6 +390,13 @@ def _readable(body: bytes) -> tuple[str, bool]:
         return "\ufffd" if escape["half"] else escape[0]
 
     return _ESCAPE.sub(whole, text), broken
+
+
+def _error_message(answer: Any) -> str | None:
+    """The message of an answer that is an error, if it has one."""
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
+    message = error.get("message", error.get("detail")) if isinstance(error, dict) else error
+    return message if isinstance(message, str) else None
 
 
 def _number_of_tokens(value: Any) -> int | None:

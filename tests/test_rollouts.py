@@ -184,7 +184,7 @@ def test_journal_refuses_a_broken_middle_and_a_second_writer(tmp_path):
         Journal(path)
     path.unlink()
     first = Journal(path)
-    with pytest.raises(FileError, match="journal.jsonl is in use by another process"):
+    with pytest.raises(FileError, match=r"journal\.jsonl is in use by another process"):
         Journal(path)
     first.close()
     Journal(path).close()
