@@ -207,6 +207,16 @@ def write_records(path: str | Path, records: list[dict]) -> None:
         file.write("\n]\n" if records else "[]\n")
 
 
+def remove(path: str | Path) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        FileError: it cannot be deleted.
+    """
+    with _named(Path(path)):
+        Path(path).unlink(missing_ok=True)
+
+
 class DirectoryLock:
     """Keeps other processes out of a directory until this one lets go or dies.
 

@@ -17,6 +17,7 @@ from typing import Protocol
 from PIL import Image
 
 from .prompts import open_image
+from .terminal import printable
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
 # knowledge, reasoning, conclusion) in words of our own.
@@ -60,7 +61,10 @@ class Rollout:
 
 
 class ItemError(Exception):
-    """This rollout could not be had; others may."""
+    """This rollout could not be had; others may. The reason is one printable line."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(printable(reason))
 
 
 class ReasonerError(Exception):
