@@ -36,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from reweighting import training
     from reweighting.construction import SetupError, make_encoder
-    from reweighting.plan import print_plan
+    from reweighting.plan import advice, print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
     from reweighting.samples import DataError
 
     try:
         data = load_data(arguments)
-        for note in data.warnings:
+        for note in [*data.warnings, *advice(arguments, data)]:
             print(f"warning: {note}", file=sys.stderr)
         encoder = make_encoder(arguments, data.system)
         if arguments.dry_run:

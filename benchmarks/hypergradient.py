@@ -82,6 +82,7 @@ def build(
         module=weighting,
         optimizer=make_meta_optimizer(weighting, meta_lr, weight_decay=0.0),
         batches=iter(meta),
+        precision=options.get("precision", "fp32"),
     )
     dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
     return OnItsDevice([upper, lower], EngineConfig(strategy="cpu"), dependencies)

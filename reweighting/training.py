@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import time
@@ -23,10 +24,17 @@ from tqdm import tqdm
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
 from .construction import SetupError, make_model, make_optimizer, make_scheduler, make_weighting
-from .diagnostics import WINDOW, MovedShare, RecordWeights, WeightHistory, divergence
-from .problems import Lower, Upper
+from .diagnostics import (
+    ENOUGH_STEPS,
+    MetaLosses,
+    MovedShare,
+    RecordWeights,
+    WeightHistory,
+    divergence,
+)
+from .problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from .prompts import PromptEncoder
-from .reports import Reporter
+from .reports import BAR_FORMAT, Reporter
 from .reward_model import RewardModel
 from .run_data import Data, total_steps, train_units
 from .validation import BEST_DIRECTORY, Validation
@@ -126,6 +134,10 @@ class ReweightingEngine(Engine):
         )
         self.moved = MovedShare(model)
         self.history = WeightHistory()
+        self.meta_losses: MetaLosses | None = None
+        if arguments.learn_weights:
+            right = sum(sample.true_false for sample in data.meta)
+            self.meta_losses = MetaLosses(right / len(data.meta), arguments.meta_loss)
         self.records: RecordWeights | None = None
         if arguments.by_instance:
             rows = max(sample.record for sample in data.train)
@@ -137,7 +149,7 @@ class ReweightingEngine(Engine):
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         if arguments.learn_weights:
             upper = self._make_upper(model)
-            upper.on_loss = self.reporter.note_meta_loss
+            upper.on_losses = self._note_meta_losses
             upper.on_step = self._note_upper_step
             problems = [upper, lower]
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
@@ -291,7 +303,9 @@ class ReweightingEngine(Engine):
         self.train()
         previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         checkpoints.truncate_metrics(self.directory, self.iteration)
-        bar = tqdm(total=self.total, initial=self.iteration, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=self.total, initial=self.iteration, dynamic_ncols=True, bar_format=BAR_FORMAT
+        )
         started = time.monotonic()
         try:
             with bar, self.reporter:
@@ -304,6 +318,8 @@ class ReweightingEngine(Engine):
                     self.reporter.write(self, time.monotonic() - started)
                 self.save()
             print(self.outcome())
+            if self._interrupted is not None:
+                print(f"\nto go on: {resume_command()}")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -317,23 +333,7 @@ class ReweightingEngine(Engine):
             f"{self.iteration:,} of {self.total:,} lower steps done, saved in {self.directory}"
         ]
         if self.arguments.learn_weights:
-            records = Counter(sample.domain for sample in self.data.train)
-            weights = self.named_weights()
-            lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
-            average = self.history.average() if len(self.history) else None
-            if average is not None:
-                lines[-1] += f"{'average':>9}{'signal/noise':>14}"
-                ratio = self.history.signal_to_noise()
-            for domain in sorted(weights, key=weights.get, reverse=True):
-                lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
-                if average is not None:
-                    index = self.data.domains.index(domain)
-                    lines[-1] += f"{average[index]:>9.3f}{ratio[index]:>14.1f}"
-            if average is not None:
-                lines.append(
-                    "average: over the last quarter of the upper steps; signal/noise: of the last "
-                    f"{WINDOW} hypergradients, below 2 is what chance gives"
-                )
+            lines += ["", *self._weight_table(), *self._verdict()]
         if best := self.validation.best:
             lines += [
                 "",
@@ -343,6 +343,56 @@ class ReweightingEngine(Engine):
             ]
         return "\n".join(lines)
 
+    @property
+    def upper_steps(self) -> int:
+        """Upper steps done, those included that were left out for lack of a hypergradient."""
+        return self.bilevel_steps // self.arguments.unroll_steps
+
+    def _weight_table(self) -> list[str]:
+        records = Counter(sample.domain for sample in self.data.train)
+        weights, history = self.named_weights(), self.history
+        lines = [f"{'domain':<24}{'records':>8}{'weight':>9}"]
+        if len(history):
+            lines[0] += f"{'average':>9}{'signal/noise':>14}"
+            average, ratio = history.average(), history.signal_to_noise()
+        for domain in sorted(weights, key=weights.get, reverse=True):
+            lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+            if len(history):
+                index = self.data.domains.index(domain)
+                known = "-" if ratio[index].isnan() else f"{ratio[index]:.1f}"
+                lines[-1] += f"{average[index]:>9.3f}{known:>14}"
+        if len(history):
+            about = (
+                f"of the last {history.looked_back} hypergradients, below 2 is what chance gives"
+                if history.looked_back >= ENOUGH_STEPS
+                else f"not before {ENOUGH_STEPS} upper steps"
+            )
+            lines.append(
+                f"average: over the last quarter of the upper steps; signal/noise: {about}"
+            )
+        return lines
+
+    def _verdict(self) -> list[str]:
+        """What there is to say against the weights."""
+        lines = []
+        if self.upper_steps < ENOUGH_STEPS:
+            lines.append(
+                f"weights after {counted(self.upper_steps, 'upper step')} are not learned yet: "
+                f"fewer than {ENOUGH_STEPS} cannot be told from noise"
+            )
+        compared = self.meta_losses.compared()
+        if compared is not None and compared.at_chance:
+            lines.append(
+                "the meta loss is at chance: these weights mean nothing. Over the last "
+                f"{compared.chains:,} meta chains it is {compared.loss:.4f}, and one score for all "
+                f"has {compared.constant:.4f}"
+            )
+        for reason, count in self.upper.lost.items():
+            steps = f"{count:,} of {counted(self.upper_steps, 'upper step')}"
+            what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "skipped"
+            lines.append(f"{steps} {what}: {reason}")
+        return lines
+
     def _after_step(self, bar: tqdm, seconds: float) -> None:
         bar.update()
         bar.set_postfix_str(self.reporter.progress_line(self, seconds), refresh=False)
@@ -351,6 +401,8 @@ class ReweightingEngine(Engine):
             self.validation.run(self.lower.module, self.iteration, self._write_model)
         if self.iteration == self.cold_steps:
             self._end_cold_start()
+        if self.arguments.learn_weights:
+            self._notice_lost_steps()
         if self.iteration % self.arguments.logging_steps == 0:
             self.reporter.write(self, seconds)
             if self.arguments.learn_weights and not self.cold:
@@ -368,6 +420,12 @@ class ReweightingEngine(Engine):
         self.reporter.note_losses(batch.domains, losses)
         if self.records is not None and not self.cold:
             self.records.visit(batch.records, weights)
+
+    def _note_meta_losses(
+        self, loss: float, losses: torch.Tensor, true_false: torch.Tensor
+    ) -> None:
+        self.reporter.note_meta_loss(loss)
+        self.meta_losses.add(losses, true_false)
 
     def _note_upper_step(self) -> None:
         if self.records is None:
@@ -390,11 +448,21 @@ class ReweightingEngine(Engine):
         weights = self.weight_sample()
         if self.records is not None and len(weights) < min(ENOUGH, len(self.data.train)):
             return
-        problem = divergence(weights, self.upper.module.bounds())
-        if problem and problem.split(":")[0] not in self._said:
-            self._said.add(problem.split(":")[0])
-            text = f"warning: step {self.iteration:,}: {problem}"
-            tqdm.write(f"{text}; try a smaller --meta_lr or larger batches", file=sys.stderr)
+        if problem := divergence(weights, self.upper.module.bounds()):
+            self._notice(
+                problem.split(":")[0], f"{problem}; try a smaller --meta_lr or larger batches"
+            )
+
+    def _notice_lost_steps(self) -> None:
+        for reason in self.upper.lost:
+            what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "was skipped"
+            self._notice(reason, f"an upper step {what}: {reason}; the end of the run counts them")
+
+    def _notice(self, kind: str, text: str) -> None:
+        """Warn, of each kind once, without tearing the progress line."""
+        if kind not in self._said:
+            self._said.add(kind)
+            tqdm.write(f"warning: step {self.iteration:,}: {text}", file=sys.stderr)
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
@@ -436,6 +504,7 @@ class ReweightingEngine(Engine):
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:
+            state["meta_losses"] = self.meta_losses.state_dict()
             state["records"] = self.records.state_dict() if self.records else None
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
@@ -444,6 +513,8 @@ class ReweightingEngine(Engine):
                 "features": [[b.features for b in step] for step in self.lower.window],
                 "last_loss": self.upper.last_loss,
                 "hypergradient_norm": self.upper.hypergradient_norm,
+                "loss_scale": self.upper.loss_scale,
+                "lost": dict(self.upper.lost),
             }
         torch.save(state, folder / checkpoints.STATE_FILE)
 
@@ -462,6 +533,7 @@ class ReweightingEngine(Engine):
             self.bilevel_steps
         )  # Betty's step counter: decides when the upper step is due
         if self.arguments.learn_weights:
+            self.meta_losses.load_state_dict(state["meta_losses"])
             self.upper.module.load_state_dict(state["upper"]["module"])
             self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
             self.upper.lr_scheduler.load_state_dict(state["upper"]["scheduler"])
@@ -469,6 +541,8 @@ class ReweightingEngine(Engine):
                 self.records.load_state_dict(state["records"])
             self.upper.last_loss = state["upper"]["last_loss"]
             self.upper.hypergradient_norm = state["upper"]["hypergradient_norm"]
+            self.upper.loss_scale = state["upper"]["loss_scale"]
+            self.upper.lost.update(state["upper"]["lost"])
             self.upper._count = self.bilevel_steps // self.arguments.unroll_steps
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
@@ -477,3 +551,14 @@ class ReweightingEngine(Engine):
         self.history.load_state_dict(state["history"])
         self.moved.start = state["start"]
         self.validation.history = state["validation"]
+
+
+def resume_command() -> str:
+    """What to type to continue this process's run."""
+    resume = [] if "--resume" in sys.argv else ["--resume"]
+    return shlex.join(["python", *sys.argv, *resume])
+
+
+def counted(count: int, what: str) -> str:
+    """``1 upper step``, ``2 upper steps``."""
+    return f"{count:,} {what}" + "s" * (count != 1)
