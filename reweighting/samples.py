@@ -18,16 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .answers import is_right
-from .prompts import (
-    LABELS,
-    Prompt,
-    chain_prompts,
-    cut,
-    open_image,
-    record_prompt,
-    split_question,
-    step_prompts,
-)
+from .prompts import LABELS, open_image
+from .steps import Prompt, chain_prompts, cut, record_prompt, split_question, step_prompts
 
 MAX_LISTED = 20
 MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
