@@ -20,7 +20,7 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 from qwen_vl_utils.vision_process import to_rgb
 
-from .steps import Prompt, join
+from .steps import Prompt, join, split_question, split_steps  # noqa: F401 (scripts find them here)
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
