@@ -476,6 +476,17 @@ def _make_labels(arguments: argparse.Namespace) -> int:
     return _finish(arguments.output, records, lost, f"{arguments.candidates}: a prefix")
 
 
+def _check_counts(reader: RecordReader, record: dict, number: int) -> None:
+    """Note what keeps a train record from being selected by its accuracy."""
+    if "conversations" in record:
+        reader.problem(number, "conversations", "holds labels, no accuracy to select by")
+    elif record.get("times"):
+        score, times = record.get("score"), record["times"]
+        whole_numbers = type(score) is int and type(times) is int
+        if not whole_numbers or not 0 <= score <= times:
+            reader.problem(number, "score", "must be a whole number from 0 to 'times'")
+
+
 def _select(arguments: argparse.Namespace) -> int:
     records = []
     for path in arguments.labelled:
@@ -485,14 +496,17 @@ def _select(arguments: argparse.Namespace) -> int:
             allow_image_urls=True,
             skip_bad_records=arguments.skip_bad_records,
         )
-        samples = reader.usable(reader.samples(reader.train_sample))
-        _say_left_out(reader)
+        samples = reader.samples(reader.train_sample)
         raw = reader.read()
+        for sample in samples:
+            _check_counts(reader, raw[sample.record - 1], sample.record)
+        samples = reader.usable(samples)
+        _say_left_out(reader)
         records += [raw[sample.record - 1] for sample in samples]
     kept = select_prefixes(records, arguments.per_domain, arguments.seed)
     counts = Counter(record["dataset"] for record in records)
     for domain, count in Counter(record["dataset"] for record in kept).items():
-        print(f"{domain}: {count} of {counts[domain]} prefixes")
+        print(f"{terminal.printable(domain)}: {count} of {counts[domain]} prefixes")
     write_records(arguments.output, kept)
     return 0
 

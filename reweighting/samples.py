@@ -33,7 +33,7 @@ MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
 # Text that a tokenizer would take for an image, a video or the end of a turn or a document.
 _CONTROL_TOKEN = re.compile(
     r"<\|(?:(?:image|video|vision)_pad|(?:vision|im)_(?:start|end)|endoftext)\|>"
-    r"|<IMG_CONTEXT>|</?img>|<video>"
+    r"|<IMG_CONTEXT>|</?img>|<image>|<video>"
 )
 # Where many data sets say that the image belongs; it has its place before the question.
 _IMAGE_TAG = re.compile(r"<image>[ \t]*\n?")
@@ -41,8 +41,16 @@ _LABELS = dict(zip(LABELS, (1.0, 0.0), strict=True))
 _ROLES = ("system", "human", "gpt")
 
 
+def without_image_tags(text: str) -> str:
+    """The text of a record without tags for its image, whose place the prompt decides."""
+    return _IMAGE_TAG.sub("", text)
+
+
 def holds_control_token(text: str) -> bool:
-    """Whether a tokenizer would take a part of the text for an image or the end of a turn."""
+    """Whether a tokenizer would take a part of the text for an image or the end of a turn.
+
+    Tags that :func:`without_image_tags` takes out are such parts.
+    """
     return _CONTROL_TOKEN.search(text) is not None
 
 
@@ -228,12 +236,17 @@ class RecordReader:
             raise DataError([f"{self.name}: holds no records"])
         return records
 
-    def problem(self, number: int, name: str | None, kind: str, *values: str) -> None:
+    def problem(
+        self, number: int, name: str | None, kind: str, *values: str, where: str = ""
+    ) -> None:
         """Note a problem of record ``number`` (from 1) in field ``name``.
 
         Args:
             kind: the sentence, with ``{}`` for what differs from record to record.
+            where: the part of the field, as ``turn 3``, which begins the sentence.
         """
+        if where:
+            kind, values = "{} " + kind, (where, *values)
         values = tuple(printable(value) for value in values)
         self._note(number, name, kind.format(*values), kind.replace("{}", "…"), values)
 
@@ -262,32 +275,25 @@ class RecordReader:
         self, value: Any, number: int, name: str, where: str = "", may_be_empty: bool = False
     ) -> str:
         """Text without image tags; ``where`` within field ``name`` it stands, for messages."""
-        fault = text_fault(value)
-        text = "" if fault else _IMAGE_TAG.sub("", value)
+        text = without_image_tags(value) if isinstance(value, str) else value
+        fault = text_fault(text)
         if not fault and not may_be_empty and not text.strip():
             fault = ("is empty",)
         if fault:
-            kind, *values = fault
-            if where:
-                kind, values = "{} " + kind, [where, *values]
-            self.problem(number, name, kind, *values)
+            self.problem(number, name, *fault, where=where)
             return ""
         return text
 
-    def _prompts(
-        self, question: str, response: str, number: int, name: str, where: str = ""
-    ) -> list[Prompt]:
+    def _prompts(self, question: str, response: str, number: int, name: str) -> list[Prompt]:
         """The prompts of a chain; none if the record has a problem, or the chain too many steps."""
-        few = number not in self.problems and self._few(
-            len(step_starts(response)), number, name, where
-        )
-        return chain_prompts(question, response) if few else []
+        if number in self.problems or not self._few(len(step_starts(response)), number, name):
+            return []
+        return chain_prompts(question, response)
 
     def _few(self, steps: int, number: int, name: str, where: str = "") -> bool:
         if steps > MAX_STEPS:
-            of = " of {}" if where else ""
-            kind = f"holds {{}} steps{of}, more than {MAX_STEPS}"
-            self.problem(number, name, kind, str(steps), *filter(None, [where]))
+            kind = f"holds {{}} steps, more than {MAX_STEPS}"
+            self.problem(number, name, kind, str(steps), where=where)
         return steps <= MAX_STEPS
 
     def image(self, record: dict, number: int, name: str = "image_path") -> str:
@@ -434,8 +440,8 @@ class RecordReader:
             where = f"turn {index}"
             role = turn.get("from") if isinstance(turn, dict) else None
             if role not in _ROLES:
-                kind = f"{{}} must be from {', '.join(_ROLES)}, is {{}}"
-                self.problem(number, name, kind, where, _shown(turn))
+                kind = f"must be from {', '.join(_ROLES)}, is {{}}"
+                self.problem(number, name, kind, _shown(turn), where=where)
                 continue
             text = self._clean(turn.get("value"), number, name, where).strip()
             if role == "human":
@@ -443,13 +449,13 @@ class RecordReader:
             elif role == "system":
                 system = text
                 if index > 1:
-                    kind = "{} is from system: only the first may be"
-                    self.problem(number, name, kind, where)
+                    kind = "is from system: only the first may be"
+                    self.problem(number, name, kind, where=where)
             elif text not in _LABELS:
                 if text:
-                    self.problem(number, name, "{} must be + or -, is {}", where, _shown(text))
+                    self.problem(number, name, "must be + or -, is {}", _shown(text), where=where)
             elif not said[-1]:
-                self.problem(number, name, "{} labels no step", where)
+                self.problem(number, name, "labels no step", where=where)
             else:
                 labels.append(_LABELS[text])
                 said.append([])
@@ -684,10 +690,11 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
     """
     labels = {True: Counter(), False: Counter()}  # has steps -> labels
     for record in reader.read():
-        if isinstance(record, dict) and text_fault(record.get("input")) is None:
+        text = record.get("input") if isinstance(record, dict) else None
+        if isinstance(text, str) and len(text) <= MAX_CHARACTERS:
             label = record.get("true_false")
             if isinstance(label, (bool, int)):
-                has_response = bool(split_question(record["input"])[1])
+                has_response = bool(split_question(text)[1])
                 labels[has_response][bool(label)] += 1
     with_response, without = labels[True], labels[False]
     total = with_response.total() + without.total()
