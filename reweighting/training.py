@@ -32,6 +32,7 @@ from .prompts import PromptEncoder
 from .reports import Reporter
 from .reward_model import RewardModel
 from .run_data import Data, total_steps, train_units
+from .terminal import printable
 from .validation import BEST_DIRECTORY, Validation
 from .weighting import make_meta_optimizer
 
@@ -50,7 +51,9 @@ FREE_ON_RESUME = {
     "local_rank",
     "weights_path",
     "allow_external_images",
+    "allow_image_urls",
     "eval_candidates",
+    "eval_image_root",
     "eval_every",
     "train_json_file",
     "meta_json_file",
@@ -328,7 +331,7 @@ class ReweightingEngine(Engine):
                 lines[-1] += f"{'average':>9}{'signal/noise':>14}"
                 ratio = self.history.signal_to_noise()
             for domain in sorted(weights, key=weights.get, reverse=True):
-                lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+                lines.append(f"{printable(domain):<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
                 if average is not None:
                     index = self.data.domains.index(domain)
                     lines[-1] += f"{average[index]:>9.3f}{ratio[index]:>14.1f}"
