@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import sys
 
+from reweighting import terminal
 from reweighting.arguments import parse_arguments  # without torch: --help comes at once
-from reweighting.terminal import quiet
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -23,7 +23,7 @@ BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, train; returns the process's exit code."""
     arguments = parse_arguments(argv)
-    quiet()
+    terminal.quiet()
     try:
         import betty.problems  # noqa: F401
     except ImportError as error:
@@ -44,23 +44,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data = load_data(arguments)
         for note in [*data.warnings, *advice(arguments, data)]:
-            print(f"warning: {note}", file=sys.stderr)
+            terminal.warning(note)
         encoder = make_encoder(arguments, data.system)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
         return training.ReweightingEngine(arguments, data, encoder).run()
-    except DataError as error:
-        for note in error.notes:
-            print(f"warning: {note}", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, SetupError) as error:
+        for note in getattr(error, "notes", []):
+            terminal.warning(note)
+        terminal.error(error)
         return 2
     except NonFiniteLoss as error:
-        print(f"\nerror: {error}; the last checkpoint is left as it was", file=sys.stderr)
+        print(file=sys.stderr)  # behind the progress line
+        terminal.error(f"{error}; the last checkpoint is left as it was")
         return 1
 
 

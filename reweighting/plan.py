@@ -16,6 +16,7 @@ from .prompts import PromptEncoder
 from .reports import peak_memory_gib
 from .reward_model import SEPARATE_FORWARDS, packs_trees
 from .run_data import Data, total_steps, train_units
+from .terminal import printable
 from .weighting import DomainTable, InstanceNet, InstanceTable
 
 TOKENISED = 200  # records looked at for the token statistics
@@ -96,7 +97,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     counts = Counter(sample.domain for sample in data.train)
     print("train records by domain")
     for domain in data.domains:
-        print(f"  {domain:<24} {counts[domain]:>8,}")
+        print(f"  {printable(domain):<24} {counts[domain]:>8,}")
     print(f"  {'all':<24} {len(data.train):>8,}")
 
     train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from . import terminal
 from .answers import extract, is_right
-from .arguments import HelpFormatter, real, whole
+from .arguments import HelpFormatter, add_record_flags, real, whole
 from .files import FileError, parse_json, read_text, remove, write_records
 from .journal import Journal
 from .labelling import (
@@ -37,7 +37,6 @@ from .labelling import (
     posterior_accuracies,
     select_prefixes,
 )
-from .prompts import join, split_steps, step_starts
 from .reasoners import (
     INSTRUCTION,
     ItemError,
@@ -57,6 +56,7 @@ from .samples import (
     load_questions,
 )
 from .sampling import Item, Result, Sampler, for_each
+from .steps import join, split_steps, step_starts
 from .terminal import printable, quiet
 
 MAX_LISTED = 20  # lost items spelled out at the end of a run
@@ -264,6 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="prefixes a domain; accuracies between 0 and 1 first, then as many right as "
         "wrong")  # fmt: skip
     add("--seed", type=int, default=1, help="of the choice among equals")
+    add("--skip_bad_records", action="store_true", help="leave out records with problems")
     return parser
 
 
@@ -272,8 +273,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, type=Path, help="file to write")
     add("--journal", type=Path,
         help="finished rollouts; default: beside the output, .journal.jsonl")  # fmt: skip
-    add("--image_root", default=".", help="directory relative image paths start from")
-    add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
+    add_record_flags(add)
     add("--max_image_size", type=whole(28), default=512, help="longest side in pixels, as sent")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="name of the reasoner on a server")
@@ -388,10 +388,9 @@ async def sample_all(
 
 
 def _make_chains(arguments: argparse.Namespace) -> int:
-    reader = RecordReader(
-        arguments.questions, arguments.image_root, arguments.allow_external_images
-    )
+    reader = RecordReader.of(arguments, arguments.questions)
     samples = load_questions(reader, progress=True)
+    _say_left_out(reader)
     raw = reader.read()
 
     async def work(sampler: Sampler, sample: QuestionSample) -> list[Rollout | ItemError]:
@@ -434,17 +433,20 @@ def _make_chains(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _say_left_out(reader: RecordReader) -> None:
+    if note := reader.left_out():
+        terminal.warning(note)
+
+
 def _make_labels(arguments: argparse.Namespace) -> int:
-    reader = RecordReader(
-        arguments.candidates, arguments.image_root, arguments.allow_external_images
-    )
+    reader = RecordReader.of(arguments, arguments.candidates)
     samples = load_candidates(reader, progress=True)
     raw = reader.read()
     for sample in samples:
         for name in ("answer", "dataset"):  # optional for selection, needed here
             reader.text(raw[sample.record - 1], sample.record, name)
-    if reader.problems:
-        raise DataError(reader.all_problems())
+    samples = reader.usable(samples)
+    _say_left_out(reader)
     prefixes = prefixes_of(samples, raw, arguments.chains_per_question)
     without = len(samples) - len({prefix.sample.record for prefix in prefixes})
     if without:
@@ -476,14 +478,33 @@ def _make_labels(arguments: argparse.Namespace) -> int:
     return _finish(arguments.output, records, lost, f"{arguments.candidates}: a prefix")
 
 
+def _check_counts(reader: RecordReader, record: dict, number: int) -> None:
+    """Note what keeps a train record from being selected by its accuracy."""
+    if "conversations" in record:
+        reader.problem(number, "conversations", "holds labels, no accuracy to select by")
+    elif record.get("times"):
+        score, times = record.get("score"), record["times"]
+        whole_numbers = type(score) is int and type(times) is int
+        if not whole_numbers or not 0 <= score <= times:
+            reader.problem(number, "score", "must be a whole number from 0 to 'times'")
+
+
 def _select(arguments: argparse.Namespace) -> int:
     records = []
     for path in arguments.labelled:
-        reader = RecordReader(path, allow_external_images=True)  # no image is opened
-        reader.samples(reader.train_sample)
-        if reader.problems:
-            raise DataError(reader.all_problems())
-        records += reader.read()
+        reader = RecordReader(
+            path,
+            allow_external_images=True,  # no image is opened
+            allow_image_urls=True,
+            skip_bad_records=arguments.skip_bad_records,
+        )
+        samples = reader.samples(reader.train_sample)
+        raw = reader.read()
+        for sample in samples:
+            _check_counts(reader, raw[sample.record - 1], sample.record)
+        samples = reader.usable(samples)
+        _say_left_out(reader)
+        records += [raw[sample.record - 1] for sample in samples]
     kept = select_prefixes(records, arguments.per_domain, arguments.seed)
     counts = Counter(record["dataset"] for record in records)
     for domain, count in Counter(record["dataset"] for record in kept).items():

@@ -37,6 +37,7 @@ from .prompts import PromptEncoder
 from .reports import BAR_FORMAT, Reporter
 from .reward_model import RewardModel
 from .run_data import Data, total_steps, train_units
+from .terminal import printable
 from .validation import BEST_DIRECTORY, Validation
 from .weighting import make_meta_optimizer
 
@@ -55,7 +56,9 @@ FREE_ON_RESUME = {
     "local_rank",
     "weights_path",
     "allow_external_images",
+    "allow_image_urls",
     "eval_candidates",
+    "eval_image_root",
     "eval_every",
     "train_json_file",
     "meta_json_file",
@@ -356,7 +359,7 @@ class ReweightingEngine(Engine):
             lines[0] += f"{'average':>9}{'signal/noise':>14}"
             average, ratio = history.average(), history.signal_to_noise()
         for domain in sorted(weights, key=weights.get, reverse=True):
-            lines.append(f"{domain:<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+            lines.append(f"{printable(domain):<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
             if len(history):
                 index = self.data.domains.index(domain)
                 known = "-" if ratio[index].isnan() else f"{ratio[index]:.1f}"
