@@ -13,13 +13,14 @@ import itertools
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import torch
 from PIL import Image
 from qwen_vl_utils import smart_resize
 from qwen_vl_utils.vision_process import to_rgb
+
+from .images import open_image
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
@@ -329,26 +330,3 @@ class PromptEncoder:
 def _turn(role: str, text: str, image: bool = False) -> dict:
     content = [{"type": "text", "text": text}]
     return {"role": role, "content": [{"type": "image"}, *content] if image else content}
-
-
-def open_image(source: str) -> Image.Image:
-    """Open and fully decode an image from a path or an http(s) URL.
-
-    Raises:
-        OSError: the file is missing, empty, truncated or no image.
-        PIL.Image.DecompressionBombError: it unpacks to more pixels than Pillow holds for safe.
-    """
-    if source.startswith(("http://", "https://")):
-        import requests  # a dependency of qwen-vl-utils; only URL images need it
-
-        response = requests.get(source, timeout=30)
-        response.raise_for_status()
-        image = Image.open(BytesIO(response.content))
-    else:
-        image = Image.open(source)
-    width, height = image.size
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        # Pillow only warns up to twice its limit; training on such an image is never meant.
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
-    image.load()
-    return image

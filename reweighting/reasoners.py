@@ -16,7 +16,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from .prompts import open_image
+from .images import open_image
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
 # knowledge, reasoning, conclusion) in words of our own.

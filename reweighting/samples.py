@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,23 +13,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from .answers import is_right
+from .images import image_problem
 from .prompts import (
     LABELS,
     Prompt,
     chain_prompts,
     cut,
-    open_image,
     record_prompt,
     split_question,
     step_prompts,
 )
 
 MAX_LISTED = 20
-MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
 # Text that a tokenizer would take for an image or the end of a turn.
 _CONTROL_TOKEN = re.compile(
@@ -404,7 +401,7 @@ class RecordReader:
             records.setdefault(sample.image, []).append(sample.record)
         silent = {"disable": None if progress else True}  # None: only where a person looks
         with ThreadPoolExecutor() as pool:
-            results = pool.map(_image_problem, records)
+            results = pool.map(image_problem, records)
             bar = tqdm(results, "checking images", len(records), leave=False, **silent)
             for image, trouble in zip(records, bar, strict=True):
                 if trouble:
@@ -538,24 +535,6 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
             "from the presence of text, so such a set can only teach the weights that text is good"
         )
     return found
-
-
-def _image_problem(path: str) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_image(path) as image:
-                sides = sorted(image.size)
-        if sides[1] > MAX_ASPECT_RATIO * sides[0]:
-            return f"{path} is a strip: {sides[1]} pixels long and {sides[0]} wide"
-    except FileNotFoundError:
-        return f"{path} does not exist"
-    except Image.DecompressionBombError as error:
-        return f"{path} is too large to be safe: {error}"
-    except Exception as error:  # Pillow's plugins raise whatever a broken file provokes
-        size = os.path.getsize(path) if os.path.isfile(path) else None
-        return f"{path} is empty" if size == 0 else f"{path} cannot be read: {error}"
-    return None
 
 
 def _is_json(text: str) -> bool:
