@@ -9,6 +9,8 @@ import os
 
 import torch
 
+from .images import MEGAPIXELS, MEGAPIXELS_FLAG
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """Every flag with its default, unless the help text already says it."""
@@ -84,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--skip_bad_records",
         action="store_true",
         help="leave out records with problems, and say how many, instead of stopping",
+    )
+    add(
+        MEGAPIXELS_FLAG,
+        type=real(positive=True),
+        default=MEGAPIXELS,
+        help="refuse images of more million pixels, which may be made to fill the memory",
     )
     add(
         "--max_image_size",

@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE
+from .images import MEGAPIXELS, allow_megapixels
 from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
@@ -146,6 +147,7 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     draw_instance_weights(table, drawn[0])
     arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     if Path(arguments["train_json_file"]).is_file():
+        allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
         options = (arguments["image_root"], arguments["allow_external_images"])
         reader = RecordReader(arguments["train_json_file"], *options)
         samples = {sample.record: sample for sample in load_train(reader, progress=False)}

@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from qwen_vl_utils import smart_resize
-from qwen_vl_utils.vision_process import to_rgb
 
-from .images import open_image
+from .images import Source, content_key, load_pixels, shrunk_size, source_key
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
@@ -251,39 +250,41 @@ class PromptEncoder:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"its processor makes no prompt: {reason}") from error
 
-    def encode(self, image: str | Path | Image.Image, prompts: list[Prompt]) -> EncodedPrompts:
-        """Encode ``prompts`` about ``image`` (a path, an http(s) URL or a picture)."""
-        key = f"{id(image):x}" if isinstance(image, Image.Image) else str(image)
-        encoded = self.encode_image(image)
+    def encode(self, image: Source, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts`` about ``image``; raises what :func:`~.images.open_image` does."""
+        key, encoded = self._encoded(image)
         image_token = self.processor.image_token
         texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
         # The chat template has written the special tokens.
         token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 
-    def encode_image(self, image: str | Path | Image.Image) -> EncodedImage:
+    def encode_image(self, image: Source) -> EncodedImage:
         """Decode, shrink and normalise one image."""
-        if isinstance(image, Image.Image):
-            return self._process(image)
-        key = str(image)
+        return self._encoded(image)[1]
+
+    def _encoded(self, image: Source) -> tuple[str, EncodedImage]:
+        """The image with its key: equal keys, equal pictures."""
+        pixels = None
+        if isinstance(image, (str, Path)):
+            key = source_key(image)
+        else:  # an object may take the place, and the id, of one that is gone
+            pixels = load_pixels(image)
+            key = content_key(pixels)
         if key in self._cache:
             self._cache.move_to_end(key)
-            return self._cache[key]
-        encoded = self._process(open_image(key))
+            return key, self._cache[key]
+        encoded = self._process(pixels or load_pixels(image))
         if encoded.nbytes <= self.cache_bytes:
             self._cache[key] = encoded
             self._cached += encoded.nbytes
             while self._cached > self.cache_bytes:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return encoded
+        return key, encoded
 
     def _process(self, image: Image.Image) -> EncodedImage:
-        if max(image.size) > self.max_image_size:
-            scale = self.max_image_size / max(image.size)
-            size = tuple(max(1, int(side * scale)) for side in image.size)
-            image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "P") else "RGB")
+        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
             image = image.resize(size, Image.Resampling.LANCZOS)
-        image = to_rgb(image)
         options = {"add_special_tokens": False, "return_tensors": "pt"}
         if self.resizes:
             image = self._whole_tokens(image)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from .answers import extract, is_right
 from .arguments import HelpFormatter, real, whole
+from .images import MEGAPIXELS, MEGAPIXELS_FLAG, allow_megapixels
 from .journal import Journal, JournalError
 from .labelling import (
     Adaptive,
@@ -272,6 +273,8 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="finished rollouts; default: beside the output, .journal.jsonl")  # fmt: skip
     add("--image_root", default=".", help="directory relative image paths start from")
     add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
+    add(MEGAPIXELS_FLAG, type=real(positive=True), default=MEGAPIXELS,
+        help="refuse images of more million pixels")  # fmt: skip
     add("--max_image_size", type=whole(28), default=512, help="longest side in pixels, as sent")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="name of the reasoner on a server")
@@ -523,6 +526,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    if arguments.command != "select":
+        allow_megapixels(arguments.max_image_megapixels)
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
     run = {"chains": _make_chains, "label": _make_labels, "select": _select}[arguments.command]

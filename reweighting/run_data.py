@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .data_selection import choose
+from .images import allow_megapixels
 from .samples import (
     CandidatesSample,
     DataError,
@@ -45,6 +46,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     Raises:
         DataError: naming file, record and field of what is wrong; nothing has been written.
     """
+    allow_megapixels(arguments.max_image_megapixels)
     options = {
         "image_root": arguments.image_root,
         "allow_external_images": arguments.allow_external_images,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .answers import is_right
-from .images import image_problem
+from .images import image_problem, is_data_uri
 from .prompts import (
     LABELS,
     Prompt,
@@ -189,7 +190,7 @@ class RecordReader:
         return ""
 
     def image(self, record: dict, number: int, name: str = "image_path") -> str:
-        """A required image path or URL, resolved; whether it opens is checked later.
+        """A required image path, URL or ``data:`` URI, resolved; later it is checked that it opens.
 
         Of a list the first is taken.
         """
@@ -199,6 +200,8 @@ class RecordReader:
         value = self.text(record, number, name)
         if not value:
             return ""
+        if is_data_uri(value):
+            return value
         if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
             if not self.allow_external_images:
                 self.problem(number, name, f"is a URL ({value}); see --allow_external_images")
@@ -400,7 +403,9 @@ class RecordReader:
         for sample in samples:
             records.setdefault(sample.image, []).append(sample.record)
         silent = {"disable": None if progress else True}  # None: only where a person looks
-        with ThreadPoolExecutor() as pool:
+        # Python's list of ignored warnings is shared by all threads: it is changed here alone.
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+            warnings.simplefilter("ignore")
             results = pool.map(image_problem, records)
             bar = tqdm(results, "checking images", len(records), leave=False, **silent)
             for image, trouble in zip(records, bar, strict=True):

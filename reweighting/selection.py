@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .arguments import real
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
+from .images import MEGAPIXELS, MEGAPIXELS_FLAG, allow_megapixels
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
@@ -219,6 +221,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
     add("--image_root", default=".", help="directory relative image paths start from")
     add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
+    add(MEGAPIXELS_FLAG, type=real(positive=True), default=MEGAPIXELS,
+        help="refuse images of more million pixels")  # fmt: skip
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the computation")
     add("--max_tokens_per_batch", type=int, default=8192, help="tokens of one forward pass")
@@ -229,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    allow_megapixels(arguments.max_image_megapixels)
     weights_path = arguments.weights_path
     if not (weights_path / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
