@@ -46,9 +46,10 @@ from benchmarks.hypergradient import build
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from reweighting.layers import PatchProjection
 from reweighting.memory import allocated_bytes
-from reweighting.prompts import PromptEncoder, chain_prompts
+from reweighting.prompts import PromptEncoder
 from reweighting.reward_model import RewardModel, autocast
 from reweighting.samples import MetaSample, TrainSample
+from reweighting.steps import chain_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"

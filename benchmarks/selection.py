@@ -19,10 +19,10 @@ import torch
 from benchmarks.bilevel import allocated, in_a_process, now
 from reweighting.best_of_n import LogOdds
 from reweighting.prefix_tree import pack
-from reweighting.prompts import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.samples import CandidatesSample, RecordReader, load_candidates
 from reweighting.selection import score_candidates
+from reweighting.steps import chain_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .prompts import final_answer
+from .steps import final_answer
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 _ANSWER_LINE = re.compile(r"^\W*(?:answer|the (?:final )?answer is)\s*:?\s*(.+)$", re.I | re.M)

@@ -26,8 +26,8 @@ import torch
 import transformers
 
 from .best_of_n import AGGREGATIONS, evaluate, interval
-from .prompts import join
 from .samples import RecordReader, load_candidates
+from .steps import join
 from .study import REPOSITORY, Setup, Study
 
 DATA = REPOSITORY / "data"

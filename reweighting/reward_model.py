@@ -38,7 +38,8 @@ from .layers import (
     speed_up_patches,
 )
 from .prefix_tree import PackedTrees, pack
-from .prompts import PromptEncoder, chain_prompts
+from .prompts import PromptEncoder
+from .steps import chain_prompts
 
 HEAD_FILE = "LN_weights.pt"
 SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one

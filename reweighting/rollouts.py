@@ -37,7 +37,6 @@ from .labelling import (
     posterior_accuracies,
     select_prefixes,
 )
-from .prompts import join, split_steps, step_starts
 from .reasoners import (
     INSTRUCTION,
     ItemError,
@@ -57,6 +56,7 @@ from .samples import (
     load_questions,
 )
 from .sampling import Item, Result, Sampler, for_each
+from .steps import join, split_steps, step_starts
 
 MAX_LISTED = 20  # lost items spelled out at the end of a run
 

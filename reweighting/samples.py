@@ -18,15 +18,8 @@ from tqdm import tqdm
 
 from .answers import is_right
 from .images import image_problem, is_data_uri
-from .prompts import (
-    LABELS,
-    Prompt,
-    chain_prompts,
-    cut,
-    record_prompt,
-    split_question,
-    step_prompts,
-)
+from .prompts import LABELS
+from .steps import Prompt, chain_prompts, cut, record_prompt, split_question, step_prompts
 
 MAX_LISTED = 20
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making

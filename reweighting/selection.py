@@ -26,9 +26,10 @@ from .arguments import real
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .images import MEGAPIXELS, MEGAPIXELS_FLAG, allow_megapixels
 from .prefix_tree import pack
-from .prompts import EncodedPrompts, chain_prompts
+from .prompts import EncodedPrompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
+from .steps import chain_prompts
 
 SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"

@@ -14,8 +14,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import main as program
 from reweighting import selection
 from reweighting.prefix_tree import pack
-from reweighting.prompts import PromptEncoder, chain_prompts
+from reweighting.prompts import PromptEncoder
 from reweighting.reward_model import RewardModel
+from reweighting.steps import chain_prompts
 
 from .backbones import BACKBONES, make_backbone
 from .conftest import TINY, command

@@ -9,8 +9,8 @@ import pytest
 
 import main as program
 from reweighting.data_selection import choose
-from reweighting.prompts import record_prompt
 from reweighting.samples import TrainSample
+from reweighting.steps import record_prompt
 
 from .conftest import command
 from .test_training import metrics_of, train

@@ -26,8 +26,9 @@ from reweighting.images import (
     shrunk_size,
     to_pixels,
 )
-from reweighting.prompts import Prompt, PromptEncoder
+from reweighting.prompts import PromptEncoder
 from reweighting.reasoners import prepare_image
+from reweighting.steps import Prompt
 
 from .conftest import command
 

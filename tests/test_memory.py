@@ -14,9 +14,9 @@ from reweighting.arguments import parse_arguments
 from reweighting.construction import make_optimizer
 from reweighting.diagnostics import MovedShare
 from reweighting.prefix_tree import pack
-from reweighting.prompts import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
+from reweighting.steps import chain_prompts
 
 from .conftest import TINY, command
 from .test_training import assert_same_run, metrics_of, train, weights_of

@@ -36,7 +36,7 @@ def test_a_trie_shares_what_is_equal_and_keeps_who_sees_whom():
 
 @pytest.fixture(scope="module")
 def groups(reward_model):
-    from reweighting.prompts import Prompt, chain_prompts
+    from reweighting.steps import Prompt, chain_prompts
 
     pixels = np.random.default_rng(0)
     images = [

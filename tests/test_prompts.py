@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reweighting.prompts import Prompt, chain_prompts, split_question, split_steps
+from reweighting.steps import Prompt, chain_prompts, split_question, split_steps
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ from reweighting.labelling import (
     posterior_accuracies,
     select_prefixes,
 )
-from reweighting.prompts import split_steps
 from reweighting.reasoners import Prompt, prepare_image
 from reweighting.samples import RecordReader, load_candidates, load_meta, load_train
 from reweighting.server import Pace, Server, _retry_after
+from reweighting.steps import split_steps
 
 from .conftest import REPOSITORY
 from .model_server import free_port, model_server, running

@@ -16,9 +16,10 @@ from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting import selection
 from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.prefix_tree import pack
-from reweighting.prompts import INSTRUCTION, Prompt, PromptEncoder, chain_prompts
+from reweighting.prompts import INSTRUCTION, PromptEncoder
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader, load_meta, load_train, with_labels
+from reweighting.steps import Prompt, chain_prompts
 
 from .conftest import TINY, command, write_dataset
 

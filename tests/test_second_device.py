@@ -18,10 +18,10 @@ from reweighting import training
 from reweighting.arguments import parse_arguments
 from reweighting.construction import make_encoder
 from reweighting.prefix_tree import pack
-from reweighting.prompts import chain_prompts
 from reweighting.reports import _flat
 from reweighting.reward_model import RewardModel, autocast
 from reweighting.run_data import load_data
+from reweighting.steps import chain_prompts
 
 from .backbones import BACKBONES, make_backbone
 from .conftest import TINY, command

@@ -12,8 +12,8 @@ from PIL import Image
 
 from reweighting import best_of_n, selection
 from reweighting.best_of_n import Pool, evaluate, interval, select, sizes, subsets
-from reweighting.prompts import chain_prompts, final_answer
 from reweighting.samples import CandidatesSample
+from reweighting.steps import chain_prompts, final_answer
 
 from .conftest import REPOSITORY
 

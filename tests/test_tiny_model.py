@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLForC
 
 from data.scenes import render, rgb
 from data.tasks import TASKS
-from reweighting.prompts import Prompt, PromptEncoder
+from reweighting.prompts import PromptEncoder
+from reweighting.steps import Prompt
 from weights.evaluate import auroc, draw_evidence, draw_sheets, judge
 from weights.pretrain import forward
 from weights.sheets import CHAINS, Layout, Mix, draw_sheet

@@ -20,7 +20,7 @@ from data.reasoner import MIXED, SEEING, THINKING, Chain, Profile, sample_chain,
 from data.scenes import CELL, COLOURS, DIRECTIONS, PALETTE, Scene, draw_scene, render
 from data.tasks import TASKS, Pieces, Question, Task, askable, show
 from reweighting.prefix_tree import ancestors, build_trie
-from reweighting.prompts import join
+from reweighting.steps import join
 
 PATCH = CELL // 2  # two by two patches of 14 pixels make one visual token
 MEAN = (0.48145466, 0.4578275, 0.40821073)
