@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = parse_arguments(argv)
 
-    from reweighting import training
+    from reweighting import terminal, training
     from reweighting.construction import SetupError, make_encoder
     from reweighting.plan import print_plan
     from reweighting.problems import NonFiniteLoss
@@ -44,23 +44,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data = load_data(arguments)
         for note in data.warnings:
-            print(f"warning: {note}", file=sys.stderr)
+            terminal.warning(note)
         encoder = make_encoder(arguments, data.system)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
         return training.ReweightingEngine(arguments, data, encoder).run()
-    except DataError as error:
-        for note in error.notes:
-            print(f"warning: {note}", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, SetupError) as error:
+        for note in getattr(error, "notes", []):
+            terminal.warning(note)
+        terminal.error(error)
         return 2
     except NonFiniteLoss as error:
-        print(f"\nerror: {error}; the last checkpoint is left as it was", file=sys.stderr)
+        print(file=sys.stderr)  # behind the progress line
+        terminal.error(f"{error}; the last checkpoint is left as it was")
         return 1
 
 

@@ -6,10 +6,12 @@ import argparse
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 
 import torch
 
 from .images import MEGAPIXELS, MEGAPIXELS_FLAG
+from .terminal import printable
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -48,6 +50,42 @@ def real(minimum: float = 0.0, positive: bool = False):
     return parse
 
 
+def add_record_flags(add: Callable[..., argparse.Action]) -> None:
+    """The flags of every command that reads records, see :meth:`~.samples.RecordReader.of`.
+
+    Args:
+        add: ``add_argument`` of a parser or of a group.
+    """
+    add(
+        "--image_root",
+        default=".",
+        metavar="DIR",
+        help="directory relative image paths start from; images must lie inside it",
+    )
+    add(
+        "--allow_external_images",
+        action="store_true",
+        help="accept image files outside --image_root",
+    )
+    add(
+        "--allow_image_urls",
+        action="store_true",
+        help="accept http(s) URLs of images, which are fetched",
+    )
+    add(
+        MEGAPIXELS_FLAG,
+        type=real(positive=True),
+        default=MEGAPIXELS,
+        metavar="M",
+        help="refuse images of more million pixels, which may be made to fill the memory",
+    )
+    add(
+        "--skip_bad_records",
+        action="store_true",
+        help="leave out records with problems, and say how many, instead of stopping",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All flags of training."""
     parser = argparse.ArgumentParser(
@@ -72,26 +110,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="where training starts: a hub name, a checkpoint directory, or a directory written by "
         "training (base_model/, LN_weights.pt, domain_weights.pt)",
     )
+    add_record_flags(add)
     add(
-        "--image_root",
-        default=".",
-        help="directory relative image paths start from; images must lie inside it",
-    )
-    add(
-        "--allow_external_images",
-        action="store_true",
-        help="accept http(s) URLs and images outside --image_root",
-    )
-    add(
-        "--skip_bad_records",
-        action="store_true",
-        help="leave out records with problems, and say how many, instead of stopping",
-    )
-    add(
-        MEGAPIXELS_FLAG,
-        type=real(positive=True),
-        default=MEGAPIXELS,
-        help="refuse images of more million pixels, which may be made to fill the memory",
+        "--meta_image_root",
+        metavar="DIR",
+        help="--image_root of the meta records (default: --image_root)",
     )
     add(
         "--max_image_size",
@@ -428,6 +451,11 @@ def build_parser() -> argparse.ArgumentParser:
         "the best checkpoint kept in best/ beside the last",
     )
     add(
+        "--eval_image_root",
+        metavar="DIR",
+        help="--image_root of --eval_candidates (default: --image_root)",
+    )
+    add(
         "--eval_every",
         type=whole(1),
         default=1000,
@@ -521,8 +549,10 @@ def check(arguments: argparse.Namespace, error) -> None:
     ):
         if package and importlib.util.find_spec(package) is None:
             error(f"{flag} needs a package: pip install {package}")
-    if not os.path.isdir(a.image_root):
-        error(f"--image_root {a.image_root} is no directory")
+    for name in ("image_root", "meta_image_root", "eval_image_root"):
+        directory = getattr(a, name)
+        if directory is not None and not os.path.isdir(directory):
+            error(f"--{name} {printable(directory)} is no directory")
     problem = unwritable(a.weights_path)
     if problem:
         error(f"--weights_path {a.weights_path} cannot be written: {problem}")

@@ -148,8 +148,12 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     if Path(arguments["train_json_file"]).is_file():
         allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
-        options = (arguments["image_root"], arguments["allow_external_images"])
-        reader = RecordReader(arguments["train_json_file"], *options)
+        reader = RecordReader(
+            arguments["train_json_file"],
+            arguments["image_root"],
+            arguments["allow_external_images"],
+            arguments.get("allow_image_urls", False),
+        )
         samples = {sample.record: sample for sample in load_train(reader, progress=False)}
         drawn.append(output / "contact_sheet.png")
         draw_contact_sheet(table, samples, drawn[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import json
@@ -14,6 +15,7 @@ from typing import IO, Any
 MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
+_SPACE = re.compile(r"[ \t\r\n]*")  # what JSON takes for white space
 # What most values do not hold, so that they need not be walked through: an escaped surrogate, or a
 # long run of digits.
 _SUSPICIOUS = re.compile(rf"\\u[dD][89a-fA-F]|[0-9]{{{MAX_DIGITS + 1}}}")
@@ -35,30 +37,44 @@ class BrokenLine(FileError):
         self.torn = torn
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, checked: bool = True) -> Any:
     """The value of a JSON text, with limits that keep the rest of the program out of trouble.
 
+    Args:
+        checked: whether :func:`check_json` is called; a caller that can name the place does it.
+
     Raises:
-        ValueError: it is no JSON, nested deeper than :data:`MAX_DEPTH`, holds a number of more than
-            :data:`MAX_DIGITS` digits or half of a surrogate pair, which no UTF-8 file can hold.
+        ValueError: it is no JSON, or :func:`check_json` refuses it.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    try:
+    with _python_limits():
         value = json.loads(text)
+    if checked and (_SUSPICIOUS.search(text) or text.count("[") + text.count("{") > MAX_DEPTH):
+        check_json(value)
+    return value
+
+
+@contextlib.contextmanager
+def _python_limits() -> Iterator[None]:
+    """Say what stands in the way where Python's own limits are met while JSON is parsed."""
+    try:
+        yield
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     except json.JSONDecodeError:
         raise
-    except ValueError:  # Python's own limit on the digits of an integer
+    except ValueError:  # the digits of an integer
         raise ValueError(f"holds a number of more than {MAX_DIGITS} digits") from None
-    if _SUSPICIOUS.search(text) or text.count("[") + text.count("{") > MAX_DEPTH:
-        _check(value)
-    return value
 
 
-def _check(value: Any) -> None:
-    """Raise ValueError for what :func:`parse_json` refuses."""
+def check_json(value: Any) -> None:
+    """See to it that a value can be worked with and written again.
+
+    Raises:
+        ValueError: it is nested deeper than :data:`MAX_DEPTH`, holds a number of more than
+            :data:`MAX_DIGITS` digits or half of a surrogate pair, which no UTF-8 file can hold.
+    """
     level, depth = [value], 0
     while level:
         depth += 1
@@ -76,7 +92,7 @@ def _check(value: Any) -> None:
                     item.encode()
                 except UnicodeEncodeError as error:
                     half = f"\\u{ord(item[error.start]):04x}"
-                    raise ValueError(f"holds {half}, one half of a surrogate pair") from None
+                    raise ValueError(f"holds half of a surrogate pair, {half}") from None
             elif isinstance(item, int) and abs(item) >= 10**MAX_DIGITS:
                 raise ValueError(f"holds a number of more than {MAX_DIGITS} digits")
         level = deeper
@@ -90,8 +106,7 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     with _named(path):
-        if path.exists() and not path.is_file():
-            raise FileError(f"{path}: not a file")
+        _refuse_pipes(path)
         try:
             return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
@@ -111,23 +126,34 @@ def read_json(path: str | Path) -> Any:
         raise FileError(f"{path}: not JSON: {error}") from error
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
+def _refuse_pipes(path: Path) -> None:
+    """Whoever opens a pipe that nobody writes to waits for ever."""
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path}: not a file")
+
+
+def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[int, bytes, Any]]:
     """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are passed.
 
     Lines end with a line feed and nothing else: U+2028 and U+0085 are text to JSON.
+
+    Args:
+        checked: as for :func:`parse_json`.
 
     Raises:
         FileError: the file cannot be read.
         BrokenLine: a line cannot be read. Those before it have been given.
     """
     path = Path(path)
+    with _named(path):
+        _refuse_pipes(path)
     with _named(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            body = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            body = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not body.strip():
                 continue
             try:
-                value = parse_json(body)
+                value = parse_json(body, checked)
             except UnicodeDecodeError as error:
                 reason = f"not UTF-8 text ({error.reason})"
                 raise BrokenLine(
@@ -138,6 +164,78 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[int, bytes, Any]]:
                     f"{path}: line {number}: not JSON: {error}", not line.endswith(b"\n")
                 ) from error
             yield number, line, value
+
+
+def read_records(path: str | Path) -> list[Any]:
+    """The items of a JSON array or the values of JSON Lines, told apart by the first character.
+
+    :func:`check_json` is left to the caller, who can name record and field.
+
+    Raises:
+        FileError: the file cannot be read or is neither.
+    """
+    path = Path(path)
+    if _opens_an_array(path):
+        return _array_items(path)
+    records: list[Any] = []
+    try:
+        for _, _, value in read_json_lines(path, checked=False):
+            records.append(value)
+    except BrokenLine as error:
+        if not records and _is_json(path):  # one value over many lines
+            raise FileError(f"{path}: not a list of records") from error
+        raise
+    if len(records) == 1 and not isinstance(records[0], dict):
+        raise FileError(f"{path}: not a list of records")
+    return records
+
+
+def _opens_an_array(path: Path) -> bool:
+    with _named(path):
+        _refuse_pipes(path)
+        with path.open("rb") as file:
+            for line in file:
+                if start := line.removeprefix(codecs.BOM_UTF8).lstrip():
+                    return start.startswith(b"[")
+    return False
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        read_json(path)
+    except FileError:
+        return False
+    return True
+
+
+def _array_items(path: Path) -> list[Any]:
+    """The items of a JSON array, read one by one so that an error can name the broken one."""
+    text = read_text(path)
+    decoder = json.JSONDecoder()
+    items: list[Any] = []
+    try:
+        position = _end_of_space(text, text.index("[") + 1)
+        while items or text[position : position + 1] != "]":
+            with _python_limits():
+                item, position = decoder.raw_decode(text, position)
+            items.append(item)
+            position = _end_of_space(text, position)
+            if text[position : position + 1] == "]":
+                break
+            if text[position : position + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+            position = _end_of_space(text, position + 1)
+        position = _end_of_space(text, position + 1)
+        if position < len(text):
+            raise json.JSONDecodeError("Extra data", text, position)
+    except ValueError as error:
+        place = f"{path}: record {len(items) + 1}"
+        raise FileError(f"{place}: not JSON: {error}") from error
+    return items
+
+
+def _end_of_space(text: str, start: int) -> int:
+    return _SPACE.match(text, start).end()
 
 
 def complete_lines(path: str | Path) -> list[Any]:

@@ -19,7 +19,6 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from .images import Source, content_key, load_pixels, shrunk_size, source_key
-
 from .steps import Prompt, join
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong

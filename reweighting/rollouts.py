@@ -25,9 +25,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from . import terminal
 from .answers import extract, is_right
-from .arguments import HelpFormatter, real, whole
-from .images import MEGAPIXELS, MEGAPIXELS_FLAG, allow_megapixels
+from .arguments import HelpFormatter, add_record_flags, real, whole
 from .journal import Journal, JournalError
 from .labelling import (
     Adaptive,
@@ -263,6 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="prefixes a domain; accuracies between 0 and 1 first, then as many right as "
         "wrong")  # fmt: skip
     add("--seed", type=int, default=1, help="of the choice among equals")
+    add("--skip_bad_records", action="store_true", help="leave out records with problems")
     return parser
 
 
@@ -271,10 +272,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--output", required=True, type=Path, help="file to write")
     add("--journal", type=Path,
         help="finished rollouts; default: beside the output, .journal.jsonl")  # fmt: skip
-    add("--image_root", default=".", help="directory relative image paths start from")
-    add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
-    add(MEGAPIXELS_FLAG, type=real(positive=True), default=MEGAPIXELS,
-        help="refuse images of more million pixels")  # fmt: skip
+    add_record_flags(add)
     add("--max_image_size", type=whole(28), default=512, help="longest side in pixels, as sent")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="name of the reasoner on a server")
@@ -388,10 +386,9 @@ async def sample_all(
 
 
 def _make_chains(arguments: argparse.Namespace) -> int:
-    reader = RecordReader(
-        arguments.questions, arguments.image_root, arguments.allow_external_images
-    )
+    reader = RecordReader.of(arguments, arguments.questions)
     samples = load_questions(reader, progress=True)
+    _say_left_out(reader)
     raw = reader.read()
 
     async def work(sampler: Sampler, sample: QuestionSample) -> list[Rollout | ItemError]:
@@ -434,17 +431,20 @@ def _make_chains(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _say_left_out(reader: RecordReader) -> None:
+    if note := reader.left_out():
+        terminal.warning(note)
+
+
 def _make_labels(arguments: argparse.Namespace) -> int:
-    reader = RecordReader(
-        arguments.candidates, arguments.image_root, arguments.allow_external_images
-    )
+    reader = RecordReader.of(arguments, arguments.candidates)
     samples = load_candidates(reader, progress=True)
     raw = reader.read()
     for sample in samples:
         for name in ("answer", "dataset"):  # optional for selection, needed here
             reader.text(raw[sample.record - 1], sample.record, name)
-    if reader.problems:
-        raise DataError(reader.all_problems())
+    samples = reader.usable(samples)
+    _say_left_out(reader)
     prefixes = prefixes_of(samples, raw, arguments.chains_per_question)
     without = len(samples) - len({prefix.sample.record for prefix in prefixes})
     if without:
@@ -479,11 +479,16 @@ def _make_labels(arguments: argparse.Namespace) -> int:
 def _select(arguments: argparse.Namespace) -> int:
     records = []
     for path in arguments.labelled:
-        reader = RecordReader(path, allow_external_images=True)  # no image is opened
-        reader.samples(reader.train_sample)
-        if reader.problems:
-            raise DataError(reader.all_problems())
-        records += reader.read()
+        reader = RecordReader(
+            path,
+            allow_external_images=True,  # no image is opened
+            allow_image_urls=True,
+            skip_bad_records=arguments.skip_bad_records,
+        )
+        samples = reader.usable(reader.samples(reader.train_sample))
+        _say_left_out(reader)
+        raw = reader.read()
+        records += [raw[sample.record - 1] for sample in samples]
     kept = select_prefixes(records, arguments.per_domain, arguments.seed)
     counts = Counter(record["dataset"] for record in records)
     for domain, count in Counter(record["dataset"] for record in kept).items():
@@ -526,15 +531,13 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.command != "select":
-        allow_megapixels(arguments.max_image_megapixels)
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
     run = {"chains": _make_chains, "label": _make_labels, "select": _select}[arguments.command]
     try:
         return run(arguments)
     except (DataError, JournalError, MissingReasonerError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.error(error)
         return 2
     except ReasonerError as error:
         print(f"error: {error}\nthe same command goes on from the journal", file=sys.stderr)

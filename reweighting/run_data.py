@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .data_selection import choose
-from .images import allow_megapixels
+from .files import FileError, read_json
 from .samples import (
     CandidatesSample,
     DataError,
@@ -24,6 +24,7 @@ from .samples import (
     load_train,
     with_labels,
 )
+from .terminal import printable
 
 
 @dataclass
@@ -46,32 +47,26 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     Raises:
         DataError: naming file, record and field of what is wrong; nothing has been written.
     """
-    allow_megapixels(arguments.max_image_megapixels)
-    options = {
-        "image_root": arguments.image_root,
-        "allow_external_images": arguments.allow_external_images,
-    }
     problems, notes = [], []
-    train_reader = RecordReader(arguments.train_json_file, **options)
+    train_reader = RecordReader.of(arguments, arguments.train_json_file)
     train, meta, meta_reader = [], [], None
     try:
         train = load_train(train_reader, progress)
     except DataError as error:
         problems += error.problems
     if arguments.learn_weights:
-        meta_reader = RecordReader(arguments.meta_json_file, **options)
+        meta_reader = RecordReader.of(
+            arguments, arguments.meta_json_file, arguments.meta_image_root
+        )
         try:
             meta, notes = load_meta(meta_reader, progress)
         except DataError as error:
             problems += error.problems
     for reader in filter(None, (train_reader, meta_reader)):
-        if arguments.skip_bad_records and reader.problems:
-            notes.append(
-                f"{reader.file}: left out {len(reader.problems)} records with problems, the first: "
-                + reader.all_problems()[0]
-            )
-        else:
+        if not arguments.skip_bad_records:
             problems += reader.all_problems()
+        elif note := reader.left_out():
+            notes.append(note)
     read = len(train)
     train = choose(
         train,
@@ -82,7 +77,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     )
     if read and not train:
         problems.append(
-            f"{arguments.train_json_file}: --train_subset {arguments.train_subset} keeps none of "
+            f"{train_reader.name}: --train_subset {arguments.train_subset} keeps none of "
             f"{read} records (--step_length {arguments.step_length[0]:g} "
             f"{arguments.step_length[1]:g})"
         )
@@ -94,18 +89,18 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     system = systems.most_common(1)[0][0] if systems else ""
     if len(systems) > 1 and arguments.score_head == "plus_minus":
         notes.append(
-            f"{arguments.train_json_file}: {len(systems)} different system turns; all prompts get "
+            f"{train_reader.name}: {len(systems)} different system turns; all prompts get "
             "the most common one"
         )
     domains = list(dict.fromkeys(sample.domain for sample in train))
     labels = {sample.true_false for sample in meta}
     if not train and not problems:
-        problems.append(f"{arguments.train_json_file}: no usable record is left")
+        problems.append(f"{train_reader.name}: no usable record is left")
     if arguments.learn_weights and not arguments.by_instance and len(domains) == 1:
         problems.append(
-            f"{arguments.train_json_file}: all records are of domain '{domains[0]}': reweighting "
-            "has nothing to weigh (--baseline trains without it, --reweighting instance_table "
-            "weighs single records)"
+            f"{train_reader.name}: all usable records are of domain '{printable(domains[0])}': "
+            "reweighting has nothing to weigh (--baseline trains without it, --reweighting "
+            "instance_table weighs single records)"
         )
     if arguments.learn_weights and len(labels) == 1:
         problems.append(
@@ -116,9 +111,11 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         problems.append(f"{arguments.meta_json_file}: no usable record is left")
     validation = []
     if arguments.eval_candidates:
+        reader = RecordReader.of(arguments, arguments.eval_candidates, arguments.eval_image_root)
         try:
-            reader = RecordReader(arguments.eval_candidates, **options)
             validation = load_candidates(reader, progress)
+            if note := reader.left_out():
+                notes.append(note)
             if not any(sample.true_false for sample in validation):
                 problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
         except DataError as error:
@@ -149,18 +146,23 @@ def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
         DataError: the file is unreadable, a domain is missing or a weight is no number >= 0.
     """
     try:
-        weights = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError([f"{file}: {error}"]) from error
+        weights = read_json(file)
+    except FileError as error:
+        raise DataError([str(error)]) from error
     if not isinstance(weights, dict):
         raise DataError([f"{file}: not an object {{domain: weight}}"])
     problems = []
     for domain in domains:
         weight = weights.get(domain)
         if domain not in weights:
-            problems.append(f"{file}: domain '{domain}' of the train file is missing")
-        elif not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            problems.append(f"{file}: domain '{domain}': must be a number of at least 0")
+            problems.append(f"{file}: domain '{printable(domain)}' of the train file is missing")
+        elif (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not 0 <= weight < math.inf
+        ):
+            name = printable(domain)
+            problems.append(f"{file}: domain '{name}': must be a number of at least 0")
     if not problems and not any(weights[domain] for domain in domains):
         problems.append(f"{file}: all weights are 0")
     if problems:

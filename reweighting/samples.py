@@ -7,8 +7,9 @@ import math
 import os
 import re
 import warnings
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,15 +18,21 @@ from typing import Any
 from tqdm import tqdm
 
 from .answers import is_right
-from .images import image_problem, is_data_uri
+from .files import FileError, check_json, read_records
+from .images import allow_megapixels, image_problem, is_data_uri
 from .prompts import LABELS
-from .steps import Prompt, chain_prompts, cut, record_prompt, split_question, step_prompts
+from .steps import Prompt, chain_prompts, record_prompt, split_question, step_prompts, step_starts
+from .terminal import MAX_LINE, printable
 
-MAX_LISTED = 20
+MAX_CHARACTERS = 200_000  # of a text: more tokens than a forward pass takes
+MAX_STEPS = 1000  # of a chain
+MAX_KINDS = 20  # of problems that an error lists
+MAX_ALIKE = 3  # problems of one kind that are spelled out
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
-# Text that a tokenizer would take for an image or the end of a turn.
+# Text that a tokenizer would take for an image, a video or the end of a turn or a document.
 _CONTROL_TOKEN = re.compile(
-    r"<\|(?:(?:image|video)_pad|vision_(?:start|end)|im_(?:start|end))\|>|<IMG_CONTEXT>|</?img>|<video>"
+    r"<\|(?:(?:image|video|vision)_pad|(?:vision|im)_(?:start|end)|endoftext)\|>"
+    r"|<IMG_CONTEXT>|</?img>|<video>"
 )
 # Where many data sets say that the image belongs; it has its place before the question.
 _IMAGE_TAG = re.compile(r"<image>[ \t]*\n?")
@@ -36,6 +43,30 @@ _ROLES = ("system", "human", "gpt")
 def holds_control_token(text: str) -> bool:
     """Whether a tokenizer would take a part of the text for an image or the end of a turn."""
     return _CONTROL_TOKEN.search(text) is not None
+
+
+def text_fault(text: Any) -> tuple[str, ...] | None:
+    """What keeps a text from a model: a sentence with ``{}`` for values, and the values; or None.
+
+    An empty text is none here: whether one may be missing depends on the place.
+    """
+    if not isinstance(text, str):
+        return "must be text, is {}", _shown(text)
+    if len(text) > MAX_CHARACTERS:
+        return f"holds {{}} characters, more than {MAX_CHARACTERS}", str(len(text))
+    if control := _CONTROL_TOKEN.search(text):
+        return "holds the control token {}", control.group()
+    return _json_fault(text)
+
+
+def _json_fault(value: Any) -> tuple[str, ...] | None:
+    """As :func:`text_fault`, what :func:`~.files.check_json` refuses."""
+    try:
+        check_json(value)
+    except ValueError as error:
+        kind, *half = str(error).split(", ")
+        return kind + ", {}" * len(half), *half
+    return None
 
 
 @dataclass
@@ -92,16 +123,51 @@ class QuestionSample:
     choices: list[str] | None
 
 
+class Problem(str):
+    """One problem, spelled out; ``kind`` is what it shares with all that are like it.
+
+    Args:
+        values: what tells it from others of its kind, besides the record.
+    """
+
+    kind: str
+    values: tuple[str, ...]
+
+    def __new__(cls, text: str, kind: str = "", values: tuple[str, ...] = ()) -> Problem:
+        problem = super().__new__(cls, text)
+        problem.kind, problem.values = kind or text, values
+        return problem
+
+
+def summary(problems: Sequence[str]) -> str:
+    """Problems by kind, some of each spelled out, so that a frequent kind hides no other one."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        problem = problem if isinstance(problem, Problem) else Problem(problem)
+        kinds.setdefault(problem.kind, []).append(problem)
+    lines: list[str] = []
+    for kind, alike in list(kinds.items())[:MAX_KINDS]:
+        lines += alike[:MAX_ALIKE]
+        if len(alike) > MAX_ALIKE:
+            different = len({problem.values for problem in alike})
+            note = f" ({different} different ones in all)" if 1 < different < len(alike) else ""
+            lines.append(f"{kind}: {len(alike) - MAX_ALIKE} more like these{note}")
+    if len(problems) > 1:
+        total = f"{len(problems)} problems"
+        if 1 < len(kinds) < len(problems):
+            total += f" of {len(kinds)} kinds"
+        if len(kinds) > MAX_KINDS:
+            total += f", {len(kinds) - MAX_KINDS} kinds not listed"
+        lines.append(total)
+    return "\n".join(lines)
+
+
 class DataError(Exception):
-    """Problems in the user's files, at most :data:`MAX_LISTED` of them spelled out."""
+    """Problems in the user's files; the message is their :func:`summary`."""
 
     def __init__(self, problems: list[str]) -> None:
+        super().__init__(summary(problems))
         self.problems = problems
-        lines = problems[:MAX_LISTED]
-        if len(problems) > 1:
-            more = len(problems) - len(lines)
-            lines.append(f"{len(problems)} problems" + (f", {more} not listed" if more else ""))
-        super().__init__("\n".join(lines))
         self.notes: list[str] = []
 
 
@@ -112,14 +178,41 @@ class RecordReader:
     Args:
         file: a JSON array or JSON Lines, told apart by content.
         image_root: relative image paths start here, and no image may lie outside.
-        allow_external_images: accept URLs and images outside ``image_root``.
+        allow_external_images: accept image files outside ``image_root``.
+        allow_image_urls: accept http(s) URLs of images.
+        skip_bad_records: leave out records with problems instead of raising.
     """
 
     file: str
     image_root: str = "."
     allow_external_images: bool = False
+    allow_image_urls: bool = False
+    skip_bad_records: bool = False
     problems: dict[int, list[str]] = field(default_factory=dict)
     image_fields: dict[int, str] = field(default_factory=dict)  # by record: where its image stands
+
+    @classmethod
+    def of(
+        cls, arguments: Namespace, file: str | Path, image_root: str | None = None
+    ) -> RecordReader:
+        """A reader as the flags of :func:`~.arguments.add_record_flags` say.
+
+        Args:
+            image_root: instead of ``--image_root``.
+        """
+        allow_megapixels(arguments.max_image_megapixels)
+        return cls(
+            str(file),
+            image_root or arguments.image_root,
+            arguments.allow_external_images,
+            arguments.allow_image_urls,
+            arguments.skip_bad_records,
+        )
+
+    @property
+    def name(self) -> str:
+        """The file as messages name it."""
+        return printable(self.file, MAX_LINE // 2)
 
     def read(self) -> list[Any]:
         """All records of the file.
@@ -128,40 +221,30 @@ class RecordReader:
             DataError: the file is missing, unreadable, not JSON or holds no list of records.
         """
         try:
-            text = Path(self.file).read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise DataError([f"{self.file}: {error.strerror or error}"]) from error
-        except UnicodeDecodeError as error:
-            raise DataError([f"{self.file}: not UTF-8 text ({error.reason})"]) from error
-        records = self._parse(text)
+            records = read_records(self.file)
+        except FileError as error:
+            raise DataError([printable(error, MAX_LINE)]) from error
         if not records:
-            raise DataError([f"{self.file}: holds no records"])
+            raise DataError([f"{self.name}: holds no records"])
         return records
 
-    def _parse(self, text: str) -> list[Any]:
-        if text.lstrip().startswith("["):
-            try:
-                return json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError([f"{self.file}: not JSON: {error}"]) from error
-        records = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if not records and _is_json(text):
-                    raise DataError([f"{self.file}: not a list of records"]) from error
-                raise DataError([f"{self.file}: line {number}: not JSON: {error}"]) from error
-        if len(records) == 1 and not isinstance(records[0], dict):
-            raise DataError([f"{self.file}: not a list of records"])
-        return records
+    def problem(self, number: int, name: str | None, kind: str, *values: str) -> None:
+        """Note a problem of record ``number`` (from 1) in field ``name``.
 
-    def problem(self, number: int, name: str | None, text: str) -> None:
-        """Note a problem of record ``number`` (from 1) in field ``name``."""
-        where = f"{self.file}: record {number}" + (f": field '{name}'" if name else "")
-        self.problems.setdefault(number, []).append(f"{where}: {text}")
+        Args:
+            kind: the sentence, with ``{}`` for what differs from record to record.
+        """
+        values = tuple(printable(value) for value in values)
+        self._note(number, name, kind.format(*values), kind.replace("{}", "…"), values)
+
+    def _note(
+        self, number: int, name: str | None, text: str, kind: str, values: tuple[str, ...]
+    ) -> None:
+        place = f": field '{printable(name)}': " if name else ": "
+        problem = Problem(
+            f"{self.name}: record {number}{place}{text}", f"{self.name}{place}{kind}", values
+        )
+        self.problems.setdefault(number, []).append(problem)
 
     def text(self, record: dict, number: int, name: str) -> str:
         """A required, non-empty text field, without the tags that stand for an image."""
@@ -170,17 +253,42 @@ class RecordReader:
             return ""
         return self._clean(record[name], number, name)
 
-    def _clean(self, value: Any, number: int, name: str, where: str = "") -> str:
+    def _optional_text(self, record: dict, number: int, name: str) -> str | None:
+        if record.get(name) is None:
+            return None
+        return self._clean(record[name], number, name, may_be_empty=True)
+
+    def _clean(
+        self, value: Any, number: int, name: str, where: str = "", may_be_empty: bool = False
+    ) -> str:
         """Text without image tags; ``where`` within field ``name`` it stands, for messages."""
-        if not isinstance(value, str):
-            self.problem(number, name, f"{where}must be text, is {_shown(value)}")
-        elif not (text := _IMAGE_TAG.sub("", value)).strip():
-            self.problem(number, name, f"{where}is empty")
-        elif control := _CONTROL_TOKEN.search(text):
-            self.problem(number, name, f"{where}holds the control token {control.group()}")
-        else:
-            return text
-        return ""
+        fault = text_fault(value)
+        text = "" if fault else _IMAGE_TAG.sub("", value)
+        if not fault and not may_be_empty and not text.strip():
+            fault = ("is empty",)
+        if fault:
+            kind, *values = fault
+            if where:
+                kind, values = "{} " + kind, [where, *values]
+            self.problem(number, name, kind, *values)
+            return ""
+        return text
+
+    def _prompts(
+        self, question: str, response: str, number: int, name: str, where: str = ""
+    ) -> list[Prompt]:
+        """The prompts of a chain; none if the record has a problem, or the chain too many steps."""
+        few = number not in self.problems and self._few(
+            len(step_starts(response)), number, name, where
+        )
+        return chain_prompts(question, response) if few else []
+
+    def _few(self, steps: int, number: int, name: str, where: str = "") -> bool:
+        if steps > MAX_STEPS:
+            of = " of {}" if where else ""
+            kind = f"holds {{}} steps{of}, more than {MAX_STEPS}"
+            self.problem(number, name, kind, str(steps), *filter(None, [where]))
+        return steps <= MAX_STEPS
 
     def image(self, record: dict, number: int, name: str = "image_path") -> str:
         """A required image path, URL or ``data:`` URI, resolved; later it is checked that it opens.
@@ -188,19 +296,27 @@ class RecordReader:
         Of a list the first is taken.
         """
         self.image_fields[number] = name
-        if isinstance(record.get(name), list) and record[name]:
-            record = {name: record[name][0]}
-        value = self.text(record, number, name)
+        value = record.get(name)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, str) and is_data_uri(value):
+            return value
+        value = self.text({name: value} if name in record else {}, number, name)
         if not value:
             return ""
-        if is_data_uri(value):
-            return value
-        if re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE):
-            if not self.allow_external_images:
-                self.problem(number, name, f"is a URL ({value}); see --allow_external_images")
-            elif not value.startswith(("http://", "https://")):
-                self.problem(number, name, f"is a URL of an unknown kind ({value})")
-            return value
+        if "\0" in value:
+            self.problem(number, name, "holds a NUL character: {}", value)
+            return ""
+        if match := re.match(r"([a-z][a-z0-9+.-]*)://", value, re.IGNORECASE):
+            scheme = match[1].lower()
+            if scheme == "file":
+                path = "/" + value[match.end() :].partition("/")[2]
+                self.problem(number, name, "is a URL of a file: give its path instead, {}", path)
+            elif scheme not in ("http", "https"):
+                self.problem(number, name, "is a URL of an unknown kind ({})", value)
+            elif not self.allow_image_urls:
+                self.problem(number, name, "is a URL ({}); see --allow_image_urls", value)
+            return scheme + value[len(scheme) :]
         path = os.path.join(self.image_root, value)
         root = os.path.realpath(self.image_root)
         inside = os.path.commonpath([root, os.path.realpath(path)]) == root
@@ -208,24 +324,56 @@ class RecordReader:
             self.problem(
                 number,
                 name,
-                f"{value} lies outside the image root {self.image_root}; "
-                "see --image_root and --allow_external_images",
+                "{} lies outside the image root {}; see --image_root and --allow_external_images",
+                value,
+                self.image_root,
             )
         return path
 
     def samples(self, parse: Callable[[dict, int], Any]) -> list[Any]:
-        """Parse all records with ``parse(record, number)``, those with problems left out."""
+        """Parse all records with ``parse(record, number)``, those with problems left out.
+
+        What ``parse`` returns of a record that it notes a problem of is not looked at.
+        """
         samples = []
         for number, record in enumerate(self.read(), start=1):
             if not isinstance(record, dict):
-                self.problem(number, None, f"must be an object, is {_shown(record)}")
+                self.problem(number, None, "must be an object, is {}", _shown(record))
                 continue
-            sample = parse(record, number)
-            if number not in self.problems:
-                samples.append(sample)
+            if self._can_be_written(record, number):
+                sample = parse(record, number)
+                if number not in self.problems:
+                    samples.append(sample)
         return samples
 
-    def train_sample(self, record: dict, number: int) -> TrainSample:
+    def _can_be_written(self, record: dict, number: int) -> bool:
+        """Check every field, those that mean nothing here too: they are copied to other files."""
+        for name, value in record.items():
+            if fault := _json_fault([name, value]):
+                self.problem(number, name, *fault)
+        return number not in self.problems
+
+    def usable(self, samples: list[Any]) -> list[Any]:
+        """The samples that no problem was noted for.
+
+        Raises:
+            DataError: there are problems and records are not to be left out, or none is left.
+        """
+        if self.problems and not self.skip_bad_records:
+            raise DataError(self.all_problems())
+        samples = [sample for sample in samples if sample.record not in self.problems]
+        if not samples:
+            raise DataError([*self.all_problems(), f"{self.name}: no usable record is left"])
+        return samples
+
+    def left_out(self) -> str | None:
+        """A note on the records with problems, if there are any."""
+        if not self.problems:
+            return None
+        count = f"{len(self.problems)} record{'s' if len(self.problems) > 1 else ''}"
+        return f"{self.name}: left out {count} with problems:\n{summary(self.all_problems())}"
+
+    def train_sample(self, record: dict, number: int) -> TrainSample | None:
         """A step prefix (DreamPRM), or a conversation with labels (DreamPRM-1.5)."""
         if "conversations" in record:
             return self._train_conversation(record, number)
@@ -237,9 +385,11 @@ class RecordReader:
         if "accuracy" not in record:
             self.problem(number, "accuracy", "is missing")
         elif isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)):
-            self.problem(number, "accuracy", f"must be a number, is {_shown(accuracy)}")
+            self.problem(number, "accuracy", "must be a number, is {}", _shown(accuracy))
         elif not math.isfinite(accuracy) or not 0 <= accuracy <= 1:
-            self.problem(number, "accuracy", f"must lie in [0, 1], is {accuracy}")
+            self.problem(number, "accuracy", "must lie in [0, 1], is {}", printable(accuracy, 40))
+        if number in self.problems or not self._few(len(step_starts(prefix)), number, "add"):
+            return None
         prompts = [record_prompt(question, prefix)]
         chain = (domain, image, question)
         name = str(record.get("id", ""))
@@ -270,16 +420,16 @@ class RecordReader:
         name = "conversations"
         turns = record[name]
         if not isinstance(turns, list) or not turns:
-            self.problem(number, name, f"must be a list of turns, is {_shown(turns)}")
+            self.problem(number, name, "must be a list of turns, is {}", _shown(turns))
             return "", [], [], ""
         system, labels = "", []
         said: list[list[str]] = [[]]  # what the human says before each label
         for index, turn in enumerate(turns, start=1):
-            where = f"turn {index} "
+            where = f"turn {index}"
             role = turn.get("from") if isinstance(turn, dict) else None
             if role not in _ROLES:
-                text = f"{where}must be from {', '.join(_ROLES)}, is {_shown(turn)}"
-                self.problem(number, name, text)
+                kind = f"{{}} must be from {', '.join(_ROLES)}, is {{}}"
+                self.problem(number, name, kind, where, _shown(turn))
                 continue
             text = self._clean(turn.get("value"), number, name, where).strip()
             if role == "human":
@@ -287,12 +437,13 @@ class RecordReader:
             elif role == "system":
                 system = text
                 if index > 1:
-                    self.problem(number, name, f"{where}is from system: only the first may be")
+                    kind = "{} is from system: only the first may be"
+                    self.problem(number, name, kind, where)
             elif text not in _LABELS:
                 if text:
-                    self.problem(number, name, f"{where}must be + or -, is {_shown(text)}")
+                    self.problem(number, name, "{} must be + or -, is {}", where, _shown(text))
             elif not said[-1]:
-                self.problem(number, name, f"{where}labels no step")
+                self.problem(number, name, "{} labels no step", where)
             else:
                 labels.append(_LABELS[text])
                 said.append([])
@@ -300,8 +451,18 @@ class RecordReader:
         pieces = ["\n\n".join(first), *("\n\n".join(turns) for turns in said[1:] if turns)]
         if not labels and not first:
             pieces = []  # a question and nothing else
-        prefixes = ["\n\n".join(filter(None, pieces[:count])) for count in range(len(pieces) + 1)]
-        return question, step_prompts(question, cut(prefixes[1:])), labels, system
+        characters = sum(map(len, pieces)) + len(question)
+        if characters > MAX_CHARACTERS:
+            kind = f"holds {{}} characters, more than {MAX_CHARACTERS}"
+            self.problem(number, name, kind, str(characters))
+        if number in self.problems or not self._few(len(pieces), number, name):
+            return question, [], labels, system
+        # A first step that shares a turn with the question is empty: no gap before the second.
+        steps = [
+            "\n\n" + piece if index > 1 or (index and pieces[0]) else piece
+            for index, piece in enumerate(pieces)
+        ]
+        return question, step_prompts(question, tuple(steps)), labels, system
 
     def meta_sample(self, record: dict, number: int) -> MetaSample:
         """A whole chain with its truth, in either format."""
@@ -309,14 +470,15 @@ class RecordReader:
             question, prompts, *_ = self.conversation(record, number)
             image = self._conversation_image(record, number)
             if number not in self.problems and not prompts:
-                prompts = chain_prompts(question, self.text(record, number, "response"))
+                response = self.text(record, number, "response")
+                prompts = self._prompts(question, response, number, "response")
             return MetaSample(number, prompts, image, self._true_false(record, number))
         text = self.text(record, number, "input")
         image = self.image(record, number)
         question, response = split_question(text)
         if text and not response:
             self.problem(number, "input", "holds a question but no response to score")
-        prompts = chain_prompts(question, response)
+        prompts = self._prompts(question, response, number, "input")
         return MetaSample(number, prompts, image, self._true_false(record, number))
 
     def _true_false(self, record: dict, number: int) -> bool:
@@ -324,10 +486,10 @@ class RecordReader:
         if "true_false" not in record:
             self.problem(number, "true_false", "is missing")
         elif not isinstance(true_false, bool) and true_false not in (0, 1):
-            self.problem(number, "true_false", f"must be true or false, is {_shown(true_false)}")
+            self.problem(number, "true_false", "must be true or false, is {}", _shown(true_false))
         return bool(true_false)
 
-    def candidates_sample(self, record: dict, number: int) -> CandidatesSample:
+    def candidates_sample(self, record: dict, number: int) -> CandidatesSample | None:
         question = self.text(record, number, "question")
         image = self.image(record, number)
         # The published evaluation code reads one name and documents the other.
@@ -336,40 +498,36 @@ class RecordReader:
         if name not in record:
             self.problem(number, name, "is missing")
         elif not isinstance(candidates, list) or not candidates:
-            self.problem(number, name, f"must be a list of responses, is {_shown(candidates)}")
+            self.problem(number, name, "must be a list of responses, is {}", _shown(candidates))
         else:
-            for index, candidate in enumerate(candidates, start=1):
-                if not isinstance(candidate, str) or not candidate.strip():
-                    shown = _shown(candidate)
-                    self.problem(number, name, f"response {index} must be text, is {shown}")
-                elif control := _CONTROL_TOKEN.search(candidate):
-                    text = f"response {index} holds the control token {control.group()}"
-                    self.problem(number, name, text)
+            candidates = [
+                self._candidate(candidate, number, name, f"response {index}")
+                for index, candidate in enumerate(candidates, start=1)
+            ]
         true_false = record.get("true_false")
         if true_false is not None:
             if not isinstance(true_false, list) or any(x not in (0, 1) for x in true_false):
                 shown = _shown(true_false)
-                self.problem(number, "true_false", f"must be a list of true or false, is {shown}")
+                self.problem(number, "true_false", "must be a list of true or false, is {}", shown)
             elif isinstance(candidates, list) and len(true_false) != len(candidates):
-                text = f"holds {len(true_false)} values for {len(candidates)} candidates"
-                self.problem(number, "true_false", text)
+                kind = "holds {} values for {} candidates"
+                self.problem(number, "true_false", kind, str(len(true_false)), str(len(candidates)))
             else:
                 true_false = [bool(value) for value in true_false]
-        for name in ("answer", "dataset"):
-            if not isinstance(record.get(name), (str, type(None))):
-                self.problem(number, name, f"must be text, is {_shown(record[name])}")
+        answer = self._optional_text(record, number, "answer")
+        dataset = self._optional_text(record, number, "dataset")
         choices = self._choices(record, number)
-        if true_false is None and record.get("answer") and number not in self.problems:
-            true_false = [is_right(c, record["answer"], choices) for c in candidates]
-        return CandidatesSample(
-            number,
-            question,
-            candidates,
-            image,
-            true_false,
-            record.get("answer"),
-            record.get("dataset"),
-        )
+        if number in self.problems:
+            return None
+        if true_false is None and answer:
+            true_false = [is_right(candidate, answer, choices) for candidate in candidates]
+        return CandidatesSample(number, question, candidates, image, true_false, answer, dataset)
+
+    def _candidate(self, value: Any, number: int, name: str, where: str) -> str:
+        """A response; empty ones, as a reasoner that failed leaves them, are fine."""
+        text = self._clean(value, number, name, where, may_be_empty=True)
+        self._few(len(step_starts(text)), number, name, where)
+        return text if text.strip() else ""
 
     def _choices(self, record: dict, number: int) -> list[str] | None:
         """The optional texts of the options A, B, …"""
@@ -377,7 +535,7 @@ class RecordReader:
         if choices is not None and not (
             isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
         ):
-            self.problem(number, "choices", f"must be a list of texts, is {_shown(choices)}")
+            self.problem(number, "choices", "must be a list of texts, is {}", _shown(choices))
         return choices
 
     def question_sample(self, record: dict, number: int) -> QuestionSample:
@@ -403,8 +561,10 @@ class RecordReader:
             bar = tqdm(results, "checking images", len(records), leave=False, **silent)
             for image, trouble in zip(records, bar, strict=True):
                 if trouble:
+                    kind = trouble.replace(image, "…").partition(":")[0]
                     for number in records[image]:
-                        self.problem(number, self.image_fields[number], trouble)
+                        name = self.image_fields[number]
+                        self._note(number, name, printable(trouble, MAX_LINE), kind, (image,))
 
     def all_problems(self) -> list[str]:
         """Everything noted so far, in the order of the records."""
@@ -427,51 +587,56 @@ def load_meta(reader: RecordReader, progress: bool = False) -> tuple[list[MetaSa
 
 
 def load_candidates(reader: RecordReader, progress: bool = False) -> list[CandidatesSample]:
-    """All questions of a candidates file.
+    """All usable questions of a candidates file.
 
     Raises:
-        DataError: any record has a problem.
+        DataError: any record has a problem and is not to be left out, or none is usable.
     """
     samples = reader.samples(reader.candidates_sample)
     reader.check_images(samples, progress)
-    if reader.problems:
-        raise DataError(reader.all_problems())
-    return samples
+    return reader.usable(samples)
 
 
 def load_questions(reader: RecordReader, progress: bool = False) -> list[QuestionSample]:
-    """All questions of a file, images checked.
+    """All usable questions of a file, images checked.
 
     Raises:
-        DataError: any record has a problem.
+        DataError: any record has a problem and is not to be left out, or none is usable.
     """
     samples = reader.samples(reader.question_sample)
     reader.check_images(samples, progress)
-    if reader.problems:
-        raise DataError(reader.all_problems())
-    return samples
+    return reader.usable(samples)
 
 
 def chains_of(samples: list[TrainSample]) -> list[list[int]]:
     """Indices of the samples that are prefixes of one chain, chains in order of appearance.
 
     Records of one question and image belong to one chain as long as each prefix extends another:
-    text alone decides, so records without ``id`` and ``sid`` are matched as well.
+    text alone decides, so records without ``id`` and ``sid`` are matched as well. Where several
+    extend the same prefix, the shortest goes on with its chain and the others open new ones.
     """
-    by_question: dict[tuple, list[int]] = {}
+    by_question: dict[tuple, dict[str, list[int]]] = {}
     for index, sample in enumerate(samples):
-        by_question.setdefault(sample.chain, []).append(index)
-    chains = []
-    for indices in by_question.values():
-        growing: list[list[int]] = []
-        for index in sorted(indices, key=lambda i: len(samples[i].text)):
-            for chain in growing:
-                if samples[index].text.startswith(samples[chain[-1]].text):
-                    chain.append(index)
-                    break
-            else:
-                growing.append([index])
-        chains += growing
+        by_text = by_question.setdefault(sample.chain, {})
+        by_text.setdefault(sample.text, []).append(index)
+    chains: list[list[int]] = []
+    for by_text in by_question.values():
+        # In alphabetical order a text stands behind all its prefixes and before what is greater
+        # than all its extensions: those on the stack are the prefixes of the text at hand.
+        longest_prefix: dict[str, str | None] = {}
+        stack: list[str] = []
+        for text in sorted(by_text):
+            while stack and not text.startswith(stack[-1]):
+                stack.pop()
+            longest_prefix[text] = stack[-1] if stack else None
+            stack.append(text)
+        by_end: dict[str | None, list[int]] = {}
+        for text in sorted(by_text, key=len):
+            chain = by_end.pop(longest_prefix[text], None)
+            if chain is None:
+                chains.append(chain := [])
+            chain += by_text[text]
+            by_end[text] = chain
     return sorted(chains)
 
 
@@ -515,7 +680,7 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
     """
     labels = {True: Counter(), False: Counter()}  # has steps -> labels
     for record in reader.read():
-        if isinstance(record, dict) and isinstance(record.get("input"), str):
+        if isinstance(record, dict) and text_fault(record.get("input")) is None:
             label = record.get("true_false")
             if isinstance(label, (bool, int)):
                 has_response = bool(split_question(record["input"])[1])
@@ -527,7 +692,7 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
     found = []
     if without.total() >= MANY_BARE and 1 in (len(with_response), len(without)):
         found.append(
-            f"{reader.file}: {without.total()} of {total} records hold no response at all, and "
+            f"{reader.name}: {without.total()} of {total} records hold no response at all, and "
             f"{with_response[True]} of the {with_response.total()} responses are labelled true "
             f"({without[True]} of the {without.total()} bare questions are): the label can be read "
             "from the presence of text, so such a set can only teach the weights that text is good"
@@ -535,14 +700,6 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
     return found
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return False
-    return True
-
-
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+    """A value as JSON writes it, its beginning if it is long."""
+    return printable(json.dumps(value, ensure_ascii=False), 40)

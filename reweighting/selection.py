@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .arguments import real
+from . import terminal
+from .arguments import add_record_flags
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
-from .images import MEGAPIXELS, MEGAPIXELS_FLAG, allow_megapixels
 from .prefix_tree import pack
 from .prompts import EncodedPrompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
@@ -43,11 +43,13 @@ def score_candidates(
 ) -> Iterator[list[LogOdds]]:
     """Log-odds of every step prefix of every candidate, a batch of questions at a time.
 
+    An empty candidate has no prefix, and so no log-odds.
+
     Args:
         max_tokens_per_batch: questions are packed together up to this many tokens; a question
             whose tree is larger is cut into one tree a candidate.
     """
-    batch: list[tuple[EncodedPrompts, list[int]]] = []
+    batch: list[tuple[EncodedPrompts | None, list[int]]] = []
     tokens = 0
     for sample in samples:
         encoded, steps, size = _encode(model, sample)
@@ -65,9 +67,16 @@ def score_candidates(
         yield _forward(model, batch, precision)
 
 
-def _encode(model: RewardModel, sample: CandidatesSample) -> tuple[EncodedPrompts, list[int], int]:
+def _encode(
+    model: RewardModel, sample: CandidatesSample
+) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
-    chains = [chain_prompts(sample.question, response) for response in sample.candidates]
+    chains = [
+        chain_prompts(sample.question, response) if response.strip() else []
+        for response in sample.candidates
+    ]
+    if not any(chains):
+        return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
     ordered = sorted(encoded.token_ids)  # neighbours in order share the most
     size = len(ordered[0])
@@ -80,16 +89,19 @@ def _encode(model: RewardModel, sample: CandidatesSample) -> tuple[EncodedPrompt
 
 @torch.no_grad()
 def _forward(
-    model: RewardModel, batch: list[tuple[EncodedPrompts, list[int]]], precision: str
+    model: RewardModel, batch: list[tuple[EncodedPrompts | None, list[int]]], precision: str
 ) -> list[LogOdds]:
     # A key of its own for every question: which others are in the batch changes no tree.
     groups = [
         replace(encoded, image_key=f"{index} {encoded.image_key}")
         for index, (encoded, _) in enumerate(batch)
+        if encoded is not None
     ]
     device = model.device
-    with autocast(device, precision):
-        flat = iter(model(pack(groups).to(device)).tolist())
+    flat: Iterator[float] = iter(())
+    if groups:
+        with autocast(device, precision):
+            flat = iter(model(pack(groups).to(device)).tolist())
     return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
 
 
@@ -142,7 +154,9 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         "candidates": sample.candidates,
         "step_log_odds": log_odds,
         "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
-        "aggregates": {name: [aggregate(z, name) for z in log_odds] for name in aggregations},
+        "aggregates": {
+            name: [aggregate(z, name) if z else None for z in log_odds] for name in aggregations
+        },
         "chosen": chosen,
     }
     if sample.true_false is not None:
@@ -220,10 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--aggregation", nargs="+", choices=list(AGGREGATIONS), 
         default=["mean_log_odds", "last"],
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
-    add("--image_root", default=".", help="directory relative image paths start from")
-    add("--allow_external_images", action="store_true", help="accept URLs, images outside the root")
-    add(MEGAPIXELS_FLAG, type=real(positive=True), default=MEGAPIXELS,
-        help="refuse images of more million pixels")  # fmt: skip
+    add_record_flags(add)
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the computation")
     add("--max_tokens_per_batch", type=int, default=8192, help="tokens of one forward pass")
@@ -234,7 +245,6 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    allow_megapixels(arguments.max_image_megapixels)
     weights_path = arguments.weights_path
     if not (weights_path / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
@@ -243,15 +253,14 @@ def main(argv: list[str] | None = None) -> int:
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
     try:
-        sets = {
-            path.stem: load_candidates(
-                RecordReader(str(path), arguments.image_root, arguments.allow_external_images),
-                progress=True,
-            )
-            for path in arguments.candidates
-        }
+        sets = {}
+        for path in arguments.candidates:
+            reader = RecordReader.of(arguments, path)
+            sets[path.stem] = load_candidates(reader, progress=True)
+            if note := reader.left_out():
+                terminal.warning(note)
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.error(error)
         return 2
     for path in arguments.candidates:
         folder = arguments.output_dir / path.stem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 import sys
 import zlib
@@ -52,6 +53,14 @@ def edit(data: Path, file: str, record: int, **fields) -> None:
         else:
             records[record - 1][name] = value
     (data / file).write_text(json.dumps(records))
+
+
+def write_candidates(data: Path, **fields) -> Path:
+    """A candidates file of one record."""
+    path = data / "candidates.json"
+    record = {"question": "Which colour?", "image_path": "images/0.png", "candidates": ["red"]}
+    path.write_text(json.dumps([record | fields]))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -151,13 +160,29 @@ def test_a_bad_file_is_named(capsys, data, content, expected):
     assert str(path) in said and expected in said
 
 
-def test_twenty_problems_are_listed_with_the_total(capsys, data):
-    records = json.loads((data / "train.json").read_text())
-    (data / "train.json").write_text(json.dumps([r | {"accuracy": 2} for r in records] * 2))
-    said = refused(capsys, data)
-    assert said.count("must lie in [0, 1]") == 20
-    total = 2 * len(records)
-    assert f"{total} problems, {total - 20} not listed" in said
+def test_a_frequent_problem_hides_no_other(capsys, data):
+    records = [r | {"accuracy": 2} for r in json.loads((data / "train.json").read_text())] * 2
+    records[-1] = records[-1] | {"add": 5, "accuracy": 0.5}
+    for index, number in enumerate((7, 8, 8, 8, 9), start=20):
+        records[index] = records[index] | {"accuracy": 1, "image_path": f"images/{number}.png"}
+    (data / "train.json").write_text(json.dumps(records))
+    lines = refused(capsys, data).splitlines()
+    path = data / "train.json"
+    out_of_bounds = len(records) - 6
+    assert lines == [
+        f"error: {path}: record 1: field 'accuracy': must lie in [0, 1], is 2",
+        f"{path}: record 2: field 'accuracy': must lie in [0, 1], is 2",
+        f"{path}: record 3: field 'accuracy': must lie in [0, 1], is 2",
+        f"{path}: field 'accuracy': must lie in [0, 1], is …: {out_of_bounds - 3} more like these",
+        *(
+            f"{path}: record {record}: field 'image_path': {data}/images/{image}.png does not exist"
+            for record, image in ((21, 7), (22, 8), (23, 8))
+        ),
+        f"{path}: field 'image_path': … does not exist: 2 more like these "
+        "(3 different ones in all)",
+        f"{path}: record {len(records)}: field 'add': must be text, is 5",
+        f"{len(records)} problems of 3 kinds",
+    ]
 
 
 def test_problems_of_both_files_come_together(capsys, data):
@@ -204,6 +229,8 @@ def test_images_outside_the_root_and_urls_when_asked_for(capsys, data, monkeypat
     import http.server
     import threading
 
+    outside = data.parent / "outside.png"
+
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
             super().__init__(*args, directory=str(data))
@@ -215,12 +242,45 @@ def test_images_outside_the_root_and_urls_when_asked_for(capsys, data, monkeypat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/images"
     edit(data, "train.json", 1, image_path=f"{url}/0.png")
-    edit(data, "train.json", 2, image_path=str(data / "images" / "0.png"))
-    flags = command(data, data.parent / "run", "--allow_external_images", "--dry_run")
-    assert program.main(flags) == 0
+    shutil.copy(data / "images" / "0.png", outside)
+    edit(data, "train.json", 2, image_path="../outside.png")
+    flags = command(data, data.parent / "run", "--allow_image_urls", "--allow_external_images")
+    assert program.main([*flags, "--dry_run"]) == 0
+    said = refused(capsys, data, "--allow_external_images")
+    assert "record 1: field 'image_path': is a URL" in said and "see --allow_image_urls" in said
+    said = refused(capsys, data, "--allow_image_urls")
+    assert "record 2: field 'image_path': ../outside.png lies outside the image root" in said
+    assert said.count("\n") == 1
     edit(data, "train.json", 1, image_path=f"{url}/missing.png")
-    assert "cannot be read: 404" in refused(capsys, data, "--allow_external_images")
+    both = ("--allow_external_images", "--allow_image_urls")
+    assert "cannot be read: 404" in refused(capsys, data, *both)
     server.shutdown()
+
+
+def test_every_file_may_have_an_image_root_of_its_own(capsys, data):
+    roots = {
+        "train.json": "--image_root",
+        "meta.json": "--meta_image_root",
+        "candidates.json": "--eval_image_root",
+    }
+    candidates = write_candidates(data, candidates=["b", "c"], true_false=[True, False])
+    flags = ["--eval_candidates", str(candidates)]
+    for file, flag in roots.items():
+        root = data.parent / f"images of {file}"
+        shutil.copytree(data / "images", root / "images")
+        flags += [flag, str(root)]
+    shutil.rmtree(data / "images")
+    assert program.main(command(data, data.parent / "run", *flags, "--dry_run")) == 0
+    capsys.readouterr()
+    for file in roots:
+        images = data.parent / f"images of {file}" / "images"
+        images.rename(data / "aside")
+        said = refused(capsys, data, *flags)
+        assert {other for other in roots if f"{data / other}: record" in said} == {file}
+        (data / "aside").rename(images)
+    assert "--meta_image_root nowhere is no directory" in refused(
+        capsys, data, "--meta_image_root", "nowhere"
+    )
 
 
 @pytest.mark.parametrize(
