@@ -37,7 +37,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
-    model = RewardModel.from_pretrained(DEMO.reward_model)
+    model = RewardModel.from_pretrained(DEMO.reward_model, device="cpu")
 
     def load(file, parse: str, count: int):
         reader = RecordReader(str(file), str(DEMO.image_root))

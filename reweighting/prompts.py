@@ -10,8 +10,11 @@ is where the label of the last one will stand.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from .images import Source, content_key, load_pixels, shrunk_size, source_key
-from .steps import Prompt, join
+from .steps import Prompt, chain_prompts, join, step_prompts
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
@@ -56,6 +59,18 @@ class EncodedPrompts:
     image_key: str
     image: EncodedImage
     token_ids: list[list[int]]  # one list per prompt, image placeholders already expanded
+
+
+def response_prompts(question: str, response: str | Sequence[str]) -> list[Prompt]:
+    """A prompt for every step of a response, shortest first; none where it is empty.
+
+    Args:
+        response: its text, or its steps, which are put on lines of their own and not looked into.
+    """
+    if isinstance(response, str):
+        return chain_prompts(question, response) if response.strip() else []
+    steps = [step.strip("\n") for step in response]
+    return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
 
 
 class PromptEncoder:
@@ -115,6 +130,17 @@ class PromptEncoder:
                 raise ValueError(f"its tokenizer makes {len(ids)} tokens of the label '{label}'")
             found += ids
         return found[0], found[1]
+
+    def control_token(self, text: str) -> str | None:
+        """The first part of ``text`` that the tokenizer takes for a special token or an image."""
+        found = self._control_tokens.search(text)
+        return found.group() if found else None
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | {self.processor.image_token}
+        return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))
 
     def check(self) -> None:
         """Make a small prompt, to see that the processor can.

@@ -45,6 +45,11 @@ def holds_control_token(text: str) -> bool:
     return _CONTROL_TOKEN.search(text) is not None
 
 
+def without_image_tags(text: str) -> str:
+    """The text without the tags that say where its image belongs."""
+    return _IMAGE_TAG.sub("", text)
+
+
 def text_fault(text: Any) -> tuple[str, ...] | None:
     """What keeps a text from a model: a sentence with ``{}`` for values, and the values; or None.
 
@@ -263,7 +268,7 @@ class RecordReader:
     ) -> str:
         """Text without image tags; ``where`` within field ``name`` it stands, for messages."""
         fault = text_fault(value)
-        text = "" if fault else _IMAGE_TAG.sub("", value)
+        text = "" if fault else without_image_tags(value)
         if not fault and not may_be_empty and not text.strip():
             fault = ("is empty",)
         if fault:
