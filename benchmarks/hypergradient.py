@@ -244,7 +244,7 @@ def main() -> int:
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
     quiet()
-    base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
+    base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl", device="cpu")
     root = REPOSITORY / "data"
 
     def load(name: str, parse: str) -> EncodedDataset:

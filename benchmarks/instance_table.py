@@ -39,7 +39,7 @@ def main() -> int:
     quiet()
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
-    model = RewardModel.from_pretrained(DEMO.reward_model)
+    model = RewardModel.from_pretrained(DEMO.reward_model, device="cpu")
 
     def load(file, parse: str, count: int):
         reader = RecordReader(str(file), str(DEMO.image_root))

@@ -95,7 +95,7 @@ def table_weights(run: Path) -> tuple[list[str], np.ndarray, float]:
 def net_weights(run: Path, file: Path) -> tuple[list[str], np.ndarray]:
     """Ids of the records of ``file`` and what the run's net gives them."""
     trained = json.loads((run / "arguments.json").read_text())
-    model = RewardModel.from_pretrained(run).eval()
+    model = RewardModel.from_pretrained(run, device="cpu").eval()
     hidden_size = model.base_model.config.get_text_config().hidden_size
     net = InstanceNet(trained["net_features"], hidden_size, trained["net_width"],
                       trained["net_layers"], trained["weight_bounds"])  # fmt: skip

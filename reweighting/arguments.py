@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 
+from .images import MEGAPIXELS, MEGAPIXELS_FLAG
 from .terminal import printable
 
 
@@ -69,6 +70,13 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         "--allow_image_urls",
         action="store_true",
         help="accept http(s) URLs of images, which are fetched",
+    )
+    add(
+        MEGAPIXELS_FLAG,
+        type=real(positive=True),
+        default=MEGAPIXELS,
+        metavar="M",
+        help="refuse images of more million pixels, which may be made to fill the memory",
     )
     add(
         "--skip_bad_records",

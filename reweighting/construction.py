@@ -118,7 +118,9 @@ def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel
         source = checkpoints.current(Path(arguments.weights_path))
     # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
     dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
-    model = RewardModel.from_pretrained(source, dtype=dtype, score_head=arguments.score_head)
+    model = RewardModel.from_pretrained(
+        source, dtype=dtype, device="cpu", score_head=arguments.score_head
+    )
     model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
     if arguments.lora_rank:
         model.add_adapters(arguments.lora_rank)

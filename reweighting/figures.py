@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE
+from .images import MEGAPIXELS, allow_megapixels
 from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
@@ -187,6 +188,7 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     draw_instance_weights(table, drawn[0])
     arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     if Path(arguments["train_json_file"]).is_file():
+        allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
         reader = RecordReader(
             arguments["train_json_file"],
             arguments["image_root"],

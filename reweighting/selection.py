@@ -26,10 +26,9 @@ from . import terminal
 from .arguments import add_record_flags
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .prefix_tree import pack
-from .prompts import EncodedPrompts
+from .prompts import EncodedPrompts, response_prompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
-from .steps import chain_prompts
 from .terminal import quiet
 
 SAMPLES_FILE = "samples.jsonl"
@@ -72,10 +71,7 @@ def _encode(
     model: RewardModel, sample: CandidatesSample
 ) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
-    chains = [
-        chain_prompts(sample.question, response) if response.strip() else []
-        for response in sample.candidates
-    ]
+    chains = [response_prompts(sample.question, response) for response in sample.candidates]
     if not any(chains):
         return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])

@@ -49,6 +49,7 @@ FREE_ON_RESUME = {
     "logging_steps",
     "num_workers",
     "image_cache_mib",
+    "max_image_megapixels",
     "report_to",
     "resume",
     "dry_run",

@@ -495,7 +495,7 @@ class _Answers(BaseHTTPRequestHandler):
 def texts(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """Texts that are no file's: steps, answers, scores from Python."""
     from reweighting.answers import extract, same
-    from reweighting.prompts import chain_prompts, split_question
+    from reweighting.steps import chain_prompts, split_question
 
     parts = [str(odd(rng))[:5000] for _ in range(rng.randrange(1, 6))]
     text = rng.choice(["\n", " ", "\n\n", ""]).join(parts)

@@ -203,7 +203,8 @@ def test_images_are_shrunk_once_and_keep_what_they_can(tmp_path):
     assert kind == "data:image/jpeg;base64"
     assert Image.open(BytesIO(base64.b64decode(encoded))).size == (512, 384)
     palette = Image.open(BytesIO(prepare_image(str(tmp_path / "palette.png"), 512).body))
-    assert (palette.mode, palette.size) == ("RGBA", (512, 384))
+    assert (palette.mode, palette.size) == ("RGB", (512, 384))
+    assert palette.getpixel((0, 0)) == (255, 255, 255)  # transparent, as the reward model sees it
     small = Image.fromarray(gradient[:28, :28])
     small.save(tmp_path / "small.png")
     body = prepare_image(str(tmp_path / "small.png"), 512).body

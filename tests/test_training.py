@@ -82,7 +82,7 @@ def test_outputs_have_the_published_names_and_open_anywhere(finished):
     weights = json.loads((finished / "domain_weights.json").read_text())
     assert list(weights) == DOMAINS
     assert json.loads((finished / "arguments.json").read_text())["lr"] == 1e-4
-    scored = RewardModel.from_pretrained(finished)
+    scored = RewardModel.from_pretrained(finished, device="cpu")
     assert torch.equal(scored.LN.weight, head["weight"])
 
 
@@ -178,7 +178,7 @@ def test_resume_without_a_checkpoint_starts_the_run(dataset, finished, tmp_path)
 def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path):
     """base_model/, LN_weights.pt and domain_weights.pt as the published code writes them."""
     published = tmp_path / "published"
-    model = RewardModel.from_pretrained(finished)
+    model = RewardModel.from_pretrained(finished, device="cpu")
     torch.nn.init.constant_(model.LN.weight, 0.25)
     model.save_pretrained(published)
     raw = torch.tensor([0.5, -0.5, 0.0])
