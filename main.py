@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
     arguments = parse_arguments(argv)
 
-    from reweighting import training
-    from reweighting.construction import SetupError, make_encoder
+    from reweighting import terminal, training
+    from reweighting.construction import SetupError, check_start, make_encoder
+    from reweighting.files import DirectoryLock, FileError
     from reweighting.plan import print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
@@ -44,23 +45,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data = load_data(arguments)
         for note in data.warnings:
-            print(f"warning: {note}", file=sys.stderr)
+            terminal.warning(note)
         encoder = make_encoder(arguments, data.system)
+        folder, _ = training.checkpoint_to_resume(arguments)
+        for note in check_start(arguments, data, folder):
+            print(note)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
-        return training.ReweightingEngine(arguments, data, encoder).run()
+        with DirectoryLock(arguments.weights_path):
+            return training.ReweightingEngine(arguments, data, encoder).run()
     except DataError as error:
         for note in error.notes:
-            print(f"warning: {note}", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
+            terminal.warning(note)
+        terminal.error(error)
         return 2
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (SetupError, FileError) as error:
+        terminal.error(error)
         return 2
+    except OSError as error:  # such as a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.error(f"{where}{error.strerror or error}; the last checkpoint is left as it was")
+        return 1
     except NonFiniteLoss as error:
-        print(f"\nerror: {error}; the last checkpoint is left as it was", file=sys.stderr)
+        print(file=sys.stderr)
+        terminal.error(f"{error}; the last checkpoint is left as it was")
         return 1
 
 

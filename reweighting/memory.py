@@ -11,7 +11,6 @@ import argparse
 import copy
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.autograd import forward_ad
@@ -21,9 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .batches import MetaBatch, TrainBatch
+from .checkpoints import base_source
 from .prefix_tree import PackedTrees
 from .prompts import PromptEncoder
-from .reward_model import BASE_DIRECTORY, RewardModel, autocast
+from .reward_model import RewardModel, autocast
 
 
 def estimate_memory(
@@ -101,8 +101,7 @@ def count_parameters(arguments: argparse.Namespace, encoder: PromptEncoder) -> i
 
 def load_config(reward_model: str):
     """The configuration of ``--reward_model``."""
-    source = Path(reward_model) / BASE_DIRECTORY
-    return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
+    return AutoConfig.from_pretrained(base_source(reward_model))
 
 
 def _model(
