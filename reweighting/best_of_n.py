@@ -34,7 +34,12 @@ RESAMPLES = 2000  # of the bootstrap
 
 
 def aggregate(log_odds: Sequence[float], aggregation: str) -> float:
-    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`."""
+    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`.
+
+    A chain without steps loses to all others: -inf.
+    """
+    if not log_odds:
+        return -math.inf
     return float(AGGREGATIONS[aggregation](torch.tensor(log_odds, dtype=torch.float64)))
 
 

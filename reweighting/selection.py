@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,14 +23,28 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from . import terminal
+from .arguments import unwritable
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
+from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate
+from .files import (
+    DirectoryLock,
+    FileError,
+    complete_lines,
+    json_line,
+    read_json,
+    replacing,
+    write_json,
+)
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
-from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
+from .reward_model import RewardModel, autocast
 from .samples import CandidatesSample, DataError, RecordReader, load_candidates
+from .terminal import printable
 
 SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
+IDENTITY_FILE = "run.json"  # what a set's results belong to
 
 
 def score_candidates(
@@ -40,11 +55,13 @@ def score_candidates(
 ) -> Iterator[list[LogOdds]]:
     """Log-odds of every step prefix of every candidate, a batch of questions at a time.
 
+    An empty candidate has no steps.
+
     Args:
         max_tokens_per_batch: questions are packed together up to this many tokens; a question
             whose tree is larger is cut into one tree a candidate.
     """
-    batch: list[tuple[EncodedPrompts, list[int]]] = []
+    batch: list[tuple[EncodedPrompts | None, list[int]]] = []
     tokens = 0
     for sample in samples:
         encoded, steps, size = _encode(model, sample)
@@ -62,9 +79,16 @@ def score_candidates(
         yield _forward(model, batch, precision)
 
 
-def _encode(model: RewardModel, sample: CandidatesSample) -> tuple[EncodedPrompts, list[int], int]:
+def _encode(
+    model: RewardModel, sample: CandidatesSample
+) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
-    chains = [chain_prompts(sample.question, response) for response in sample.candidates]
+    chains = [
+        chain_prompts(sample.question, response) if response.strip() else []
+        for response in sample.candidates
+    ]
+    if not any(chains):
+        return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
     ordered = sorted(encoded.token_ids)  # neighbours in order share the most
     size = len(ordered[0])
@@ -77,16 +101,17 @@ def _encode(model: RewardModel, sample: CandidatesSample) -> tuple[EncodedPrompt
 
 @torch.no_grad()
 def _forward(
-    model: RewardModel, batch: list[tuple[EncodedPrompts, list[int]]], precision: str
+    model: RewardModel, batch: list[tuple[EncodedPrompts | None, list[int]]], precision: str
 ) -> list[LogOdds]:
     # A key of its own for every question: which others are in the batch changes no tree.
     groups = [
         replace(encoded, image_key=f"{index} {encoded.image_key}")
         for index, (encoded, _) in enumerate(batch)
+        if encoded is not None
     ]
     device = model.device
     with autocast(device, precision):
-        flat = iter(model(pack(groups).to(device)).tolist())
+        flat = iter(model(pack(groups).to(device)).tolist() if groups else [])
     return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
 
 
@@ -105,9 +130,8 @@ def run(
     a resumed run is to write the same file as an undisturbed one.
     """
     lines = _complete_batches(path)
-    aside = path.with_suffix(".unfinished")
-    aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    aside.replace(path)
+    with replacing(path) as file:
+        file.writelines(map(json_line, lines))
     batch_number = lines[-1]["batch"][0] + 1 if lines else 0
     rest = samples[len(lines) :]
     batches = score_candidates(model, rest, max_tokens_per_batch, precision)
@@ -121,7 +145,7 @@ def run(
                 sample = samples[len(lines) + len(new)]
                 line = _line(sample, log_odds, aggregations)
                 new.append({"batch": [batch_number, len(batch)], **line})
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new))
+            file.write("".join(map(json_line, new)))
             file.flush()
             lines += new
             batch_number += 1
@@ -139,7 +163,10 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         "candidates": sample.candidates,
         "step_log_odds": log_odds,
         "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
-        "aggregates": {name: [aggregate(z, name) for z in log_odds] for name in aggregations},
+        # Not JSON: the -inf of a candidate without steps
+        "aggregates": {
+            name: [aggregate(z, name) if z else None for z in log_odds] for name in aggregations
+        },
         "chosen": chosen,
     }
     if sample.true_false is not None:
@@ -149,13 +176,7 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
 
 
 def _complete_batches(path: Path) -> list[dict]:
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    lines = complete_lines(path)
     if lines:
         number, size = lines[-1]["batch"]
         last = [line for line in lines if line["batch"][0] == number]
@@ -230,12 +251,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     weights_path = arguments.weights_path
-    if not (weights_path / BASE_DIRECTORY).is_dir():
+    if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
+    if problem := unwritable(str(arguments.output_dir)):
+        parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
     try:
         sets = {
             path.stem: load_candidates(
@@ -244,24 +267,46 @@ def main(argv: list[str] | None = None) -> int:
             )
             for path in arguments.candidates
         }
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        model_fingerprint = fingerprint(weights_path)
+        with DirectoryLock(arguments.output_dir):
+            return _select(arguments, sets, model_fingerprint)
+    except (DataError, FileError) as error:
+        terminal.error(error)
+    except OSError as error:  # such as a disk that is full
+        where = f"{error.filename}: " if error.filename else f"{arguments.output_dir}: "
+        terminal.error(f"{where}{error.strerror or error}; the same command goes on from here")
+    return 2
+
+
+def _select(
+    arguments: argparse.Namespace, sets: dict[str, list[CandidatesSample]], model_fingerprint: str
+) -> int:
+    """Score and choose in an output directory that is ours; returns the exit code."""
     for path in arguments.candidates:
         folder = arguments.output_dir / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        identity = _identity(arguments, path)
-        known = folder / "run.json"
-        if known.exists() and json.loads(known.read_text()) != identity:
-            print(
-                f"error: {folder} holds results of another model, file or setting; choose another "
-                "--output_dir",
-                file=sys.stderr,
+        identity = _identity(arguments, path, sets[path.stem], model_fingerprint)
+        known = folder / IDENTITY_FILE
+        before = _read_identity(known)
+        if before is not None and before != identity:
+            differing = sorted(
+                name
+                for name in before.keys() | identity.keys()
+                if before.get(name) != identity.get(name)
+            )
+            terminal.error(
+                f"{folder} holds results of another model, file or setting "
+                f"({printable(', '.join(differing))}); choose another --output_dir"
             )
             return 2
-        known.write_text(json.dumps(identity, indent=2) + "\n")
+        if before is None and (folder / SAMPLES_FILE).exists():
+            terminal.error(
+                f"{folder / SAMPLES_FILE} is there, but not {IDENTITY_FILE}, which says what it "
+                "belongs to; choose another --output_dir"
+            )
+            return 2
+        write_json(known, identity)
 
-    model = RewardModel.from_pretrained(weights_path, device=arguments.device).eval()
+    model = RewardModel.from_pretrained(arguments.weights_path, device=arguments.device).eval()
     by_set = {}
     for name, samples in sets.items():
         lines = run(
@@ -275,32 +320,59 @@ def main(argv: list[str] | None = None) -> int:
         )
         if found := results(lines):
             by_set[name] = found
-    text = json.dumps(by_set, indent=2, ensure_ascii=False)
-    (arguments.output_dir / RESULTS_FILE).write_text(text + "\n")
+    write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
         print(table(by_set))
+    for name in sets:
+        unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"
+        print(f"choices: {arguments.output_dir / name / SAMPLES_FILE}{unknown}")
     return 0
 
 
-def _identity(arguments: argparse.Namespace, path: Path) -> dict:
-    """What must be the same for results to be continued."""
-    weights_path = arguments.weights_path
-    # Training moves the linear head; a model without one is known by all its weights.
-    files = [weights_path / HEAD_FILE]
-    if saved_head(weights_path).get("score_head") == "plus_minus":
-        files = sorted((weights_path / BASE_DIRECTORY).glob("*.safetensors"))
-    model = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**24):
-                model.update(chunk)
-    return {
-        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "model": model.hexdigest(),
-        "aggregation": arguments.aggregation,
-        "max_tokens_per_batch": arguments.max_tokens_per_batch,
-        "precision": arguments.precision,
+def _read_identity(path: Path) -> dict | None:
+    """What results belong to; None if there is no such file, or an empty one of an old version."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: describes no results; choose another --output_dir")
+    return value
+
+
+# Where things are says nothing about what they are: the files' contents do.
+_PLACES = {"weights_path", "candidates", "output_dir", "image_root", "allow_external_images"}
+
+
+def _identity(
+    arguments: argparse.Namespace,
+    path: Path,
+    samples: Sequence[CandidatesSample],
+    model_fingerprint: str,
+) -> dict:
+    """What must be the same for results to be continued: every weight, image and setting.
+
+    Images are known by their size and by blocks spread over them, as compressed pictures that
+    differ do so nearly everywhere; thousands take well below a second.
+    """
+    images = hashlib.sha256()
+    known: dict[str, str] = {}
+    for sample in samples:
+        image = str(sample.image)
+        if image not in known:
+            # An image that is no file of ours is known by its address.
+            known[image] = file_fingerprint(image) if os.path.isfile(image) else image
+        images.update(f"{sample.record} {known[image]}\n".encode())
+    settings = {
+        name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
     }
+    settings["device"] = arguments.device.split(":")[0]  # which of several cards does not matter
+    identity = {
+        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "weights": model_fingerprint,
+        "images": images.hexdigest(),
+        **settings,
+    }
+    return json.loads(json.dumps(identity, default=str))  # as it is read again
 
 
 if __name__ == "__main__":
