@@ -86,9 +86,16 @@ def intact(run: Path) -> int | None:
     if not checkpoints.exists(run):
         return None
     iteration = checkpoints.load_state(run)["iteration"]
-    assert checkpoints.current(run).name == f"step-{iteration:08d}"
+    # The run's own folder, if only its top level was copied.
+    assert checkpoints.current(run).name in (run.name, f"step-{iteration:08d}")
     assert all(value.isfinite().all() for value in learned(run).values())
     return iteration
+
+
+def reached(run: Path) -> int | None:
+    """The step of the newest complete checkpoint, by its folder's name, while it may be moving."""
+    folder = checkpoints.find(run)
+    return int(folder.name.split("-")[1]) if folder and folder.name[:5] == "step-" else None
 
 
 def keep_links(source: Path, target: Path) -> None:
@@ -165,9 +172,10 @@ def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folde
         way = list(COPIES)[number % len(COPIES)]
         killed, copy = folder / f"{number}", folder / f"{number}-copy"
         process = start(killed, steps, workers)
-        while not checkpoints.exists(killed) and process.exitcode is None:
+        wanted_step = rng.randrange(1, steps)
+        while process.exitcode is None and (reached(killed) or 0) < wanted_step:
             time.sleep(0.01)
-        process.join(rng.uniform(0.2, 3.0))
+        process.join(rng.uniform(0.1, 1.0))
         process.kill()
         process.join()
         step = intact(killed)

@@ -154,11 +154,11 @@ def _damage(folder: Path) -> str | None:
     try:
         files = read_json(manifest)["files"]
         for name, size in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+            found = (folder / name).stat().st_size
+            if found != size:
+                return f"{name} has {found:,} bytes instead of {size:,}"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{name} is missing"
     except (FileError, TypeError, KeyError, AttributeError):
         return f"{MANIFEST_FILE} is damaged"
     return None
