@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     from reweighting import training
-    from reweighting.construction import SetupError, make_encoder
+    from reweighting.construction import SetupError, check_start, make_encoder
+    from reweighting.files import DirectoryLock, FileError
     from reweighting.plan import advice, print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
@@ -46,16 +47,24 @@ def main(argv: list[str] | None = None) -> int:
         for note in [*data.warnings, *advice(arguments, data)]:
             terminal.warning(note)
         encoder = make_encoder(arguments, data.system)
+        folder, _ = training.checkpoint_to_resume(arguments)
+        for note in check_start(arguments, data, folder):
+            print(note)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
-        return training.ReweightingEngine(arguments, data, encoder).run()
-    except (DataError, SetupError) as error:
+        with DirectoryLock(arguments.weights_path):
+            return training.ReweightingEngine(arguments, data, encoder).run()
+    except (DataError, SetupError, FileError) as error:
         for note in getattr(error, "notes", []):
             terminal.warning(note)
         terminal.error(error)
         return 2
+    except OSError as error:  # such as a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.error(f"{where}{error.strerror or error}; the last checkpoint is left as it was")
+        return 1
     except NonFiniteLoss as error:
         print(file=sys.stderr)  # behind the progress line
         terminal.error(f"{error}; the last checkpoint is left as it was")

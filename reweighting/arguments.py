@@ -7,9 +7,12 @@ import importlib.util
 import math
 import os
 import re
+import shlex
+import sys
 from collections.abc import Callable
 
 from .images import MEGAPIXELS, MEGAPIXELS_FLAG
+from .presets import PRESETS
 from .terminal import printable
 
 
@@ -96,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("data and model")
     add = group.add_argument
+    add(
+        "--preset",
+        choices=list(PRESETS),
+        help="settings of DreamPRM, of DreamPRM-1.5's instance table or of the demo, which are "
+        "printed; flags beside it overrule them",
+    )
     add("--train_json_file", required=True, help="train records: a JSON array or JSON Lines")
     add(
         "--meta_json_file",
@@ -107,7 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--init_from",
         default="Qwen/Qwen2-VL-2B-Instruct",
         help="where training starts: a hub name, a checkpoint directory, or a directory written by "
-        "training (base_model/, LN_weights.pt, domain_weights.pt)",
+        "training (base_model/, LN_weights.pt)",
+    )
+    add(
+        "--processor",
+        metavar="DIR",
+        help="directory or hub name of the processor, for checkpoints without one such as the "
+        "published code writes (default: the checkpoint's, or that of the base model it names)",
     )
     add_record_flags(add)
     add(
@@ -336,6 +351,12 @@ def build_parser() -> argparse.ArgumentParser:
         "multiply them into the instance weights, which start from there",
     )
     add(
+        "--init_domain_weights",
+        metavar="DIR_OR_FILE",
+        help="start the domain weights from a domain_weights.pt, matched by the domains' names "
+        "(a published file has none and is taken in order), instead of from 1",
+    )
+    add(
         "--weight_bounds",
         type=float,
         nargs=2,
@@ -440,8 +461,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         action="store_true",
-        help="continue the run in --weights_path where its last checkpoint left it; a run that has "
-        "none starts",
+        help="continue the run in --weights_path, or in a copy of it, from its newest complete "
+        "checkpoint; where there is none, nothing starts",
     )
     add(
         "--eval_candidates",
@@ -478,8 +499,13 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check; prints one sentence and exits with code 2 if the flags make no sense."""
     parser = build_parser()
+    argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(argv)
+    flags = PRESETS.get(arguments.preset, ())
+    arguments = parser.parse_args([*flags, *argv])  # of two equal flags the later one counts
     check(arguments, parser.error)
+    if flags:
+        print(f"--preset {arguments.preset}: {shlex.join(flags)}")
     return arguments
 
 
@@ -490,6 +516,11 @@ def check(arguments: argparse.Namespace, error) -> None:
         error(
             "--reweighting none (--baseline) gives every record weight 1: it cannot go with "
             "--domain_weights"
+        )
+    if a.init_domain_weights is not None and (a.reweighting != "domain" or a.domain_weights):
+        error(
+            "--init_domain_weights is where learned domain weights start: it needs --reweighting "
+            "domain, without --domain_weights"
         )
     a.by_instance = a.reweighting.startswith("instance_")
     a.learn_weights = a.by_instance or (a.reweighting == "domain" and not a.domain_weights)

@@ -17,7 +17,6 @@ for logits W h and head weights u, z = u·(W h) + b = (Wᵀu)·h + b, and logit(
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,9 +27,19 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .best_of_n import AGGREGATIONS, aggregate, select
+from .checkpoints import (
+    BASE_DIRECTORY,
+    HEAD_FILE,
+    SCORE_HEAD_FILE,
+    base_source,
+    load_head,
+    open_base,
+    open_processor,
+    saved_head,
+)
+from .files import json_line, write_text
 from .images import Source
 from .layers import (
     ATTENTION_NAME,
@@ -44,10 +53,7 @@ from .prompts import PromptEncoder, response_prompts
 from .samples import CandidatesSample, text_fault, without_image_tags
 from .steps import Prompt
 
-HEAD_FILE = "LN_weights.pt"
-SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
-BASE_DIRECTORY = "base_model"
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # Architectures, and their language models, whose packed trees are tested against separate forwards
@@ -80,12 +86,6 @@ def packs_trees(config) -> bool:
         and text.model_type in TREE_LANGUAGE_MODELS
         and set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
     )
-
-
-def saved_head(directory: Path) -> dict[str, str | int]:
-    """Head and prompts of a directory written by training, as options of the prompt encoder."""
-    path = directory / SCORE_HEAD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 class RewardModel(nn.Module):
@@ -126,6 +126,8 @@ class RewardModel(nn.Module):
         path: str | Path,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        processor: str | None = None,
+        fresh_head: bool = False,
         **encoder_options,
     ) -> RewardModel:
         """Load a reward model.
@@ -135,21 +137,37 @@ class RewardModel(nn.Module):
                 vision-language checkpoint or hub name, which gets a fresh linear head.
             dtype: of the parameters; training keeps fp32 master weights.
             device: by default a CUDA device where there is one, else the processor.
+            processor: directory or hub name of the processor; by default the checkpoint's own or,
+                where it has none, that of the base model it names.
+            fresh_head: a checkpoint without a trained head is meant, as a start of training; it is
+                warned of otherwise.
             encoder_options: passed to :class:`~reweighting.prompts.PromptEncoder`; they overrule
                 what the directory says.
+
+        Raises:
+            CheckpointError: there is no such model, a file is damaged, weights do not fit the
+                architecture, or a directory written by training lacks its head.
         """
-        directory = Path(path)
-        trained = (directory / BASE_DIRECTORY).is_dir()
-        source = str(directory / BASE_DIRECTORY) if trained else str(path)
-        base_model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        options = saved_head(directory) | encoder_options
-        model = cls(base_model, PromptEncoder(AutoProcessor.from_pretrained(source), **options))
+        options = saved_head(path) | encoder_options
+        source = base_source(path)
+        found, note = open_processor(source, processor)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        base_model = open_base(source, dtype)
+        model = cls(base_model, PromptEncoder(found, **options))
         if not model.packs_trees:
             kind = type(base_model).__name__
             warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)
-        if model.LN is not None and trained and (directory / HEAD_FILE).exists():
-            state = torch.load(directory / HEAD_FILE, map_location="cpu", weights_only=True)
-            model.LN.load_state_dict(state)
+        if model.LN is not None:
+            state = load_head(path, model.LN.in_features)
+            if state is not None:
+                model.LN.load_state_dict(state)
+            elif not fresh_head:
+                warnings.warn(
+                    f"{path}: has no trained reward head ({HEAD_FILE}): scores are random until it "
+                    "is trained",
+                    stacklevel=2,
+                )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if not model.check_trees():
             warnings.warn(f"{type(base_model).__name__}: {WRONG_TREES}", stacklevel=2)
@@ -245,7 +263,7 @@ class RewardModel(nn.Module):
         for name in IMAGE_OPTIONS:
             if (value := getattr(self.encoder, name, None)) is not None:
                 head[name] = value
-        (directory / SCORE_HEAD_FILE).write_text(json.dumps(head, ensure_ascii=False) + "\n")
+        write_text(directory / SCORE_HEAD_FILE, json_line(head))
 
     @property
     def device(self) -> torch.device:

@@ -8,11 +8,11 @@ engine.run()
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
+from .checkpoints import CheckpointError
 from .construction import SetupError, make_model, make_optimizer, make_scheduler, make_weighting
 from .diagnostics import (
     ENOUGH_STEPS,
@@ -32,12 +33,13 @@ from .diagnostics import (
     WeightHistory,
     divergence,
 )
+from .files import write_json
 from .problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from .prompts import PromptEncoder
 from .reports import BAR_FORMAT, Reporter
 from .reward_model import RewardModel
 from .run_data import Data, total_steps, train_units
-from .terminal import printable
+from .terminal import printable, warning
 from .validation import BEST_DIRECTORY, Validation
 from .weighting import make_meta_optimizer
 
@@ -56,6 +58,8 @@ FREE_ON_RESUME = {
     "device",
     "local_rank",
     "weights_path",
+    "preset",  # what it set is looked at flag by flag
+    "init_domain_weights",  # the checkpoint holds what became of them
     "allow_external_images",
     "allow_image_urls",
     "eval_candidates",
@@ -73,11 +77,11 @@ ENOUGH = 100  # instance weights that show whether the upper level diverges
 HYPERGRADIENTS = {"unrolled": "unrolled", "darts": "finite_difference"}
 
 
-def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
-    """The state to resume from, or None for a fresh start.
+def checkpoint_to_resume(arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from and what is wrong with newer ones; None for a fresh start.
 
     Raises:
-        SetupError: there is something to lose or something that does not fit.
+        SetupError: there is something to lose or nothing to resume.
     """
     directory = Path(arguments.weights_path)
     if not arguments.resume:
@@ -86,14 +90,34 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
                 f"{directory} already holds a reward model: --resume continues its run; choose "
                 "another --weights_path for a new one"
             )
-        return None
-    if not checkpoints.exists(directory):
-        if checkpoints.occupied(directory):
-            raise SetupError(
-                f"{directory} holds a reward model but no trainer state to resume; start from it "
-                f"with --reward_model {directory} and another --weights_path"
+        return None, []
+    folder, damaged = checkpoints.survey(directory)
+    if folder is None:
+        reason = "holds no checkpoint to resume"
+        if damaged:
+            reason = "holds no complete checkpoint: " + "; ".join(damaged)
+        elif checkpoints.occupied(directory):
+            reason = (
+                "holds a reward model but no trainer state to resume; start from it with "
+                f"--reward_model {directory} and another --weights_path"
             )
+        elif not directory.exists():
+            reason = "does not exist: there is nothing to resume"
+        raise SetupError(f"{directory} {reason} (a fresh start is a run without --resume)")
+    return folder, damaged
+
+
+def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
+    """The state to resume from, or None for a fresh start.
+
+    Raises:
+        SetupError: there is something to lose, nothing to resume or something that does not fit.
+        CheckpointError: a file of the checkpoint is damaged.
+    """
+    folder, damaged = checkpoint_to_resume(arguments)
+    if folder is None:
         return None
+    directory = Path(arguments.weights_path)
     before = checkpoints.load_arguments(directory)
     free = FREE_ON_RESUME
     if "cosine_with_warmup" in (arguments.scheduler_type, arguments.meta_scheduler_type):
@@ -111,6 +135,9 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
             f"{directory} cannot be resumed: the train or meta records are not those it was "
             "started with"
         )
+    for problem in damaged:
+        warning(f"{problem}; it is passed over")
+    print(f"going on from step {state['iteration']:,} ({folder})")
     return state
 
 
@@ -125,6 +152,9 @@ class ReweightingEngine(Engine):
         self.data = data
         self.directory = Path(arguments.weights_path)
         state = check_resume(arguments, data)
+        # A run keeps its name over its parts: only its own checkpoints are ever deleted.
+        self.loaded = checkpoints.current(self.directory) if state else None
+        self.name = (checkpoints.run_of(self.loaded) if self.loaded else None) or uuid.uuid4().hex
         torch.manual_seed(arguments.seed)
         model = make_model(arguments, state)
         model.encoder = encoder
@@ -159,7 +189,13 @@ class ReweightingEngine(Engine):
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
         super().__init__(problems, EngineConfig(train_iters=self.total), dependencies)
         if state is not None:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+                raise CheckpointError(
+                    f"{self.loaded / checkpoints.STATE_FILE}: does not fit this run "
+                    f"({printable(error)}); it was written for another model or is damaged"
+                ) from error
 
     def _make_lower(self, model: RewardModel) -> Lower:
         a = self.arguments
@@ -470,7 +506,9 @@ class ReweightingEngine(Engine):
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
-        checkpoints.save(self.directory, self.iteration, self._write)
+        self.loaded = checkpoints.save(
+            self.directory, self.iteration, self._write, self.name, self.loaded
+        )
 
     def _write_model(self, folder: Path) -> None:
         self.lower.module.save_pretrained(folder)
@@ -480,8 +518,7 @@ class ReweightingEngine(Engine):
         elif self.arguments.learn_weights:
             average = self.history.average().tolist() if len(self.history) else None
             checkpoints.save_domain_weights(folder, self.upper.module, average)
-        text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
-        (folder / checkpoints.ARGUMENTS_FILE).write_text(text + "\n")
+        write_json(folder / checkpoints.ARGUMENTS_FILE, vars(self.arguments))
 
     def _write(self, folder: Path) -> None:
         self._write_model(folder)

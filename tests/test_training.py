@@ -170,9 +170,12 @@ def test_signals_save_and_exit_with_the_usual_code(dataset, tmp_path, number, co
     assert RewardModel.from_pretrained(run).LN.weight.isfinite().all()
 
 
-def test_resume_without_a_checkpoint_starts_the_run(dataset, finished, tmp_path):
-    run = train(dataset, tmp_path / "run", "--resume", "--iteration_num", "11")
-    assert_same_run(run, finished)
+def test_resume_without_a_checkpoint_is_refused(dataset, tmp_path, capsys):
+    for more in ([], ["--dry_run"]):
+        assert program.main(command(dataset, tmp_path / "mistyped", "--resume", *more)) == 2
+        said = capsys.readouterr().err
+        assert "mistyped does not exist" in said and "a run without --resume" in said
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path):
@@ -187,7 +190,7 @@ def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path)
         dataset,
         tmp_path / "run",
         *("--reward_model", str(published), "--iteration_num", "2", "--lr", "1e-12"),
-        *("--meta_lr", "1e-9", "--weight_decay", "0"),
+        *("--meta_lr", "1e-9", "--weight_decay", "0", "--init_domain_weights", str(published)),
     )
     state = weights_of(run)
     torch.testing.assert_close(state["raw_weights"], raw)
