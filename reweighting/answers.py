@@ -78,6 +78,20 @@ def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     if predicted.strip() == true.strip():
         return True
     predicted, true = (without_lead_in(clean(text)) for text in (predicted, true))
+    if _say_the_same(predicted, true, choices):
+        return True
+    said = _PREDICATE.sub("", predicted), _PREDICATE.sub("", true)
+    return said != (predicted, true) and _say_the_same(*said, choices)
+
+
+# "The area of the square is 12 cm²": what is said last.
+_PREDICATE = re.compile(
+    r"^(?!.*\b(?:not|no|none|neither|never|nor|if|or)\b)(?!.*n't\b).{1,200}\b(?:is|are|equals)\s+(?=\S)",
+    re.I | re.S,
+)
+
+
+def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     found, wanted = (_options(text, choices) for text in (predicted, true))
     if found and wanted:
         return found == wanted
@@ -202,14 +216,16 @@ def _unlettered(choice: str, index: int) -> str:
 # ---- values
 
 _ARTICLE = re.compile(r"\b(?:the|a|an)\s+(?=\w)")
+_INDEX = re.compile(r"\s*_\s*\{?\s*(\w+)\s*\}?")  # "CO_2", "CO_{2}"
+_SPACED_SIGN = re.compile(r"\s*([-,;/:])\s*")
 _VERDICT = re.compile(r"^(yes|no|true|false)\b[,.;:!]\s", re.I)
 
 
 def _plain(text: str) -> str:
     """Free text without case, articles before words, and spaces around punctuation."""
     folded = text if "\\" in text else text.casefold()
-    words = " ".join(_ARTICLE.sub("", folded).replace("-", " - ").split())
-    return re.sub(r"\s*([-,;/:])\s*", r"\1", words) or text
+    folded = _INDEX.sub(r"\1", folded)
+    return _SPACED_SIGN.sub(r"\1", " ".join(_ARTICLE.sub("", folded).split())) or text
 
 
 @lru_cache(maxsize=65_536)
@@ -220,7 +236,12 @@ def same_value(left: str, right: str, depth: int = 0) -> bool:
     left, right = without_about(left), without_about(right)
     if max(len(left), len(right)) > MAX_CHARACTERS or depth > MAX_DEPTH:
         return _plain(left) == _plain(right)
-    mathematical = _is_mathematics(left), _is_mathematics(right)
+    mathematical = [_is_mathematics(text) for text in (left, right)]
+    if any(mathematical):  # "xy" beside "x*y" is a product
+        mathematical = [
+            known or bool(_PRODUCT.fullmatch(text))
+            for known, text in zip(mathematical, (left, right), strict=True)
+        ]
     if "".join(left.split()) == "".join(right.split()) and all(mathematical):
         return True
     quantities = quantity(left), quantity(right)
@@ -247,6 +268,8 @@ _FUNCTIONS = words(
     "gcd lcm max min mod"
 )
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
+_PRODUCT = re.compile(r"[a-z]{2,3}")
+_SYMBOL = re.compile(r"\\?[A-Za-z]+")
 _LETTERS = re.compile(r"[A-Za-z]+")
 _SIGNS = re.compile(r"[\\\d^=+*/<>(\[{|-]")
 
@@ -266,7 +289,9 @@ def _is_mathematics(text: str) -> bool:
     return not re.search(r"(?<![\\A-Za-z])[A-Z][a-z]?\d", rest)  # H2O, Q2
 
 
-_WITH_UNIT = re.compile(r"^(.*[\d})])\s*(?<=[\s})])(°[CF]?|%|[A-Za-zΩµ][A-Za-z/^ {}\d]*)$", re.S)
+_WITH_UNIT = re.compile(
+    r"^(.*(?:[\d})]|\\pi))\s*(?<=[\s})])(°[CF]?|%|[A-Za-zΩµ][A-Za-z/^ {}\d]*)$", re.S
+)
 
 
 def _without_unit(text: str) -> tuple[str, str]:
@@ -302,6 +327,11 @@ def _same_expressions(left: str, right: str) -> bool:
     texts = [_latex(text) for text in (left, right)]
     if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
         return True
+    symbols = [bool(_SYMBOL.fullmatch(text.strip())) for text in texts]
+    if all(symbols):  # for math-verify case makes no difference
+        return False
+    if any(symbols) and any(quantity(text.strip()) for text in (left, right)):
+        return False
     return mathematics.equal(*texts)
 
 

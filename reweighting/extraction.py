@@ -87,7 +87,7 @@ _CHOSEN = re.compile(
     r"(?:correct|right|best|answer)\b"
     r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?[*_]*(?P<choose>\(?[A-Z]\)?)(?![A-Za-z'])"
 )
-_BOX = re.compile(r"\\f?boxed\s*\{|\\f?boxed\s+(?=[^\s{])")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]*(?:<(?!/|\|)[^<]*){0,20})", re.I
 )
@@ -265,7 +265,7 @@ _LEAD_IN = re.compile(
     rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*(?:是|为|為|は)\s*)",
     re.I,
 )
-_IT_IS = re.compile(r"^(?:it|this|that|they)(?:'s|\s+(?:is|are|was|equals))\s+(?=\S)", re.I)
+_IT_IS = re.compile(r"^(?:it|there|this|that|they)(?:'s|\s+(?:is|are|was|equals))\s+(?=\S)", re.I)
 
 
 def without_lead_in(text: str) -> str:

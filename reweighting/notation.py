@@ -36,7 +36,14 @@ _CHARACTERS = {
     **dict.fromkeys("、", ","),
     **{"×": r" \times ", "·": r" \cdot ", "∙": r" \cdot ", "⋅": r" \cdot ", "÷": "/", "⁄": "/"},
     **{"≤": "<=", "⩽": "<=", "≥": ">=", "⩾": ">=", "≠": "!=", "≈": r" \approx ", "±": r" \pm "},
-    **{"π": r" \pi ", "∞": r" \infty ", "∪": r" \cup ", "∩": r" \cap ", "∈": r" \in "},
+    **{
+        "π": r" \pi ",
+        "∞": r" \infty ",
+        "∅": r" \emptyset ",
+        "∪": r" \cup ",
+        "∩": r" \cap ",
+        "∈": r" \in ",
+    },
     **{"º": "°", "˚": "°", "θ": r" \theta ", "α": r" \alpha ", "β": r" \beta ", "∠": r" \angle "},
     **{"μ": "µ", "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ", "℃": "°C", "℉": "°F"},
 }
@@ -49,16 +56,17 @@ _LATEX = [
         (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
         (r"\\left\.|\\right\.|\\!", ""),
         (r"\{,\}", ","),
-        (r"\\[,;: ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~|&nbsp;", " "),
+        (r"(?<!\\)\\[,;: ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~|&nbsp;", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])", "°"),
         (r"\\%", "%"),
-        (r"\\[()\[\]](?![A-Za-z])", " "),
+        (r"(?<!\\)\\[()\[\]]", " "),
         (r"\\leq?(?:slant)?(?![A-Za-z])", "<="),
         (r"\\geq?(?:slant)?(?![A-Za-z])", ">="),
         (r"\\neq?(?![A-Za-z])", "!="),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
+        (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:triangle|angle|overline|vec|bar|hat)(?![A-Za-z])", " "),
@@ -113,7 +121,9 @@ def _unwrapped(text: str) -> str:
 def _strip(text: str) -> str:
     while True:
         before = text
-        text = text.strip(" \"'*_`#\t").rstrip(".!;,:?")
+        text = text.strip(" \"'*_`#\t").rstrip(".;,:?")
+        if not re.search(r"[\d)a-z]!$", text) or re.search(r"[a-z]{2}!$", text):
+            text = text.rstrip("!")  # "5!" and "n!" are no exclamations
         # Braces that enclose the whole, as "{B}"
         if text[:1] == "{" and closing(text, 0) == len(text) - 1:
             text = text[1:-1]
@@ -140,16 +150,16 @@ def closing(text: str, start: int, brackets: str = "{}") -> int:
 
 # Names of a unit with its size in that of the first of its line.
 _UNITS = """
-m meter metre | km kilometer kilometre 1000 | dm decimeter decimetre 1/10 |
-    cm centimeter centimetre 1/100 | mm millimeter millimetre 1/1000 | µm micrometer micron 1e-6 |
+m meter metre 米 | km kilometer kilometre 千米 公里 1000 | dm decimeter decimetre 1/10 |
+    cm centimeter centimetre 厘米 1/100 | mm millimeter millimetre 毫米 1/1000 | µm micrometer micron 1e-6 |
     nm nanometer 1e-9
 in inch inches | ft foot feet 12 | yd yard 36 | mi mile 63360
-g gram gramme | kg kilogram kilo 1000 | mg milligram 1/1000 | t ton tonne 1000000
+g gram gramme 克 | kg kilogram kilo 千克 公斤 1000 | mg milligram 1/1000 | t ton tonne 1000000
 lb pound pounds lbs | oz ounce 1/16
-s sec second | ms millisecond 1/1000 | min minute 60 | h hr hour 3600 | day 86400 | week 604800
-year yr | month 1/12
+s sec second 秒 | ms millisecond 1/1000 | min minute 分钟 60 | h hr hour 小时 3600 | day 天 86400 | week 604800
+year yr 年 | month 1/12
 l L liter litre | ml mL milliliter millilitre 1/1000 | dl dL deciliter 1/10
-° deg degree
+° deg degree 度
 rad radian
 °C celsius | °F fahrenheit 0 | K kelvin 0
 % percent pct percentage
@@ -158,7 +168,7 @@ EUR euro
 GBP
 JPY yen
 INR rupee Rs
-CNY yuan RMB
+CNY yuan RMB 元
 N newton | kN kilonewton 1000
 J joule | kJ kilojoule 1000 | MJ 1000000
 cal calorie | kcal kilocalorie 1000
@@ -208,8 +218,20 @@ def _unit_table() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNIT = _unit_table()
+# Where case does not tell two units apart, as in "12 Cm".
+_FOLDED = {
+    name.casefold(): entry
+    for name, entry in _UNIT.items()
+    if all(other == entry for n, other in _UNIT.items() if n.casefold() == name.casefold())
+}
+# "12 cm long", "5 apples in total": said of the unit, no part of it.
+_SAID_OF_UNIT = re.compile(
+    r"\s+(?:long|wide|tall|high|deep|old|away|each|altogether|left|remaining|"
+    r"in (?:total|all|length|width|height|area|volume))$",
+    re.I,
+)
 _PART = re.compile(
-    r"(?P<power>square|cubic|sq\.?|cu\.?)?\s*(?P<name>°[CF]?|%|[A-Za-zΩµ¢]+)"
+    r"(?P<power>square|cubic|sq\.?|cu\.?)?\s*(?P<name>°[CF]?|%|[A-Za-zΩµ¢\u4e00-\u9fff]+)"
     r"(?:\s*\^?\s*\{?\s*(?P<exponent>-?[1-6])\s*\}?|\s+(?P<word>squared|cubed))?"
 )
 _DEGREES = re.compile(r"^(?:°|deg(?:ree)?s?)\s*(?:\\?\s*)?(C|F|celsius|fahrenheit)$", re.I)
@@ -231,6 +253,7 @@ def unit(text: str) -> Unit | None:
     Known ones by the table, with powers, products and quotients; else up to three words, as in
     "12 red apples".
     """
+    text = _SAID_OF_UNIT.sub("", text)
     if temperature := _DEGREES.match(text):
         return Unit((("°" + temperature[1][0].upper(), 1),), Fraction(1))
     return _known_unit(text) or _counted(text)
@@ -252,7 +275,7 @@ def _known_unit(text: str) -> Unit | None:
             name, exponent = match["name"], int(match["exponent"] or 1)
             word = (match["power"] or match["word"] or "").rstrip(".")
             exponent *= _POWERS.get(word, 1) * (-1 if index else 1)
-            entry = _UNIT.get(name) or _UNIT.get(name.lower() if len(name) > 2 else name)
+            entry = _UNIT.get(name) or _FOLDED.get(name.casefold())
             if entry is None:
                 return None
             powers[entry[0]] = powers.get(entry[0], 0) + exponent
