@@ -95,11 +95,12 @@ def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) ->
     found, wanted = (_options(text, choices) for text in (predicted, true))
     if found and wanted:
         return found == wanted
-    if wanted:
+    if found or wanted:
+        lettered, other = (predicted, true) if found else (true, predicted)
+        if not choices and (option := _TAIL.match(lettered)):
+            # "(B) 45°" where nobody knows the options, against "45°"
+            return same_value((option["tail"] or option["words"]).strip(), other)
         return _plain(predicted) == _plain(true)
-    if found and not choices and (option := _TAIL.match(predicted)):
-        # "(B) 45°" where nobody knows the options, against "45°"
-        return same_value(option["tail"].strip(), true)
     return same_value(predicted, true)
 
 
@@ -117,7 +118,7 @@ _CORRECT = re.compile(r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)\b
 _OPTION = re.compile(
     r"^(?:the\s+)?(?:correct\s+)?(?:options?|choices?|answers?)\s+(?=\W?[A-Za-z]\b)", re.I
 )
-_SEPARATOR = re.compile(r"\s*(?:,\s*and\s|,|;|/|&|\+|\.|\band\b|\s)\s*")
+_SEPARATOR = re.compile(r"\s*(?:,\s*and\s|,|;|/|&|\.|\band\b|\s)\s*")
 _ANOTHER = re.compile(r"[(\[]([A-Z])[)\]]|(?:[,;]|\band)\s+([A-Z])[.):](?=\s)")
 _SPACED = re.compile(r"^([A-Z])\s+(\S.*)$", re.S)  # "B 45°", if the options say so
 _LAST = "J"  # letter of an option where nobody knows how many there are
@@ -269,8 +270,11 @@ _FUNCTIONS = words(
 )
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
 _PRODUCT = re.compile(r"[a-z]{2,3}")
+_FUNCTION = re.compile("|".join(_FUNCTIONS))
+_FORMULA = re.compile(r"[A-Za-z]\d")  # H2O, Q2
 _SYMBOL = re.compile(r"\\?[A-Za-z]+")
 _LETTERS = re.compile(r"[A-Za-z]+")
+_CONTENT = re.compile(r"[A-Za-z\d]")
 _SIGNS = re.compile(r"[\\\d^=+*/<>(\[{|-]")
 
 
@@ -281,12 +285,12 @@ def _is_mathematics(text: str) -> bool:
         return True
     body, _ = _without_unit(text)
     rest = _COMMAND.sub(" ", body)
-    if not _SIGNS.search(text) or not rest.isascii():
+    if not _SIGNS.search(text) or not rest.isascii() or not _CONTENT.search(text):
         return False
     words = [word for word in _LETTERS.findall(rest) if len(word) > 2]
     if any(word not in _FUNCTIONS for word in words) and _unassigned(text) is None:
         return _list(text) is not None and all(map(_is_mathematics, _list(text)[1]))
-    return not re.search(r"(?<![\\A-Za-z])[A-Z][a-z]?\d", rest)  # H2O, Q2
+    return not _FORMULA.search(_FUNCTION.sub(" ", rest))
 
 
 _WITH_UNIT = re.compile(
@@ -327,10 +331,9 @@ def _same_expressions(left: str, right: str) -> bool:
     texts = [_latex(text) for text in (left, right)]
     if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
         return True
-    symbols = [bool(_SYMBOL.fullmatch(text.strip())) for text in texts]
-    if all(symbols):  # for math-verify case makes no difference
-        return False
-    if any(symbols) and any(quantity(text.strip()) for text in (left, right)):
+    names = [_SYMBOL.fullmatch(text.strip()) is not None and "pi" not in text for text in texts]
+    # For math-verify case makes no difference in names; a name is no number.
+    if all(names) or (any(names) and (quantity(left) or quantity(right))):
         return False
     return mathematics.equal(*texts)
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from .notation import clean, closing, quantity, words
 
 MAX_CHARACTERS = 100_000  # of a response, from its end
+MAX_MARKERS = 50  # of a kind that are looked at, from the end
+MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
 MAX_WORD = 40  # characters of a bare word that is an answer
 
 # Further languages are further words. Sure ones first: they announce nothing but a final answer.
@@ -89,7 +91,8 @@ _CHOSEN = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
-    r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]*(?:<(?!/|\|)[^<]*){0,20})", re.I
+    r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
+    re.I,
 )
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.I)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
@@ -110,9 +113,8 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
     if thoughts := list(_THOUGHT.finditer(text)):
         text = text[thoughts[-1].end() :].strip() or text
     for endings in (_announced, _boxed, _likely):
-        found = [answer for answer in endings(text) if _is_answer(answer)]
-        if found:
-            return found[-1]
+        if found := next(filter(_is_answer, endings(text)), ""):
+            return found
     return _bare(text, choices)
 
 
@@ -124,14 +126,15 @@ def _is_answer(text: str) -> bool:
 
 
 def _announced(text: str) -> Iterator[str]:
+    """What follows "Final answer", the last one first, as in the two below."""
     starts = {match.end() for match in _SURE.finditer(text)}
     starts |= {match.end() for match in _SURE_LINE.finditer(text)}
-    return (_value(text, start) for start in sorted(starts))
+    return (_value(text, start) for start in sorted(starts)[: -MAX_MARKERS - 1 : -1])
 
 
 def _boxed(text: str) -> Iterator[str]:
     found: list[tuple[int, int, str]] = []
-    for match in _BOX.finditer(text):
+    for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
         if match.group().rstrip().endswith("{"):
             value = _braced(text, match.end())
             end = match.end() + len(value) + 1
@@ -146,8 +149,8 @@ def _boxed(text: str) -> Iterator[str]:
         else:
             found.append((match.start(), end, value.strip()))
     tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
-    every = sorted([*((start, value) for start, _, value in found), *tags])
-    return (_inner(value) for _, value in every)
+    every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
+    return (_inner(value) for _, value in reversed(every))
 
 
 def _inner(value: str) -> str:
@@ -159,20 +162,21 @@ def _inner(value: str) -> str:
 
 def _braced(text: str, start: int) -> str:
     """From ``start`` to the brace that closes the one before it; to the end of the line without."""
-    end = closing(text, start - 1)
-    return text[start:end] if end >= 0 else text[start:].split("\n")[0]
+    ending = text[start - 1 : start + MAX_ENDING]
+    end = closing(ending, 0)
+    return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
 
 
 def _likely(text: str) -> Iterator[str]:
-    found = [(match.end(), _value(text, match.end())) for match in _LIKELY.finditer(text)]
-    for match in _CHOSEN.finditer(text):
-        found.append((match.end(), match["is"] or match["choose"]))
-    return (value for _, value in sorted(found))
+    found: list[tuple[int, str]] = [(match.end(), "") for match in _LIKELY.finditer(text)]
+    found += [(match.end(), match["is"] or match["choose"]) for match in _CHOSEN.finditer(text)]
+    last = sorted(found)[: -MAX_MARKERS - 1 : -1]
+    return (value or _value(text, start) for start, value in last)
 
 
 def _value(text: str, start: int) -> str:
     """The answer that stands after a marker: of a line, a display, a fence or a tag."""
-    rest = _FENCE.sub("", text[start:])
+    rest = _FENCE.sub("", text[start : start + MAX_ENDING])
     if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
         return _inner(tag["value"].strip())
     opening = re.match(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)", rest)

@@ -150,13 +150,15 @@ def closing(text: str, start: int, brackets: str = "{}") -> int:
 
 # Names of a unit with its size in that of the first of its line.
 _UNITS = """
-m meter metre 米 | km kilometer kilometre 千米 公里 1000 | dm decimeter decimetre 1/10 |
-    cm centimeter centimetre 厘米 1/100 | mm millimeter millimetre 毫米 1/1000 | µm micrometer micron 1e-6 |
+m meter metre 米 | km kilometer kilometre 千米 公里 1000 |
+    dm decimeter decimetre 1/10 | cm centimeter centimetre 厘米 1/100 |
+    mm millimeter millimetre 毫米 1/1000 | µm micrometer micron 1e-6 |
     nm nanometer 1e-9
 in inch inches | ft foot feet 12 | yd yard 36 | mi mile 63360
 g gram gramme 克 | kg kilogram kilo 千克 公斤 1000 | mg milligram 1/1000 | t ton tonne 1000000
 lb pound pounds lbs | oz ounce 1/16
-s sec second 秒 | ms millisecond 1/1000 | min minute 分钟 60 | h hr hour 小时 3600 | day 天 86400 | week 604800
+s sec second 秒 | ms millisecond 1/1000 | min minute 分钟 60 | h hr hour 小时 3600 |
+    day 天 86400 | week 604800
 year yr 年 | month 1/12
 l L liter litre | ml mL milliliter millilitre 1/1000 | dl dL deciliter 1/10
 ° deg degree 度
