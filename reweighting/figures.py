@@ -29,7 +29,7 @@ from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
 # Lines of domains: told apart by readers who see no red or no green too, and each with a contrast
-# of at least 4 to 1 on white, so that names can be written in them.
+# of at least 4.5 to 1 on white, so that names can be written in them.
 PALETTE = (
     "#0b5394", "#b84a00", "#00735c", "#8e2a7f", "#333333",
     "#6a5acd", "#8a6d00", "#c2185b", "#4f772d", "#007a9e",
