@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import main as program
-from reweighting import reward_model
+from reweighting import reward_model, rollouts
 
 from .conftest import command, write_dataset
 
@@ -292,6 +292,26 @@ def test_names_with_escape_sequences_reach_no_terminal(capsys, data):
                                 "--skip_bad_records")) == 0  # fmt: skip
     printed = capsys.readouterr()
     assert "\\x1b[2Jchart error:" in printed.out and "\x1b" not in printed.out + printed.err
+
+
+def test_rollouts_leave_bad_records_out_where_asked(capsys, data):
+    edit(data, "train.json", 2, accuracy=3)
+    edit(data, "train.json", 4, times=8, score="all")
+    edit(data, "train.json", 5, times=8, score=9)
+    conversations = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "+"}]
+    edit(data, "train.json", 6, conversations=conversations, image="x.png")
+    edit(data, "train.json", 7, times=8, score=8)
+    kept, command = data / "kept.json", ["select", "--labelled", str(data / "train.json")]
+    command += ["--output", str(kept), "--per_domain", "1000"]
+    assert rollouts.main(command) == 2
+    said = capsys.readouterr().err
+    assert "record 2: field 'accuracy': must lie in [0, 1], is 3" in said
+    assert "record 5: field 'score': must be a whole number from 0 to 'times'" in said
+    assert "record 6: field 'conversations': holds labels, no accuracy" in said
+    assert rollouts.main([*command, "--skip_bad_records"]) == 0
+    assert "left out 4 records with problems:" in capsys.readouterr().err
+    records = json.loads((data / "train.json").read_text())
+    assert json.loads(kept.read_text()) == [records[0], records[2], *records[6:]]
 
 
 def test_json_lines_with_every_line_separator_of_unicode(capsys, data):
