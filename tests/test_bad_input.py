@@ -470,3 +470,25 @@ def test_total_steps_end_at_the_last_epoch():
     arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
     assert total_steps(arguments, units=40) == 15
     assert total_steps(arguments, units=4000) == 100
+
+
+def test_more_kinds_of_problems_than_are_listed_are_counted(capsys, data):
+    records = json.loads((data / "train.json").read_text()) * 2
+    for number in range(25):
+        records[number] = records[number] | {f"note {number}": "\ud83d"}
+    (data / "train.json").write_text(json.dumps(records))
+    lines = refused(capsys, data).splitlines()
+    assert len(lines) == 21 and "record 20: field 'note 19'" in lines[19]
+    assert lines[20] == "25 problems, 5 kinds not listed"
+
+
+def test_questions_with_problems_are_left_out_where_asked(capsys, data):
+    question = {"question": "Which?", "image_path": "images/0.png", "answer": "a", "dataset": "d"}
+    path = data / "questions.json"
+    path.write_text(json.dumps([question | {"answer": 7}, question | {"image_path": "data:,"}]))
+    command = ["chains", "--questions", str(path), "--output", str(data / "c.json")]
+    command += ["--image_root", str(data), "--model", "m", "--skip_bad_records"]
+    assert rollouts.main(command) == 2
+    said = capsys.readouterr().err
+    assert "record 1: field 'answer': must be text, is 7" in said
+    assert f"{path}: no usable record is left" in said
