@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     from reweighting.plan import print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
-    from reweighting.samples import DataError
+    from reweighting.samples import DataError, describe_meta
 
     training.quiet()
     try:
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
+        if data.meta:
+            print(f"{arguments.meta_json_file}: {describe_meta(data.meta)}")
         return training.ReweightingEngine(arguments, data, encoder).run()
     except (DataError, SetupError) as error:
         for note in getattr(error, "notes", []):

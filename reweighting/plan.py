@@ -11,6 +11,7 @@ from .memory import count_parameters, estimate_memory, load_config
 from .prompts import PromptEncoder
 from .reward_model import SEPARATE_FORWARDS, packs_trees
 from .run_data import Data, total_steps, train_units
+from .samples import describe_meta
 from .terminal import printable
 
 TOKENISED = 200  # records looked at for the token statistics
@@ -32,6 +33,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         steps = [len(sample.prompts) for sample in data.meta]
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
         print(f"steps a meta chain         {_summary(steps)}")
+        print(f"                           {describe_meta(data.meta)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
     units = train_units(arguments, data.train)

@@ -71,6 +71,8 @@ class PromptEncoder:
         score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
             with a label after it, up to where the last label will stand.
         system: first turn of every ``plus_minus`` prompt.
+        step_pattern: what starts a step in the chains it is for, see :func:`~.steps.layout`; goes
+            with the model, as its scores depend on it.
 
     Raises:
         ValueError: the processor lacks what this takes.
@@ -85,6 +87,7 @@ class PromptEncoder:
         cache_bytes: int = 0,
         score_head: str = "linear",
         system: str = INSTRUCTION,
+        step_pattern: str | None = None,
     ) -> None:
         self.processor = processor
         self.max_image_size = max_image_size
@@ -99,6 +102,7 @@ class PromptEncoder:
         self.cache_bytes = cache_bytes
         self.score_head = score_head
         self.system = system
+        self.step_pattern = step_pattern
         self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
         self._cached = 0
 

@@ -44,6 +44,7 @@ from .steps import chain_prompts
 HEAD_FILE = "LN_weights.pt"
 SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
+PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
 BASE_DIRECTORY = "base_model"
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
@@ -196,7 +197,7 @@ class RewardModel(nn.Module):
             torch.save(self.LN.state_dict(), directory / HEAD_FILE)
         else:
             head = {"score_head": "plus_minus", "system": self.encoder.system}
-        for name in IMAGE_OPTIONS:
+        for name in PROMPT_OPTIONS:
             if (value := getattr(self.encoder, name, None)) is not None:
                 head[name] = value
         (directory / SCORE_HEAD_FILE).write_text(json.dumps(head, ensure_ascii=False) + "\n")
@@ -303,7 +304,8 @@ class RewardModel(nn.Module):
         self, image: str | Path | Image.Image, question: str, responses: list[str]
     ) -> list[list[float]]:
         """z of every step prefix of every response, shortest first; all in one prefix tree."""
-        chains = [chain_prompts(question, response) for response in responses]
+        pattern = self.encoder.step_pattern
+        chains = [chain_prompts(question, response, pattern) for response in responses]
         packed = pack([self.encoder.encode(image, [p for chain in chains for p in chain])])
         flat = iter(self(packed.to(self.device)).tolist())
         return [[next(flat) for _ in chain] for chain in chains]

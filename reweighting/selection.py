@@ -28,7 +28,7 @@ from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interva
 from .prefix_tree import pack
 from .prompts import EncodedPrompts
 from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
-from .samples import CandidatesSample, DataError, RecordReader, load_candidates
+from .samples import CandidatesSample, DataError, RecordReader, describe_candidates, load_candidates
 from .steps import chain_prompts
 
 SAMPLES_FILE = "samples.jsonl"
@@ -71,8 +71,9 @@ def _encode(
     model: RewardModel, sample: CandidatesSample
 ) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
+    pattern = model.encoder.step_pattern
     chains = [
-        chain_prompts(sample.question, response) if response.strip() else []
+        chain_prompts(sample.question, response, pattern) if response.strip() else []
         for response in sample.candidates
     ]
     if not any(chains):
@@ -159,6 +160,8 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         },
         "chosen": chosen,
     }
+    if sample.benchmark is not None:
+        line["benchmark"] = sample.benchmark
     if sample.true_false is not None:
         line["true_false"] = sample.true_false
         line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
@@ -252,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
+    if arguments.step_pattern is None:
+        arguments.step_pattern = saved_head(weights_path).get("step_pattern")
     try:
         sets = {}
         for path in arguments.candidates:
@@ -259,6 +264,8 @@ def main(argv: list[str] | None = None) -> int:
             sets[path.stem] = load_candidates(reader, progress=True)
             if note := reader.left_out():
                 terminal.warning(note)
+            summary = describe_candidates(sets[path.stem], arguments.step_pattern)
+            print(f"{terminal.printable(path)}: {summary}")
     except DataError as error:
         terminal.error(error)
         return 2
@@ -276,7 +283,9 @@ def main(argv: list[str] | None = None) -> int:
             return 2
         known.write_text(json.dumps(identity, indent=2) + "\n")
 
-    model = RewardModel.from_pretrained(weights_path, device=arguments.device).eval()
+    model = RewardModel.from_pretrained(
+        weights_path, device=arguments.device, step_pattern=arguments.step_pattern
+    ).eval()
     by_set = {}
     for name, samples in sets.items():
         lines = run(
@@ -315,6 +324,7 @@ def _identity(arguments: argparse.Namespace, path: Path) -> dict:
         "aggregation": arguments.aggregation,
         "max_tokens_per_batch": arguments.max_tokens_per_batch,
         "precision": arguments.precision,
+        "step_pattern": arguments.step_pattern,
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 import reweighting
-from reweighting import answers, samples, steps, terminal
+from reweighting import answers, exchange, samples, steps, terminal
 from reweighting.rollouts import usable
 from reweighting.steps import compiled, unbounded
 
@@ -88,6 +88,8 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "holds_control_token": samples.holds_control_token,
     "RecordReader": read_record,
     "usable": usable,
+    "exchange.lettered": lambda text: exchange.lettered(text, {"A": text, "C": text}),
+    "exchange._listed": lambda text: exchange._listed("[" + text),
 }
 
 
