@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     from reweighting.plan import advice, print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
-    from reweighting.samples import DataError
+    from reweighting.samples import DataError, describe_meta
 
     try:
         data = load_data(arguments)
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
+        if data.meta:
+            print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
         with DirectoryLock(arguments.weights_path):
             return training.ReweightingEngine(arguments, data, encoder).run()
     except (DataError, SetupError, FileError) as error:

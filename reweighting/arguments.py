@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from .images import MEGAPIXELS, MEGAPIXELS_FLAG
 from .presets import PRESETS
+from .steps import compiled
 from .terminal import printable
 
 
@@ -52,6 +53,15 @@ def real(minimum: float = 0.0, positive: bool = False):
     return parse
 
 
+def step_pattern(text: str) -> str:
+    """A regular expression of what starts a step, see :func:`~.steps.compiled`."""
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{printable(text)} {error}") from error
+    return text
+
+
 def add_record_flags(add: Callable[..., argparse.Action]) -> None:
     """The flags of every command that reads records, see :meth:`~.samples.RecordReader.of`.
 
@@ -85,6 +95,13 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         "--skip_bad_records",
         action="store_true",
         help="leave out records with problems, and say how many, instead of stopping",
+    )
+    add(
+        "--step_pattern",
+        type=step_pattern,
+        metavar="REGEX",
+        help="what starts a step of a chain, as '^Part [A-Z]' or, for paragraphs, '\\A|\\n\\n', "
+        'instead of the markers known here ("Step 1", "1.", ...)',
     )
 
 

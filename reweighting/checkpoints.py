@@ -375,7 +375,7 @@ def saved_head(path: str | Path) -> dict[str, str | int]:
     if not file.is_file():
         return {}
     head = _load_object(file)
-    kinds = {"score_head": str, "system": str}
+    kinds = {"score_head": str, "system": str, "step_pattern": str}
     if head.get("score_head") not in ("linear", "plus_minus") or not all(
         type(value) is kinds.get(name, int) for name, value in head.items()
     ):

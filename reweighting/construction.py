@@ -130,7 +130,7 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
             f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
             f"{source}"
         )
-    options = {"score_head": arguments.score_head}
+    options = {"score_head": arguments.score_head, "step_pattern": arguments.step_pattern}
     if system or "system" in head:
         options["system"] = system or head["system"]
     processor, note = checkpoints.open_processor(source, arguments.processor)

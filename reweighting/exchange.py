@@ -1,31 +1,45 @@
 """Candidates from, and choices to, the result files of other evaluation tools.
 
-    python -m reweighting.exchange from-vlmevalkit --benchmark MathVista.tsv \
-        --predictions run1.tsv run2.tsv … --output candidates.json --image_dir images
-    python -m reweighting.exchange from-lm-eval --samples samples_task.jsonl --image_field image \
-        --output candidates.json
-    python -m reweighting.exchange to-vlmevalkit --samples selected/x/samples.jsonl --output x.tsv
-    python -m reweighting.exchange to-lm-eval --samples selected/x/samples.jsonl --output x.jsonl
-
 VLMEvalKit describes a benchmark in a TSV (`index`, `question`, `image` in base64 or `image_path`,
-options `A` … `J`, `answer`) and writes one `prediction` per row and run. lm-eval's `--log_samples`
-writes `doc`, `target` and `resps` as JSON Lines. The way back has the chosen response as the
-prediction, so that either tool's own scorer can be applied to it.
+options `A` … `J`, `answer`) and writes one `prediction` per row and run, as xlsx or TSV. lm-eval's
+`--log_samples` writes `doc`, `target` and `resps` as JSON Lines. The way back has the chosen
+response as the prediction, so that either tool's own scorer can be applied to it; what the
+benchmark says of a question beside it (its own index, options, category, document) goes along in
+the field `benchmark` of candidates records and of a selection's `samples.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import base64
 import binascii
 import csv
+import hashlib
+import io
 import json
+import re
 import sys
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .answers import extract, same
+from . import files, terminal
+from .answers import extract, is_right, same
 
+EXAMPLES = """examples:
+  python -m reweighting.exchange from-vlmevalkit --benchmark MathVista.tsv \\
+      --predictions run1.xlsx run2.xlsx --image_dir images --output candidates.json
+  python -m reweighting.exchange from-lm-eval --samples samples_task.jsonl \\
+      --image_field image --output candidates.json
+  python -m reweighting.exchange to-vlmevalkit --samples selected/x/samples.jsonl --output x.tsv
+  python -m reweighting.exchange to-lm-eval --samples selected/x/samples.jsonl --output x.jsonl
+"""
 OPTIONS = "ABCDEFGHIJ"
+IMAGE_COLUMNS = ("image", "image_path")  # not carried along: an image is in the record
+_FILE_NAME = re.compile(r"\w[\w.-]{0,99}")
 csv.field_size_limit(2**31 - 1)  # images are in the rows
 
 
@@ -33,154 +47,298 @@ class FormatError(Exception):
     """A file does not hold what its format promises; names file, row and column."""
 
 
-def read_tsv(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a TSV file.
+def read_table(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a TSV or xlsx file, all cells as text.
 
     Raises:
-        FormatError: a needed column is missing.
+        FormatError: it cannot be read as such a file, or a needed column is missing.
+        FileError: it is missing or not UTF-8 text.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        for name in needed:
-            if name not in (reader.fieldnames or ()):
-                raise FormatError(f"{path}: column '{name}' is missing")
-        return list(reader)
+    if path.suffix.lower() == ".xlsx":
+        header, *rows = _xlsx_rows(path) or [[]]
+    else:
+        try:
+            text = io.StringIO(files.read_text(path), newline="")
+            header, *rows = csv.reader(text, delimiter="\t") or [[]]
+        except (csv.Error, ValueError) as error:
+            raise FormatError(f"{path}: no TSV table: {error}") from error
+    for name in needed:
+        if name not in header:
+            raise FormatError(f"{path}: column '{name}' is missing")
+    filled = ([*row, *[""] * (len(header) - len(row))] for row in rows if any(row))
+    return [dict(zip(header, row, strict=False)) for row in filled]
 
 
-def from_vlmevalkit(benchmark: Path, predictions: list[Path], image_dir: Path) -> list[dict]:
-    """Candidates records from a benchmark and one file of predictions per run.
+def _xlsx_rows(path: Path) -> list[list[str]]:
+    """The cells of the first sheet as text."""
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise FormatError(f"{path}: xlsx needs a package: pip install openpyxl") from error
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows = book.worksheets[0].iter_rows(values_only=True)
+        return [[_cell(value) for value in row] for row in rows]
+    except OSError as error:
+        raise files.FileError(f"{path}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, KeyError, IndexError, ValueError, SyntaxError) as error:
+        raise FormatError(f"{path}: no xlsx table: {error}") from error
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a spreadsheet has no whole numbers
+    return "" if value is None else str(value)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def lettered(question: str, options: Mapping[str, str]) -> str:
+    """A question with its options under their own letters, which need not follow each other."""
+    return "\n".join([question, *(f"{letter}. {text}" for letter, text in options.items())])
+
+
+def from_vlmevalkit(
+    benchmark: Path, predictions: Sequence[Path], image_dir: Path, skip_missing: bool = False
+) -> tuple[list[dict], list[str]]:
+    """Candidates records from a benchmark and one file of predictions per run, and notes.
 
     Images in base64 are written to ``image_dir``; a value that is another row's index (as large
-    benchmarks have it) stands for that row's image.
+    benchmarks have it) stands for that row's image. Of a list of images the first is taken.
+
+    Args:
+        skip_missing: leave out questions that a run has no prediction for.
     """
-    rows = read_tsv(benchmark, ("index", "question", "answer"))
+    rows = read_table(benchmark, ("index", "question", "answer"))
     runs = [
-        {row["index"]: row["prediction"] for row in read_tsv(path, ("index", "prediction"))}
+        {row["index"]: row["prediction"] for row in read_table(path, ("index", "prediction"))}
         for path in predictions
     ]
-    images = {row["index"]: row.get("image") or "" for row in rows}
-    records = []
+    images = {row["index"]: row.get("image", "") for row in rows}
+    records, missing, several = [], Counter(), 0
     for row in rows:
         index = row["index"]
-        candidates = [run.get(index) for run in runs]
-        for path, candidate in zip(predictions, candidates, strict=True):
-            if not candidate:
-                raise FormatError(f"{path}: no prediction for index {index}")
-        choices = [row[letter] for letter in OPTIONS if row.get(letter)]
-        question = row["question"]
-        if choices:
-            lettered = zip(OPTIONS, choices, strict=False)
-            question += "\n" + "\n".join(f"{letter}. {choice}" for letter, choice in lettered)
+        candidates = [run.get(index, "") for run in runs]
+        without = [path for path, text in zip(predictions, candidates, strict=True) if not text]
+        if without and not skip_missing:
+            raise FormatError(
+                f"{without[0]}: no prediction for index {index}; --skip_missing leaves out such "
+                "questions"
+            )
+        if without:
+            missing.update(without)
+            continue
+        options = {letter: row[letter] for letter in OPTIONS if row.get(letter)}
+        paths = _listed(row.get("image_path", ""))
+        encoded = _listed(images[index])
+        several += len(paths or encoded) > 1
         record = {
-            "question": question,
-            "image_path": row.get("image_path") or _image(benchmark, index, images, image_dir),
+            "question": lettered(row["question"], options) if options else row["question"],
+            "image_path": paths[0] if paths else _image(benchmark, index, images, image_dir),
             "candidates": candidates,
             "answer": row["answer"],
             "dataset": row.get("category") or None,
         }
-        records.append(record | ({"choices": choices} if choices else {}))
-    return records
+        if options:
+            last = OPTIONS.index(max(options))
+            record["choices"] = [options.get(letter, "") for letter in OPTIONS[: last + 1]]
+        own = {name: text for name, text in row.items() if name not in IMAGE_COLUMNS}
+        records.append({**record, "benchmark": own})
+    notes = [
+        f"{path}: no prediction for {_count(count, 'question')}" for path, count in missing.items()
+    ]
+    if missing:
+        left_out = _count(len(rows) - len(records), "question")
+        notes.append(f"{benchmark}: {left_out} of {len(rows)} left out")
+    if several:
+        said = _count(several, "question")
+        notes.append(f"{benchmark}: {said} with several images: the first of them is taken")
+    return records, notes
+
+
+def _listed(cell: str) -> list[str]:
+    """The texts of a cell, which may be a list as Python or JSON writes it."""
+    if cell.startswith("["):
+        try:
+            value = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return [cell]
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            return value
+    return [cell] if cell else []
 
 
 def _image(benchmark: Path, index: str, images: dict[str, str], image_dir: Path) -> str:
     """Write a row's image; returns its path."""
-    encoded = images[index]
+    encoded = next(iter(_listed(images[index])), "")
     if encoded in images:  # shared with another row
-        index, encoded = encoded, images[encoded]
+        index, encoded = encoded, next(iter(_listed(images[encoded])), "")
     try:
         body = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:
         raise FormatError(f"{benchmark}: index {index}: column 'image': {error}") from error
     if not body:
         raise FormatError(f"{benchmark}: index {index}: neither 'image' nor 'image_path'")
     kind = "jpg" if body.startswith(b"\xff\xd8") else "png"
-    path = image_dir / f"{index}.{kind}"
-    image_dir.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(body)
+    name = index if _FILE_NAME.fullmatch(index) else hashlib.sha256(index.encode()).hexdigest()[:16]
+    path = image_dir / f"{name}.{kind}"
+    with files.replacing(path, "wb") as file:
+        file.write(body)
     return str(path)
 
 
-def from_lm_eval(samples: Path, question_field: str, image_field: str) -> list[dict]:
-    """Candidates records from logged samples; every response of a document is a candidate."""
-    records = []
-    for number, text in enumerate(samples.read_text(encoding="utf-8").splitlines(), start=1):
-        line = json.loads(text)
+def from_lm_eval(
+    samples: Path, question_field: str, image_field: str
+) -> tuple[list[dict], list[str]]:
+    """Candidates records from logged samples, and notes.
+
+    Every response of a document is a candidate. A log with several filters lists a document once
+    for each: it is taken once. Any of several targets makes a candidate right.
+    """
+    records: list[dict] = []
+    known: dict[Any, list[str]] = {}
+    repeated = several = 0
+    for number, _, line in files.read_json_lines(samples):
+        where = f"{samples}: line {number}"
+        if not isinstance(line, dict):
+            raise FormatError(f"{where}: must be an object")
         for name in ("doc", "target", "resps"):
             if name not in line:
-                raise FormatError(f"{samples}: line {number}: field '{name}' is missing")
-        for name in (question_field, image_field):
-            if not isinstance(line["doc"].get(name), str):
-                raise FormatError(f"{samples}: line {number}: field 'doc.{name}' must be text")
-        groups = [[group] if isinstance(group, str) else group for group in line["resps"]]
+                raise FormatError(f"{where}: field '{name}' is missing")
+        doc = line["doc"]
+        if not isinstance(doc, dict):
+            raise FormatError(f"{where}: field 'doc' must be an object")
+        image = doc.get(image_field)
+        if isinstance(image, list) and image:
+            several += len(image) > 1
+            image = image[0]
+        for name, value in ((question_field, doc.get(question_field)), (image_field, image)):
+            if not isinstance(value, str):
+                raise FormatError(f"{where}: field 'doc.{name}' must be text")
+        groups = line["resps"] if isinstance(line["resps"], list) else [None]
+        groups = [group if isinstance(group, list) else [group] for group in groups]
         responses = [response for group in groups for response in group]
-        records.append(
-            {
-                "question": line["doc"][question_field],
-                "image_path": line["doc"][image_field],
-                "candidates": responses,
-                "answer": str(line["target"]),
-            }
-        )
-    return records
+        if not responses or not all(isinstance(response, str) for response in responses):
+            raise FormatError(f"{where}: field 'resps' must be a list of responses")
+        document = json.dumps(line.get("doc_id", ["line", number]))
+        if document in known:
+            if known[document] != responses:
+                raise FormatError(f"{where}: document {document} has other responses than before")
+            repeated += 1
+            continue
+        known[document] = responses
+        targets = _targets(line["target"])
+        if not targets:
+            raise FormatError(f"{where}: field 'target' is empty")
+        record = {
+            "question": doc[question_field],
+            "image_path": image,
+            "candidates": responses,
+            "answer": targets[0],
+        }
+        if len(targets) > 1:
+            record["true_false"] = [
+                any(is_right(response, target) for target in targets) for response in responses
+            ]
+        own = {name: line[name] for name in ("doc_id", "doc", "target") if name in line}
+        records.append({**record, "benchmark": own})
+    notes = []
+    if repeated:
+        said = _count(repeated, "line")
+        notes.append(f"{samples}: {said} with a document of another line, for another filter")
+    if several:
+        said = _count(several, "line")
+        notes.append(f"{samples}: {said} with several images: the first of them is taken")
+    return records, notes
+
+
+def _targets(target: Any) -> list[str]:
+    return [str(value) for value in (target if isinstance(target, list) else [target])]
 
 
 def chosen(samples: Path, aggregation: str) -> list[dict]:
     """Lines of ``samples.jsonl`` with the response an aggregation chose as ``prediction``."""
-    lines = [json.loads(text) for text in samples.read_text(encoding="utf-8").splitlines()]
-    for number, line in enumerate(lines, start=1):
-        if aggregation not in line["chosen"]:
-            known = ", ".join(line["chosen"])
-            raise FormatError(f"{samples}: line {number}: no '{aggregation}' among {known}")
-        line["prediction"] = line["candidates"][line["chosen"][aggregation]]
+    lines = []
+    for number, _, line in files.read_json_lines(samples):
+        where = f"{samples}: line {number}"
+        try:
+            choices, candidates = dict(line["chosen"]), list(line["candidates"])
+            line = {"question": line["question"], "answer": line["answer"], **line}
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{where}: no line of a selection") from error
+        if aggregation not in choices:
+            raise FormatError(f"{where}: no '{aggregation}' among {', '.join(choices)}")
+        index = choices[aggregation]
+        if type(index) is not int or not 0 <= index < len(candidates):
+            raise FormatError(f"{where}: the choice of '{aggregation}' is no candidate")
+        lines.append({**line, "prediction": candidates[index]})
     return lines
 
 
 def to_vlmevalkit(lines: list[dict], output: Path) -> None:
-    """Predictions as a TSV; ``index`` counts the questions from 0."""
-    with output.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t")
-        writer.writerow(["index", "question", "answer", "prediction"])
-        for index, line in enumerate(lines):
-            row = (line["question"], line["answer"] or "", line["prediction"])
-            writer.writerow([index, *row])
+    """Predictions as a TSV with all columns the benchmark had, but for the images.
+
+    Where the lines do not know their benchmark, ``index`` counts the questions from 0.
+    """
+    rows = []
+    for number, line in enumerate(lines):
+        own = line.get("benchmark") or {}
+        if "index" not in own:
+            own = {"index": number, "question": line["question"], "answer": line["answer"] or ""}
+        rows.append({**own, "prediction": line["prediction"]})
+    columns = dict.fromkeys(name for row in rows for name in row if name != "prediction")
+    with files.replacing(output) as file:
+        writer = csv.DictWriter(file, [*columns, "prediction"], delimiter="\t", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def to_lm_eval(lines: list[dict], output: Path) -> None:
-    """Samples as lm-eval logs them, with the final answer as the filtered response."""
-    with output.open("w", encoding="utf-8") as file:
+    """Samples as lm-eval logs them, with the final answer as the filtered response.
+
+    Where the lines do not know their documents, ``doc_id`` counts the questions from 0.
+    """
+    with files.replacing(output) as file:
         for index, line in enumerate(lines):
             answer = extract(line["prediction"])
+            own = line.get("benchmark") or {}
+            target = own.get("target", line["answer"])
             sample = {
-                "doc_id": index,
-                "doc": {"question": line["question"]},
-                "target": line["answer"],
+                "doc_id": own.get("doc_id", index),
+                "doc": own.get("doc", {"question": line["question"]}),
+                "target": target,
                 "resps": [[line["prediction"]]],
                 "filtered_resps": [answer],
             }
-            if line["answer"] is not None:
-                sample["exact_match"] = float(same(answer, line["answer"]))
-            file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+            if target is not None:
+                sample["exact_match"] = float(any(same(answer, t) for t in _targets(target)))
+            file.write(files.json_line(sample))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The four directions and their flags."""
+    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLES}
     parser = argparse.ArgumentParser(
         prog="python -m reweighting.exchange",
         description="Candidates from, and choices to, VLMEvalKit and lm-eval.",
+        **layout,
     )
     directions = parser.add_subparsers(dest="direction", required=True)
-    add = directions.add_parser("from-vlmevalkit").add_argument
+    add = directions.add_parser("from-vlmevalkit", **layout).add_argument
     add("--benchmark", type=Path, required=True, help="the benchmark's TSV")
-    add("--predictions", type=Path, nargs="+", required=True, help="a TSV of predictions a run")
+    add("--predictions", type=Path, nargs="+", required=True, help="xlsx or TSV, one a run")
     add("--image_dir", type=Path, required=True, help="where images in base64 are written")
+    add("--skip_missing", action="store_true", help="leave out questions that a run lacks")
     add("--output", type=Path, required=True, help="candidates file to write")
-    add = directions.add_parser("from-lm-eval").add_argument
+    add = directions.add_parser("from-lm-eval", **layout).add_argument
     add("--samples", type=Path, required=True, help="logged samples")
     add("--question_field", default="question", help="of the document (default: question)")
     add("--image_field", default="image_path", help="of the document (default: image_path)")
     add("--output", type=Path, required=True, help="candidates file to write")
     for name in ("to-vlmevalkit", "to-lm-eval"):
-        add = directions.add_parser(name).add_argument
+        add = directions.add_parser(name, **layout).add_argument
         add("--samples", type=Path, required=True, help="samples.jsonl of a selection")
         add("--aggregation", default="mean_log_odds", help="whose choice (default: mean_log_odds)")
         add("--output", type=Path, required=True, help="file to write")
@@ -193,17 +351,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if a.direction.startswith("from"):
             if a.direction == "from-vlmevalkit":
-                records = from_vlmevalkit(a.benchmark, a.predictions, a.image_dir)
+                records, notes = from_vlmevalkit(
+                    a.benchmark, a.predictions, a.image_dir, a.skip_missing
+                )
             else:
-                records = from_lm_eval(a.samples, a.question_field, a.image_field)
-            lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-            a.output.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+                records, notes = from_lm_eval(a.samples, a.question_field, a.image_field)
+            for note in notes:
+                terminal.warning(note)
+            if not records:
+                raise FormatError(f"nothing to write to {a.output}: no question is left")
+            files.write_records(a.output, records)
+            counts = {len(record["candidates"]) for record in records}
+            number = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+            what = f"{_count(len(records), 'question')} with {number} candidates each"
         else:
             write = to_vlmevalkit if a.direction == "to-vlmevalkit" else to_lm_eval
-            write(chosen(a.samples, a.aggregation), a.output)
-    except (FormatError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            lines = chosen(a.samples, a.aggregation)
+            write(lines, a.output)
+            what = f"{_count(len(lines), 'prediction')}, chosen by {a.aggregation},"
+    except (FormatError, files.FileError) as error:
+        terminal.error(error)
         return 2
+    print(f"{what} written to {terminal.printable(a.output)}")
     return 0
 
 

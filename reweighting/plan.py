@@ -16,6 +16,7 @@ from .prompts import PromptEncoder
 from .reports import peak_memory_gib
 from .reward_model import SEPARATE_FORWARDS, packs_trees
 from .run_data import Data, total_steps, train_units
+from .samples import describe_meta
 from .terminal import printable
 from .weighting import DomainTable, InstanceNet, InstanceTable
 
@@ -107,6 +108,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         steps = [len(sample.prompts) for sample in data.meta]
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
         print(f"steps a meta chain         {_summary(steps)}")
+        print(f"                           {describe_meta(data.meta)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
     units = train_units(arguments, data.train)

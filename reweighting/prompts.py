@@ -61,14 +61,17 @@ class EncodedPrompts:
     token_ids: list[list[int]]  # one list per prompt, image placeholders already expanded
 
 
-def response_prompts(question: str, response: str | Sequence[str]) -> list[Prompt]:
+def response_prompts(
+    question: str, response: str | Sequence[str], pattern: str | None = None
+) -> list[Prompt]:
     """A prompt for every step of a response, shortest first; none where it is empty.
 
     Args:
         response: its text, or its steps, which are put on lines of their own and not looked into.
+        pattern: of the step markers of a text, see :func:`~.steps.layout`.
     """
     if isinstance(response, str):
-        return chain_prompts(question, response) if response.strip() else []
+        return chain_prompts(question, response, pattern) if response.strip() else []
     steps = [step.strip("\n") for step in response]
     return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
 
@@ -85,6 +88,8 @@ class PromptEncoder:
         score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
             with a label after it, up to where the last label will stand.
         system: first turn of every ``plus_minus`` prompt.
+        step_pattern: what starts a step in the chains it is for, see :func:`~.steps.layout`; goes
+            with the model, as its scores depend on it.
 
     Raises:
         ValueError: the processor lacks what this takes.
@@ -99,6 +104,7 @@ class PromptEncoder:
         cache_bytes: int = 0,
         score_head: str = "linear",
         system: str = INSTRUCTION,
+        step_pattern: str | None = None,
     ) -> None:
         self.processor = processor
         self.max_image_size = max_image_size
@@ -113,6 +119,7 @@ class PromptEncoder:
         self.cache_bytes = cache_bytes
         self.score_head = score_head
         self.system = system
+        self.step_pattern = step_pattern
         self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
         self._cached = 0
 

@@ -54,6 +54,7 @@ from .samples import CandidatesSample, text_fault, without_image_tags
 from .steps import Prompt
 
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
+PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # Architectures, and their language models, whose packed trees are tested against separate forwards
@@ -260,7 +261,7 @@ class RewardModel(nn.Module):
             torch.save(self.LN.state_dict(), directory / HEAD_FILE)
         else:
             head = {"score_head": "plus_minus", "system": self.encoder.system}
-        for name in IMAGE_OPTIONS:
+        for name in PROMPT_OPTIONS:
             if (value := getattr(self.encoder, name, None)) is not None:
                 head[name] = value
         write_text(directory / SCORE_HEAD_FILE, json_line(head))
@@ -468,7 +469,8 @@ class RewardModel(nn.Module):
 
     def _chains(self, question: str, responses: Sequence[Response]) -> list[list[Prompt]]:
         question, responses = self._texts(question, responses)
-        return [response_prompts(question, response) for response in responses]
+        pattern = self.encoder.step_pattern
+        return [response_prompts(question, response, pattern) for response in responses]
 
     def _texts(
         self, question: str, responses: Sequence[Response], where: str = ""

@@ -51,6 +51,7 @@ from .samples import (
     DataError,
     QuestionSample,
     RecordReader,
+    describe_candidates,
     holds_control_token,
     load_candidates,
     load_questions,
@@ -65,9 +66,13 @@ MAX_LISTED = 20  # lost items spelled out at the end of a run
 # ---- chains
 
 
-def usable(response: str) -> bool:
-    """Whether a response has what a chain needs: steps and a final answer."""
-    return bool(step_starts(response)) and extract(response) != ""
+def usable(response: str, pattern: str | None = None) -> bool:
+    """Whether a response has what a chain needs: steps and a final answer.
+
+    Args:
+        pattern: of what starts a step, see :func:`~.steps.layout`.
+    """
+    return bool(step_starts(response, pattern)) and extract(response) != ""
 
 
 async def sample_chains(
@@ -86,7 +91,7 @@ def candidates_record(record: dict, sample: QuestionSample, chains: list[str]) -
     return {**record, "candidates": chains, "true_false": true_false}
 
 
-def meta_records(records: Sequence[dict]) -> list[dict]:
+def meta_records(records: Sequence[dict], pattern: str | None = None) -> list[dict]:
     """A right and a wrong chain of every question that has both, whole chains only.
 
     Both labels occur equally often with every question and image, both chains have steps and a
@@ -97,7 +102,7 @@ def meta_records(records: Sequence[dict]) -> list[dict]:
     for record in records:
         by_label: dict[bool, list[str]] = {True: [], False: []}
         for chain, right in zip(record["candidates"], record["true_false"], strict=True):
-            if usable(chain):
+            if usable(chain, pattern):
                 by_label[right].append(chain)
         if pair := most_alike(by_label[True], by_label[False]):
             # Which of the two comes first must not tell the label either.
@@ -131,15 +136,18 @@ class Prefix:
 
 
 def prefixes_of(
-    samples: Sequence[CandidatesSample], records: Sequence[dict], chains_per_question: int
+    samples: Sequence[CandidatesSample],
+    records: Sequence[dict],
+    chains_per_question: int,
+    pattern: str | None = None,
 ) -> list[Prefix]:
     """All prefixes of the first usable chains of every question."""
     found = []
     for sample in samples:
         record = records[sample.record - 1]
-        chains = [i for i, text in enumerate(sample.candidates) if usable(text)]
+        chains = [i for i, text in enumerate(sample.candidates) if usable(text, pattern)]
         for index in chains[:chains_per_question]:
-            steps = split_steps(sample.candidates[index])
+            steps = split_steps(sample.candidates[index], pattern)
             for sid, text in enumerate(steps, start=1):
                 found.append(
                     Prefix(
@@ -398,6 +406,7 @@ def _make_chains(arguments: argparse.Namespace) -> int:
 
     found = asyncio.run(sample_all(arguments, "questions", samples, work))
     records, lost, notes = [], [], Counter()
+    pattern = arguments.step_pattern
     for sample, rollouts in zip(samples, found, strict=True):
         chains = []
         for rollout in rollouts:
@@ -408,7 +417,9 @@ def _make_chains(arguments: argparse.Namespace) -> int:
             else:
                 chains.append(rollout.text.strip())
                 notes["cut off at --max_tokens"] += rollout.finish_reason == "length"
-                notes["without steps or final answer"] += not usable(rollout.text)
+                notes["without steps or final answer"] += not usable(
+                    rollout.text, arguments.step_pattern
+                )
         if chains:
             records.append(candidates_record(raw[sample.record - 1], sample, chains))
     right = [mark for record in records for mark in record["true_false"]]
@@ -427,7 +438,7 @@ def _make_chains(arguments: argparse.Namespace) -> int:
         )
     code = _finish(arguments.output, records, lost, f"{arguments.questions}: a chain")
     if arguments.meta_output and records:
-        meta = meta_records(records)
+        meta = meta_records(records, pattern)
         print(f"{len(meta) // 2} questions have a right and a wrong chain for the meta set")
         write_records(arguments.meta_output, meta)
     return code
@@ -447,7 +458,8 @@ def _make_labels(arguments: argparse.Namespace) -> int:
             reader.text(raw[sample.record - 1], sample.record, name)
     samples = reader.usable(samples)
     _say_left_out(reader)
-    prefixes = prefixes_of(samples, raw, arguments.chains_per_question)
+    print(describe_candidates(samples, arguments.step_pattern))
+    prefixes = prefixes_of(samples, raw, arguments.chains_per_question, arguments.step_pattern)
     without = len(samples) - len({prefix.sample.record for prefix in prefixes})
     if without:
         print(f"{without} of {len(samples)} questions have no chain with steps and a final answer")

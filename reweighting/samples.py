@@ -17,15 +17,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .answers import is_right
+from .answers import extract, is_right
 from .files import FileError, check_json, read_records
 from .images import allow_megapixels, image_problem, is_data_uri
 from .prompts import LABELS
-from .steps import Prompt, chain_prompts, record_prompt, split_question, step_prompts, step_starts
+from .steps import (
+    MAX_STEPS,
+    Prompt,
+    chain_prompts,
+    cut_steps,
+    describe_chains,
+    record_prompt,
+    split_question,
+    step_prompts,
+    step_starts,
+)
 from .terminal import MAX_LINE, printable
 
 MAX_CHARACTERS = 200_000  # of a text: more tokens than a forward pass takes
-MAX_STEPS = 1000  # of a chain
 MAX_KINDS = 20  # of problems that an error lists
 MAX_ALIKE = 3  # problems of one kind that are spelled out
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
@@ -104,6 +113,7 @@ class MetaSample:
     prompts: list[Prompt]  # one a step prefix, shortest first
     image: str
     true_false: bool
+    response: str = ""  # the whole chain, with its verdict
 
 
 @dataclass
@@ -117,6 +127,7 @@ class CandidatesSample:
     true_false: list[bool] | None  # one per candidate, where known
     answer: str | None
     dataset: str | None
+    benchmark: dict | None = None  # its own fields, which the results carry on
 
 
 @dataclass
@@ -189,6 +200,7 @@ class RecordReader:
         allow_external_images: accept image files outside ``image_root``.
         allow_image_urls: accept http(s) URLs of images.
         skip_bad_records: leave out records with problems instead of raising.
+        step_pattern: what starts a step, see :func:`~.steps.layout`.
     """
 
     file: str
@@ -196,6 +208,7 @@ class RecordReader:
     allow_external_images: bool = False
     allow_image_urls: bool = False
     skip_bad_records: bool = False
+    step_pattern: str | None = None
     problems: dict[int, list[str]] = field(default_factory=dict)
     image_fields: dict[int, str] = field(default_factory=dict)  # by record: where its image stands
 
@@ -215,6 +228,7 @@ class RecordReader:
             arguments.allow_external_images,
             arguments.allow_image_urls,
             arguments.skip_bad_records,
+            arguments.step_pattern,
         )
 
     @property
@@ -286,9 +300,12 @@ class RecordReader:
 
     def _prompts(self, question: str, response: str, number: int, name: str) -> list[Prompt]:
         """The prompts of a chain; none if the record has a problem, or the chain too many steps."""
-        if number in self.problems or not self._few(len(step_starts(response)), number, name):
+        if number in self.problems or not self._few_steps(response, number, name):
             return []
-        return chain_prompts(question, response)
+        return chain_prompts(question, response, self.step_pattern)
+
+    def _few_steps(self, text: str, number: int, name: str, where: str = "") -> bool:
+        return self._few(len(step_starts(text, self.step_pattern)), number, name, where)
 
     def _few(self, steps: int, number: int, name: str, where: str = "") -> bool:
         if steps > MAX_STEPS:
@@ -394,9 +411,9 @@ class RecordReader:
             self.problem(number, "accuracy", "must be a number, is {}", _shown(accuracy))
         elif not math.isfinite(accuracy) or not 0 <= accuracy <= 1:
             self.problem(number, "accuracy", "must lie in [0, 1], is {}", printable(accuracy, 40))
-        if number in self.problems or not self._few(len(step_starts(prefix)), number, "add"):
+        if number in self.problems or not self._few_steps(prefix, number, "add"):
             return None
-        prompts = [record_prompt(question, prefix)]
+        prompts = [record_prompt(question, prefix, self.step_pattern)]
         chain = (domain, image, question)
         name = str(record.get("id", ""))
         return TrainSample(number, prompts, image, domain, [accuracy], chain, id=name)
@@ -474,18 +491,22 @@ class RecordReader:
         """A whole chain with its truth, in either format."""
         if "conversations" in record:
             question, prompts, *_ = self.conversation(record, number)
+            response = "".join(prompts[-1].steps) if prompts else ""
             image = self._conversation_image(record, number)
             if number not in self.problems and not prompts:
                 response = self.text(record, number, "response")
                 prompts = self._prompts(question, response, number, "response")
-            return MetaSample(number, prompts, image, self._true_false(record, number))
+            return MetaSample(number, prompts, image, self._true_false(record, number), response)
         text = self.text(record, number, "input")
         image = self.image(record, number)
-        question, response = split_question(text)
-        if text and not response:
-            self.problem(number, "input", "holds a question but no response to score")
-        prompts = self._prompts(question, response, number, "input")
-        return MetaSample(number, prompts, image, self._true_false(record, number))
+        if "response" in record:
+            name, question, response = "response", text, self.text(record, number, "response")
+        else:
+            name, (question, response) = "input", split_question(text, self.step_pattern)
+            if text and not response:
+                self.problem(number, "input", "holds a question but no response to score")
+        prompts = self._prompts(question, response, number, name)
+        return MetaSample(number, prompts, image, self._true_false(record, number), response)
 
     def _true_false(self, record: dict, number: int) -> bool:
         true_false = record.get("true_false")
@@ -527,12 +548,17 @@ class RecordReader:
             return None
         if true_false is None and answer:
             true_false = [is_right(candidate, answer, choices) for candidate in candidates]
-        return CandidatesSample(number, question, candidates, image, true_false, answer, dataset)
+        benchmark = record.get("benchmark")
+        if not isinstance(benchmark, (dict, type(None))):
+            self.problem(number, "benchmark", "must be an object, is {}", _shown(benchmark))
+        return CandidatesSample(
+            number, question, candidates, image, true_false, answer, dataset, benchmark
+        )
 
     def _candidate(self, value: Any, number: int, name: str, where: str) -> str:
         """A response; empty ones, as a reasoner that failed leaves them, are fine."""
         text = self._clean(value, number, name, where, may_be_empty=True)
-        self._few(len(step_starts(text)), number, name, where)
+        self._few_steps(text, number, name, where)
         return text if text.strip() else ""
 
     def _choices(self, record: dict, number: int) -> list[str] | None:
@@ -590,6 +616,20 @@ def load_meta(reader: RecordReader, progress: bool = False) -> tuple[list[MetaSa
     reader.check_images(samples, progress)
     samples = [sample for sample in samples if sample.record not in reader.problems]
     return samples, _meta_warnings(reader)
+
+
+def describe_meta(samples: Iterable[MetaSample]) -> str:
+    """One line about the steps and final answers of whole chains."""
+    return describe_chains((len(s.prompts), extract(s.response) != "") for s in samples)
+
+
+def describe_candidates(samples: Iterable[CandidatesSample], pattern: str | None) -> str:
+    """The same about candidates, whose steps ``pattern`` tells (see :func:`~.steps.layout`)."""
+    return describe_chains(
+        (len(cut_steps(response, pattern)) if response else 0, extract(response) != "")
+        for sample in samples
+        for response in sample.candidates
+    )
 
 
 def load_candidates(reader: RecordReader, progress: bool = False) -> list[CandidatesSample]:
@@ -690,7 +730,8 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
         if isinstance(text, str) and len(text) <= MAX_CHARACTERS:
             label = record.get("true_false")
             if isinstance(label, (bool, int)):
-                has_response = bool(split_question(text)[1])
+                own = "response" in record
+                has_response = own or bool(split_question(text, reader.step_pattern)[1])
                 labels[has_response][bool(label)] += 1
     with_response, without = labels[True], labels[False]
     total = with_response.total() + without.total()

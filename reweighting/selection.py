@@ -38,8 +38,8 @@ from .files import (
 )
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, response_prompts
-from .reward_model import RewardModel, autocast
-from .samples import CandidatesSample, DataError, RecordReader, load_candidates
+from .reward_model import RewardModel, autocast, saved_head
+from .samples import CandidatesSample, DataError, RecordReader, describe_candidates, load_candidates
 from .terminal import printable, quiet
 
 SAMPLES_FILE = "samples.jsonl"
@@ -83,7 +83,8 @@ def _encode(
     model: RewardModel, sample: CandidatesSample
 ) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
-    chains = [response_prompts(sample.question, response) for response in sample.candidates]
+    pattern = model.encoder.step_pattern
+    chains = [response_prompts(sample.question, r, pattern) for r in sample.candidates]
     if not any(chains):
         return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
@@ -166,6 +167,8 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         },
         "chosen": chosen,
     }
+    if sample.benchmark is not None:
+        line["benchmark"] = sample.benchmark
     if sample.true_false is not None:
         line["true_false"] = sample.true_false
         line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
@@ -256,6 +259,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--candidates: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):
         parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
+    if arguments.step_pattern is None:
+        arguments.step_pattern = saved_head(weights_path).get("step_pattern")
     try:
         sets = {}
         for path in arguments.candidates:
@@ -263,6 +268,8 @@ def main(argv: list[str] | None = None) -> int:
             sets[path.stem] = load_candidates(reader, progress=True)
             if note := reader.left_out():
                 terminal.warning(note)
+            summary = describe_candidates(sets[path.stem], arguments.step_pattern)
+            print(f"{printable(path)}: {summary}")
         model_fingerprint = fingerprint(weights_path)
         with DirectoryLock(arguments.output_dir):
             return _select(arguments, sets, model_fingerprint)
@@ -302,7 +309,9 @@ def _select(
             return 2
         write_json(known, identity)
 
-    model = RewardModel.from_pretrained(arguments.weights_path, device=arguments.device).eval()
+    model = RewardModel.from_pretrained(
+        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
+    ).eval()
     by_set = {}
     for name, samples in sets.items():
         lines = run(

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import pytest
 
 import reweighting
-from reweighting import answers, samples, steps, terminal
+from reweighting import answers, exchange, samples, steps, terminal
 from reweighting.rollouts import usable
 from reweighting.steps import compiled, unbounded
 
 from .conftest import REPOSITORY
 
-SHORT, LONG = 10_000, 40_000  # characters
+SHORT, LONG = 5_000, 20_000  # characters
 CEILING = 1.0  # seconds for LONG of them
 NOISE = 0.004  # seconds below which two times cannot be compared
 # What a pattern or a loop may stumble over, repeated to the length wanted.
@@ -81,13 +81,14 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "record_prompt": lambda text: steps.record_prompt("Q", text),
     "chain_prompts": lambda text: steps.chain_prompts("Q", text),
     "answers.extract": answers.extract,
-    "answers.normalise": answers.normalise,
-    "answers.letter": answers.letter,
+    "answers.is_right": lambda text: answers.is_right(text, "B", ["red", "blue"]),
     "answers.same": lambda text: answers.same(text, "plain words"),
     "printable": terminal.printable,
     "holds_control_token": samples.holds_control_token,
     "RecordReader": read_record,
     "usable": usable,
+    "exchange.lettered": lambda text: exchange.lettered(text, {"A": text, "C": text}),
+    "exchange._listed": lambda text: exchange._listed("[" + text),
 }
 
 
