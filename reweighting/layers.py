@@ -185,6 +185,29 @@ class _LastLayer:
         return hidden_states.index_copy(1, ends, found.to(hidden_states.dtype))
 
 
+def bring_trees(decoder: nn.Module) -> None:
+    """Let packed trees that stand in for the mask of ``decoder`` reach the layers as they are.
+
+    Some architectures pass on what they get, others make a mask of their own from it.
+    """
+    decoder.register_forward_pre_hook(_put_trees_aside, with_kwargs=True)
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(_take_trees_for_mask, with_kwargs=True)
+
+
+def _put_trees_aside(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    if isinstance(named.get("attention_mask"), PackedTrees):
+        named = named | {"attention_mask": None, "packed_trees": named["attention_mask"]}
+    return inputs, named
+
+
+def _take_trees_for_mask(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    if "packed_trees" in named:
+        named = named | {"attention_mask": named["packed_trees"]}
+        del named["packed_trees"]
+    return inputs, named
+
+
 def read_out_last(layers: nn.ModuleList) -> None:
     """Spare the last of ``layers`` most of its work: what it says elsewhere reaches no score."""
     kind = type(layers[-1])
