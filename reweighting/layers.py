@@ -151,16 +151,23 @@ def send_patch_positions(model: nn.Module) -> None:
     """Let the vision tower of ``model`` find its patches' positions on its own device.
 
     They are made where the grids of the images are, and these stay on the processor: Python reads
-    them many times, and every time would wait for a GPU.
+    them many times, and every time would wait for a GPU. Learned positions (Qwen3-VL) are mixed by
+    weights that no module gets to see: there the grids go themselves.
     """
     for name, module in model.named_modules():
         if name.endswith("visual.rotary_pos_emb"):
             module.register_forward_pre_hook(_send_positions)
+        elif name.endswith("visual") and hasattr(module, "pos_embed"):
+            module.register_forward_pre_hook(_send_grids, with_kwargs=True)
 
 
 def _send_positions(module, inputs: tuple[torch.Tensor, torch.Tensor]):
     hidden_states, positions = inputs
     return hidden_states, positions.to(hidden_states.device, non_blocking=True)
+
+
+def _send_grids(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    return inputs, named | {"grid_thw": named["grid_thw"].to(inputs[0].device)}
 
 
 class _LastLayer:
