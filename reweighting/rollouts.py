@@ -25,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .answers import extract, is_right
+from .answers import extract, is_right, unreadable, unreadable_note
 from .arguments import HelpFormatter, real, whole
 from .journal import Journal, JournalError
 from .labelling import (
@@ -414,6 +414,9 @@ def _make_chains(arguments: argparse.Namespace) -> int:
         print(
             f"{len(right)} chains for {len(records)} questions, {sum(right) / len(right):.1%} right"
         )
+    missing = sum(unreadable(r["candidates"], r.get("choices")) for r in records)
+    if note := unreadable_note(missing, len(right)):
+        print(f"{note}: these count as wrong")
     for note, count in notes.items():
         if count:
             print(f"{count} chains {note}")

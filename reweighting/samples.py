@@ -87,6 +87,7 @@ class CandidatesSample:
     true_false: list[bool] | None  # one per candidate, where known
     answer: str | None
     dataset: str | None
+    choices: list[str] | None = None
 
 
 @dataclass
@@ -376,6 +377,7 @@ class RecordReader:
             true_false,
             record.get("answer"),
             record.get("dataset"),
+            choices,
         )
 
     def _choices(self, record: dict, number: int) -> list[str] | None:

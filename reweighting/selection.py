@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .answers import unreadable, unreadable_note
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, chain_prompts
@@ -142,6 +143,8 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         "aggregates": {name: [aggregate(z, name) for z in log_odds] for name in aggregations},
         "chosen": chosen,
     }
+    if sample.choices is not None:
+        line["choices"] = sample.choices
     if sample.true_false is not None:
         line["true_false"] = sample.true_false
         line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
@@ -172,7 +175,13 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
     """
     pools = [
-        Pool.of(line["candidates"], line["true_false"], line["step_log_odds"], list(line["chosen"]))
+        Pool.of(
+            line["candidates"],
+            line["true_false"],
+            line["step_log_odds"],
+            list(line["chosen"]),
+            line.get("choices"),
+        )
         for line in lines
         if "true_false" in line
     ]
@@ -186,6 +195,19 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
         }
         for method, by_size in evaluate(pools).items()
     }
+
+
+def unreadable_lines(lines_of_set: dict[str, list[dict]]) -> list[str]:
+    """A line for each set in which some candidates have no final answer that can be read."""
+    found = []
+    for name, lines in lines_of_set.items():
+        missing = sum(unreadable(line["candidates"], line.get("choices")) for line in lines)
+        total = sum(len(line["candidates"]) for line in lines)
+        if note := unreadable_note(missing, total):
+            found.append(
+                f"{name}: {note}: these have no vote, and are wrong where the answer counts"
+            )
+    return found
 
 
 def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
@@ -262,9 +284,9 @@ def main(argv: list[str] | None = None) -> int:
         known.write_text(json.dumps(identity, indent=2) + "\n")
 
     model = RewardModel.from_pretrained(weights_path, device=arguments.device).eval()
-    by_set = {}
+    by_set, lines_of_set = {}, {}
     for name, samples in sets.items():
-        lines = run(
+        lines = lines_of_set[name] = run(
             model,
             samples,
             arguments.output_dir / name / SAMPLES_FILE,
@@ -279,6 +301,8 @@ def main(argv: list[str] | None = None) -> int:
     (arguments.output_dir / RESULTS_FILE).write_text(text + "\n")
     if by_set:
         print(table(by_set))
+    for line in unreadable_lines(lines_of_set):
+        print(line)
     return 0
 
 
