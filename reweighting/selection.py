@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from . import terminal
+from .answers import unreadable, unreadable_note
 from .arguments import add_record_flags, unwritable
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate
@@ -169,6 +170,8 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
     }
     if sample.benchmark is not None:
         line["benchmark"] = sample.benchmark
+    if sample.choices is not None:
+        line["choices"] = sample.choices
     if sample.true_false is not None:
         line["true_false"] = sample.true_false
         line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
@@ -193,7 +196,13 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
     """
     pools = [
-        Pool.of(line["candidates"], line["true_false"], line["step_log_odds"], list(line["chosen"]))
+        Pool.of(
+            line["candidates"],
+            line["true_false"],
+            line["step_log_odds"],
+            list(line["chosen"]),
+            line.get("choices"),
+        )
         for line in lines
         if "true_false" in line
     ]
@@ -207,6 +216,19 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
         }
         for method, by_size in evaluate(pools).items()
     }
+
+
+def unreadable_lines(lines_of_set: dict[str, list[dict]]) -> list[str]:
+    """A line for each set in which some candidates have no final answer that can be read."""
+    found = []
+    for name, lines in lines_of_set.items():
+        missing = sum(unreadable(line["candidates"], line.get("choices")) for line in lines)
+        total = sum(len(line["candidates"]) for line in lines)
+        if note := unreadable_note(missing, total):
+            found.append(
+                f"{name}: {note}: these have no vote, and are wrong where the answer counts"
+            )
+    return found
 
 
 def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
@@ -259,9 +281,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--candidates: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):
         parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
-    if arguments.step_pattern is None:
-        arguments.step_pattern = saved_head(weights_path).get("step_pattern")
     try:
+        if arguments.step_pattern is None:
+            arguments.step_pattern = saved_head(weights_path).get("step_pattern")
         sets = {}
         for path in arguments.candidates:
             reader = RecordReader.of(arguments, path)
@@ -312,9 +334,9 @@ def _select(
     model = RewardModel.from_pretrained(
         arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
     ).eval()
-    by_set = {}
+    by_set, lines_of_set = {}, {}
     for name, samples in sets.items():
-        lines = run(
+        lines = lines_of_set[name] = run(
             model,
             samples,
             arguments.output_dir / name / SAMPLES_FILE,
@@ -328,6 +350,8 @@ def _select(
     write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
         print(table(by_set))
+    for line in unreadable_lines(lines_of_set):
+        print(line)
     for name in sets:
         unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"
         print(f"choices: {arguments.output_dir / name / SAMPLES_FILE}{unknown}")

@@ -433,3 +433,25 @@ def test_choices_are_named_and_failing_writes_are_one_line(run, candidates, tmp_
     assert selection.main(flags(run, candidates, tmp_path / "taken")) == 2
     said = capsys.readouterr().err
     assert "samples.jsonl" in said and "Traceback" not in said
+
+
+def test_votes_follow_the_options_and_what_cannot_be_read_is_said(
+    run, candidates, tmp_path, capsys
+):
+    first, second = json.loads(candidates.read_text())[:2]
+    for record in (first, second):
+        del record["true_false"]
+    answers = ["C", "C", "B", "(B)", "B. blue", "blue"]
+    first |= {"answer": "B", "choices": ["red", "blue", "green"]}
+    first["candidates"] = [f"Step 1: look {n}.\nFinal answer: {a}" for n, a in enumerate(answers)]
+    second |= {"answer": "A", "choices": ["red", "blue"]}
+    second["candidates"] = [
+        *(f"Step 1: look {n}.\nFinal answer: {a}" for n, a in enumerate("BAAA")),
+        *("Step 1: I look and look.", "Final answer:\n\\["),
+    ]
+    candidates.write_text(json.dumps([first, second]))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["few"]
+    assert found["majority"]["6"]["accuracy"] == 1
+    assert found["one sample"]["1"]["accuracy"] == pytest.approx((4 / 6 + 3 / 6) / 2)
+    assert "few: 2 of 12 candidates have no readable answer" in capsys.readouterr().out
