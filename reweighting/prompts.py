@@ -22,9 +22,8 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from .images import Source, content_key, load_pixels, shrunk_size, source_key
-from .steps import Prompt, chain_prompts, join, step_prompts
+from .steps import LABELS, Prompt, chain_prompts, join, step_prompts
 
-LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
 INSTRUCTION = (
     "You are given a question about an image and a solution of it, step by step. After each step "

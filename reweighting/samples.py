@@ -20,8 +20,8 @@ from tqdm import tqdm
 from .answers import extract, is_right
 from .files import FileError, check_json, read_records
 from .images import allow_megapixels, image_problem, is_data_uri
-from .prompts import LABELS
 from .steps import (
+    LABELS,
     MAX_STEPS,
     Prompt,
     chain_prompts,
