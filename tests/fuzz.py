@@ -90,7 +90,7 @@ def spoil_value(rng: random.Random, value: Any) -> Any:
         return odd(rng)
     if isinstance(value, str):
         place, piece = rng.randrange(len(value) + 1), odd(rng)
-        piece = piece if isinstance(piece, str) else _dump(piece, False)[:200]
+        piece = piece if isinstance(piece, str) else _text(piece)[:200]
         rest = value[place:] if rng.random() < 0.7 else ""
         return value[:place] + piece + rest
     if isinstance(value, list):
@@ -116,6 +116,10 @@ def spoil_value(rng: random.Random, value: Any) -> Any:
     else:
         value[name] = spoil_value(rng, value[name])
     return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else _dump(value, ascii_only=False)
 
 
 def to_bytes(rng: random.Random, value: Any, lines: bool = False) -> bytes:
@@ -497,9 +501,9 @@ def texts(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     from reweighting.answers import extract, same
     from reweighting.steps import chain_prompts, split_question
 
-    parts = [str(odd(rng))[:5000] for _ in range(rng.randrange(1, 6))]
+    parts = [_text(odd(rng))[:5000] for _ in range(rng.randrange(1, 6))]
     text = rng.choice(["\n", " ", "\n\n", ""]).join(parts)
-    other = str(odd(rng))[:300]
+    other = _text(odd(rng))[:300]
 
     def run() -> int:
         split_question(text)
