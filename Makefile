@@ -1,22 +1,65 @@
-# make install | demo | own-benchmark | test | test-all | lint | clean      PYTHON=python3.12 picks another Python
+# make install | demo | own-benchmark | test | test-all | lint | lock | clean
+#   PYTHON=python3.12   picks another Python
+#   LATEST=1, LOWEST=1  instead of the locked versions the newest that requirements.txt and
+#                       pyproject.toml allow, or the oldest; each has a virtual environment of its own
 PYTHON ?= python3
+ifdef LATEST
+VENV   ?= .venv-latest
+else ifdef LOWEST
+VENV   ?= .venv-lowest
+else
 VENV   ?= .venv
+endif
 RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip install --disable-pip-version-check
 DEMO   ?= weights/demo
 OWN    ?= weights/own_benchmark
+BETTY  := betty-ml==0.2.1
 
-.PHONY: install demo own-benchmark test test-all lint clean
+# uv is the resolver of the lock and of the oldest versions; what it found, pip installs.
+UV_VENV := .venv-uv
+COMPILE := $(UV_VENV)/bin/uv pip compile --quiet --no-python-downloads --no-emit-index-url \
+	--no-header pyproject.toml --extra dev
+
+# Workers of one thread each: the models are small, and a worker takes about 2 GB.
+PYTEST := $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+ifdef LATEST
+PYTEST += --fail-on-deprecated
+endif
+
+.PHONY: install demo own-benchmark test test-all lint lock clean
 
 install: $(VENV)/installed
 
-# Betty's metadata refuses Python 3.11 and later, on which it runs. dashscope is installed for one
-# file only: it carries the real Qwen vocabulary, with which the prompts are tested.
-$(VENV)/installed: requirements.txt requirements-dev.txt
+# A list that a resolver wrote is complete: pip needs to look for nothing else (--no-deps), nor at
+# the Pythons that a package claims, of which Betty's claim is wrong.
+INSTALL_LIST := --no-deps --ignore-requires-python --requirement
+
+ifdef LATEST
+.PHONY: $(VENV)/installed  # the newest of today
+endif
+$(VENV)/installed: pyproject.toml requirements.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
-	$(RUN) -m pip install --disable-pip-version-check --no-deps --ignore-requires-python betty-ml==0.2.1
-	-$(RUN) -m pip install --disable-pip-version-check --no-deps dashscope
+ifdef LATEST
+	$(PIP) --upgrade --upgrade-strategy eager --editable ".[dev]"
+	$(PIP) --no-deps --ignore-requires-python $(BETTY)
+else ifdef LOWEST
+	$(MAKE) $(UV_VENV)/bin/uv
+	$(COMPILE) --resolution lowest-direct --python $(RUN) --output-file $(VENV)/oldest.txt
+	$(PIP) $(INSTALL_LIST) $(VENV)/oldest.txt
+else
+	$(PIP) $(INSTALL_LIST) requirements.lock --require-hashes
+endif
 	touch $@
+
+# One file for Python 3.10 to 3.13 and all platforms, with the hashes of every file.
+lock: $(UV_VENV)/bin/uv
+	$(COMPILE) --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
+		--output-file requirements.lock
+
+$(UV_VENV)/bin/uv:
+	$(PYTHON) -m venv $(UV_VENV)
+	$(UV_VENV)/bin/python -m pip install --disable-pip-version-check uv
 
 # One seed of the experiment, with fewer steps. The figures of a new run go beside its weights;
 # those in figs/ are the ones the README shows.
@@ -32,15 +75,18 @@ own-benchmark: install
 	rm -rf $(OWN)
 	$(RUN) -m benchmarks.own_benchmark --work $(OWN)
 
-test: install lint
-	$(RUN) -m pytest -m "not slow and not gpu"
+# The lint is of the code, not of the libraries: other versions of ruff have other opinions.
+CHECKS := install $(if $(LATEST)$(LOWEST),,lint)
 
-test-all: install lint
-	$(RUN) -m pytest
+test: $(CHECKS)
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: $(CHECKS)
+	$(PYTEST)
 
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(OWN)
+	rm -rf .venv .venv-latest .venv-lowest $(UV_VENV) $(VENV) $(DEMO) $(OWN)

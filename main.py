@@ -14,11 +14,16 @@ from __future__ import annotations
 
 import sys
 
+from reweighting import terminal
+from reweighting.arguments import parse_arguments  # without torch: --help comes at once
+
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, train; returns the process's exit code."""
+    arguments = parse_arguments(argv)
+    terminal.quiet()
     try:
         import betty.problems  # noqa: F401
     except ImportError as error:
@@ -29,35 +34,39 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Betty is not installed. Install it with\n\n    {BETTY_INSTALL}\n", file=sys.stderr)
         return 2
 
-    from reweighting.arguments import parse_arguments
-
-    arguments = parse_arguments(argv)
-
-    from reweighting import terminal, training
-    from reweighting.construction import SetupError, make_encoder
-    from reweighting.plan import print_plan
+    from reweighting import training
+    from reweighting.construction import SetupError, check_start, make_encoder
+    from reweighting.files import DirectoryLock, FileError
+    from reweighting.plan import advice, print_plan
     from reweighting.problems import NonFiniteLoss
     from reweighting.run_data import load_data
     from reweighting.samples import DataError, describe_meta
 
-    training.quiet()
     try:
         data = load_data(arguments)
-        for note in data.warnings:
+        for note in [*data.warnings, *advice(arguments, data)]:
             terminal.warning(note)
         encoder = make_encoder(arguments, data.system)
+        folder, _ = training.checkpoint_to_resume(arguments)
+        for note in check_start(arguments, data, folder):
+            print(note)
         if arguments.dry_run:
             training.check_resume(arguments, data)
             print_plan(arguments, data, encoder)
             return 0
         if data.meta:
             print(f"{arguments.meta_json_file}: {describe_meta(data.meta)}")
-        return training.ReweightingEngine(arguments, data, encoder).run()
-    except (DataError, SetupError) as error:
+        with DirectoryLock(arguments.weights_path):
+            return training.ReweightingEngine(arguments, data, encoder).run()
+    except (DataError, SetupError, FileError) as error:
         for note in getattr(error, "notes", []):
             terminal.warning(note)
         terminal.error(error)
         return 2
+    except OSError as error:  # such as a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.error(f"{where}{error.strerror or error}; the last checkpoint is left as it was")
+        return 1
     except NonFiniteLoss as error:
         print(file=sys.stderr)  # behind the progress line
         terminal.error(f"{error}; the last checkpoint is left as it was")

@@ -21,6 +21,7 @@ from benchmarks.small_world import clean_records, prefix_auroc
 from reweighting.best_of_n import interval
 from reweighting.reproduce import DEMO
 from reweighting.study import Study
+from reweighting.terminal import quiet
 
 
 def main() -> int:
@@ -31,6 +32,7 @@ def main() -> int:
     add("--iterations", type=int, default=120, help="lower steps a run (default: 120)")
     add("--work", type=Path, default=Path("history_runs"), help="where runs are kept")
     arguments = parser.parse_args()
+    quiet()
     arguments.work.mkdir(parents=True, exist_ok=True)
     records = arguments.work.resolve() / "clean.json"
     if not records.exists():

@@ -36,6 +36,7 @@ from reweighting.prefix_tree import PackedTrees
 from reweighting.problems import Lower, Upper
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
+from reweighting.terminal import quiet
 from reweighting.weighting import DomainTable, make_meta_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,6 +82,7 @@ def build(
         module=weighting,
         optimizer=make_meta_optimizer(weighting, meta_lr, weight_decay=0.0),
         batches=iter(meta),
+        precision=options.get("precision", "fp32"),
     )
     dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
     return OnItsDevice([upper, lower], EngineConfig(strategy="cpu"), dependencies)
@@ -241,7 +243,8 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=50, help="random draws a row (default: 50)")
     parser.add_argument("--rows", default="", help="only rows whose name contains this")
     arguments = parser.parse_args()
-    base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl")
+    quiet()
+    base = RewardModel.from_pretrained(REPOSITORY / "weights" / "tiny-qwen2-vl", device="cpu")
     root = REPOSITORY / "data"
 
     def load(name: str, parse: str) -> EncodedDataset:

@@ -23,6 +23,7 @@ from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.reproduce import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader
+from reweighting.terminal import quiet
 from reweighting.weighting import InstanceTable
 
 
@@ -35,9 +36,10 @@ def main() -> int:
     add("--steps", type=int, default=15, help="measured of each (default: 15)")
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    quiet()
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
-    model = RewardModel.from_pretrained(DEMO.reward_model)
+    model = RewardModel.from_pretrained(DEMO.reward_model, device="cpu")
 
     def load(file, parse: str, count: int):
         reader = RecordReader(str(file), str(DEMO.image_root))

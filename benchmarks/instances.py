@@ -30,6 +30,7 @@ from reweighting.checkpoints import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.reproduce import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.samples import RecordReader, load_train
+from reweighting.terminal import quiet
 from reweighting.weighting import InstanceNet
 
 CORRUPTED = 0.4  # of the chains
@@ -94,7 +95,7 @@ def table_weights(run: Path) -> tuple[list[str], np.ndarray, float]:
 def net_weights(run: Path, file: Path) -> tuple[list[str], np.ndarray]:
     """Ids of the records of ``file`` and what the run's net gives them."""
     trained = json.loads((run / "arguments.json").read_text())
-    model = RewardModel.from_pretrained(run).eval()
+    model = RewardModel.from_pretrained(run, device="cpu").eval()
     hidden_size = model.base_model.config.get_text_config().hidden_size
     net = InstanceNet(trained["net_features"], hidden_size, trained["net_width"],
                       trained["net_layers"], trained["weight_bounds"])  # fmt: skip
@@ -119,6 +120,7 @@ def main() -> int:
     add("--work", type=Path, default=Path("weights/instances"))
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    quiet()
     torch.set_num_threads(arguments.threads)
     print("| weights | seed | AUROC | sound: mean weight | corrupted | visits a record | seconds |")
     print("|---|---|---|---|---|---|---|")

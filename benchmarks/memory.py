@@ -24,6 +24,7 @@ from reweighting.construction import make_encoder
 from reweighting.memory import estimate_memory
 from reweighting.plan import largest_batches
 from reweighting.run_data import load_data
+from reweighting.terminal import quiet
 
 CONFIGURATIONS = {
     "batch 1": [],
@@ -64,7 +65,7 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
 def run(argv: list[str], steps: int) -> tuple[float, float]:
     """In a process of its own."""
     torch.set_num_threads(1)
-    training.quiet()
+    quiet()
     return estimated_and_measured(argv, steps)
 
 

@@ -23,6 +23,7 @@ from reweighting.reward_model import RewardModel
 from reweighting.samples import CandidatesSample, RecordReader, load_candidates
 from reweighting.selection import score_candidates
 from reweighting.steps import chain_prompts
+from reweighting.terminal import quiet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -89,6 +90,7 @@ def main() -> int:
     add("--device", default="cpu")
     add("--threads", type=int, default=2)
     arguments = parser.parse_args()
+    quiet()
     torch.set_num_threads(arguments.threads)
     model, samples = load(arguments)
     candidates = sum(len(sample.candidates) for sample in samples)

@@ -31,6 +31,7 @@ from data import make_demo
 from reweighting.best_of_n import LogOdds, interval
 from reweighting.reproduce import DEMO
 from reweighting.study import REPOSITORY, Study
+from reweighting.terminal import quiet
 
 DATA = REPOSITORY / "data"
 TESTS = list(DEMO.sets)
@@ -208,6 +209,7 @@ def main() -> int:
     add("--output", type=Path, help="also write the tables to this file")
     add("--figure", type=Path, help="draw weights and accuracies into this file")
     arguments = parser.parse_args()
+    quiet()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     (work / "quality.json").write_text(json.dumps(qualities()))

@@ -6,10 +6,13 @@ import argparse
 import importlib.util
 import math
 import os
+import re
+import shlex
+import sys
 from collections.abc import Callable
 
-import torch
-
+from .images import MEGAPIXELS, MEGAPIXELS_FLAG
+from .presets import PRESETS
 from .steps import compiled
 from .terminal import printable
 
@@ -82,6 +85,13 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         help="accept http(s) URLs of images, which are fetched",
     )
     add(
+        MEGAPIXELS_FLAG,
+        type=real(positive=True),
+        default=MEGAPIXELS,
+        metavar="M",
+        help="refuse images of more million pixels, which may be made to fill the memory",
+    )
+    add(
         "--skip_bad_records",
         action="store_true",
         help="leave out records with problems, and say how many, instead of stopping",
@@ -106,6 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("data and model")
     add = group.add_argument
+    add(
+        "--preset",
+        choices=list(PRESETS),
+        help="settings of DreamPRM, of DreamPRM-1.5's instance table or of the demo, which are "
+        "printed; flags beside it overrule them",
+    )
     add("--train_json_file", required=True, help="train records: a JSON array or JSON Lines")
     add(
         "--meta_json_file",
@@ -117,7 +133,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--init_from",
         default="Qwen/Qwen2-VL-2B-Instruct",
         help="where training starts: a hub name, a checkpoint directory, or a directory written by "
-        "training (base_model/, LN_weights.pt, domain_weights.pt)",
+        "training (base_model/, LN_weights.pt)",
+    )
+    add(
+        "--processor",
+        metavar="DIR",
+        help="directory or hub name of the processor, for checkpoints without one such as the "
+        "published code writes (default: the checkpoint's, or that of the base model it names)",
     )
     add_record_flags(add)
     add(
@@ -346,6 +368,12 @@ def build_parser() -> argparse.ArgumentParser:
         "multiply them into the instance weights, which start from there",
     )
     add(
+        "--init_domain_weights",
+        metavar="DIR_OR_FILE",
+        help="start the domain weights from a domain_weights.pt, matched by the domains' names "
+        "(a published file has none and is taken in order), instead of from 1",
+    )
+    add(
         "--weight_bounds",
         type=float,
         nargs=2,
@@ -450,8 +478,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         action="store_true",
-        help="continue the run in --weights_path where its last checkpoint left it; a run that has "
-        "none starts",
+        help="continue the run in --weights_path, or in a copy of it, from its newest complete "
+        "checkpoint; where there is none, nothing starts",
     )
     add(
         "--eval_candidates",
@@ -488,8 +516,13 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check; prints one sentence and exits with code 2 if the flags make no sense."""
     parser = build_parser()
+    argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(argv)
+    flags = PRESETS.get(arguments.preset, ())
+    arguments = parser.parse_args([*flags, *argv])  # of two equal flags the later one counts
     check(arguments, parser.error)
+    if flags:
+        print(f"--preset {arguments.preset}: {shlex.join(flags)}")
     return arguments
 
 
@@ -500,6 +533,11 @@ def check(arguments: argparse.Namespace, error) -> None:
         error(
             "--reweighting none (--baseline) gives every record weight 1: it cannot go with "
             "--domain_weights"
+        )
+    if a.init_domain_weights is not None and (a.reweighting != "domain" or a.domain_weights):
+        error(
+            "--init_domain_weights is where learned domain weights start: it needs --reweighting "
+            "domain, without --domain_weights"
         )
     a.by_instance = a.reweighting.startswith("instance_")
     a.learn_weights = a.by_instance or (a.reweighting == "domain" and not a.domain_weights)
@@ -529,23 +567,23 @@ def check(arguments: argparse.Namespace, error) -> None:
             f"--unroll_steps {a.unroll_steps} is above --iteration_num {a.iteration_num}: no upper "
             "step would ever be taken"
         )
-    try:
-        device = torch.device(a.device)
-    except RuntimeError:
-        error(f"--device {a.device} is no device: cuda, cuda:N or cpu")
-    if device.type not in ("cuda", "cpu"):
-        error(f"--device {a.device} is not supported: cuda, cuda:N or cpu")
-    if device.type == "cpu" and a.local_rank:
+    device = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", a.device, re.ASCII)
+    if device is None:
+        error(f"--device {printable(a.device)} is no device: cuda, cuda:N or cpu")
+    if a.device == "cpu" and a.local_rank:
         error("--local_rank numbers CUDA devices and means nothing with --device cpu")
-    if device.type == "cuda":
-        if device.index is not None and a.local_rank:
+    if a.device != "cpu":
+        if device[1] and a.local_rank:
             error(f"--device {a.device} already names a device: leave out --local_rank")
-        index = a.local_rank if device.index is None else device.index
-        if not a.dry_run and index >= torch.cuda.device_count():
-            error(
-                f"--device {a.device}: CUDA device {index} is not there "
-                f"({torch.cuda.device_count()} found); --device cpu runs on the processor"
-            )
+        index = int(device[1] or a.local_rank)
+        if not a.dry_run:
+            import torch  # takes seconds: --help and a wrong flag are answered without it
+
+            if index >= torch.cuda.device_count():
+                error(
+                    f"--device {a.device}: CUDA device {index} is not there "
+                    f"({torch.cuda.device_count()} found); --device cpu runs on the processor"
+                )
         a.device = f"cuda:{index}"
     if not 0 <= a.seed < 2**31:
         error(f"--seed must lie in 0 ... {2**31 - 1}, is {a.seed}")

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from .answers import extract, normalise
+from .answers import extract, parties
 
 LogOdds = list[list[float]]  # of one question: one list of step prefixes a candidate
 
@@ -54,13 +54,14 @@ class Pool:
     """The candidates of one question as choosing sees them.
 
     Args:
-        answers: normalised final answers, "" where there is none.
+        parties: which candidates give the same final answer ``[n]``: equal numbers for the same,
+            by the comparison that decides truth; -1 where no answer can be read.
         right: whether a candidate is right, ``[n]``.
         scores: aggregated scores ``[n]`` by aggregation.
         probability: of being right, ``[n]``: the sigmoid of the mean log-odds; weighs votes.
     """
 
-    answers: list[str]
+    parties: np.ndarray
     right: np.ndarray
     scores: dict[str, np.ndarray]
     probability: np.ndarray
@@ -72,11 +73,16 @@ class Pool:
         true_false: Sequence[bool],
         log_odds: LogOdds,
         aggregations: Sequence[str],
+        choices: Sequence[str] | None = None,
     ) -> Pool:
-        """From responses, their truth and the log-odds of their prefixes."""
+        """From responses, their truth and the log-odds of their prefixes.
+
+        Args:
+            choices: texts of the question's options, if it has any.
+        """
         means = torch.tensor([aggregate(z, "mean_log_odds") for z in log_odds], dtype=torch.float64)
         return cls(
-            [normalise(extract(candidate)) for candidate in candidates],
+            np.array(parties([extract(text, choices) for text in candidates], choices)),
             np.array(true_false, dtype=float),
             {name: np.array([aggregate(z, name) for z in log_odds]) for name in aggregations},
             torch.sigmoid(means).numpy(),
@@ -86,8 +92,8 @@ class Pool:
         """Share of subsets of ``size`` candidates from which each method picks a right one."""
         chosen = subsets(len(self.right), min(size, len(self.right)))  # [subsets, size]
         right = self.right[chosen]
-        answers = np.array(self.answers, dtype=object)[chosen]
-        same = (answers[:, :, None] == answers[:, None, :]) & (answers != "")[:, None, :]
+        party = self.parties[chosen]
+        same = (party[:, :, None] == party[:, None, :]) & (party >= 0)[:, None, :]
         weight = self.probability[chosen][:, None, :]
         support = {
             "majority": same.sum(-1),  # votes for each candidate's answer

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
-    AutoProcessor,
     get_cosine_schedule_with_warmup,
 )
 
 from . import checkpoints
 from .prompts import PromptEncoder
-from .reward_model import BASE_DIRECTORY, RewardModel, saved_head
+from .reward_model import RewardModel
 from .run_data import Data
+from .terminal import printable, warning
 from .weighting import DomainTable, InstanceNet, InstanceTable
 
 
@@ -58,11 +59,57 @@ def make_weighting(
             data.fixed_weights,
         )
     weighting = DomainTable(data.domains)
-    published = Path(arguments.reward_model) / checkpoints.DOMAIN_FILE
-    if published.is_file():
-        raw = checkpoints.load_domain_weights(published, data.domains)
+    if arguments.init_domain_weights is not None:
+        path = checkpoints.domain_file(arguments.init_domain_weights)
+        raw = checkpoints.load_domain_weights(path, data.domains)
         weighting.raw_weights.data.copy_(raw)
     return weighting
+
+
+def check_start(
+    arguments: argparse.Namespace, data: Data, resumed: Path | None = None
+) -> list[str]:
+    """Look at all that a run starts from, without loading it.
+
+    Args:
+        resumed: the checkpoint it goes on from, if it does.
+
+    Returns:
+        sentences about it for the user.
+
+    Raises:
+        CheckpointError: weights do not fit the architecture, or another file is damaged.
+    """
+    said = []
+    start = resumed or arguments.reward_model
+    source = checkpoints.base_source(start)
+    if Path(source).is_dir():  # of a hub name it would fetch all weights
+        base = checkpoints.open_base(source, meta=True)
+        if arguments.score_head == "linear":
+            vocabulary = base.config.get_text_config().vocab_size
+            checkpoints.load_head(start, vocabulary)
+    if resumed is not None:
+        return said
+    if arguments.init_domain_weights is not None:
+        path = checkpoints.domain_file(arguments.init_domain_weights)
+        raw = checkpoints.load_domain_weights(path, data.domains)
+        weighting = DomainTable(data.domains)
+        weighting.raw_weights.data.copy_(raw)
+        weights = ", ".join(
+            f"{printable(name)} {weight:.3f}" for name, weight in weighting.named_weights().items()
+        )
+        order = "" if checkpoints.names_domains(path) else " (taken in order: it has no names)"
+        said.append(f"domain weights start from {path}{order}: {weights}")
+    elif (
+        arguments.reweighting == "domain"
+        and arguments.learn_weights
+        and checkpoints.domain_file(arguments.reward_model).is_file()
+    ):
+        said.append(
+            f"domain weights start at 1; --init_domain_weights {arguments.reward_model} starts "
+            "from those beside the reward model"
+        )
+    return said
 
 
 def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
@@ -72,12 +119,12 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
         system: the system turn of the data; "": that of the checkpoint, or our own.
 
     Raises:
-        SetupError: there is no such model, or it is none that can be trained.
+        SetupError: it is no model that can be trained.
+        CheckpointError: there is no such model, or a file of it is damaged.
     """
     name = f"--reward_model {arguments.reward_model}"
-    folder = Path(arguments.reward_model)
-    source = str(folder / BASE_DIRECTORY) if (folder / BASE_DIRECTORY).is_dir() else str(folder)
-    head = saved_head(folder)
+    source = checkpoints.base_source(arguments.reward_model)
+    head = checkpoints.saved_head(arguments.reward_model)
     if arguments.score_head == "linear" and head.get("score_head") == "plus_minus":
         raise SetupError(
             f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
@@ -86,8 +133,10 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     options = {"score_head": arguments.score_head, "step_pattern": arguments.step_pattern}
     if system or "system" in head:
         options["system"] = system or head["system"]
+    processor, note = checkpoints.open_processor(source, arguments.processor)
+    if note:
+        warning(note)
     try:
-        processor = AutoProcessor.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -118,7 +167,16 @@ def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel
         source = checkpoints.current(Path(arguments.weights_path))
     # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
     dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
-    model = RewardModel.from_pretrained(source, dtype=dtype, score_head=arguments.score_head)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*holds no processor")  # said by make_encoder
+        model = RewardModel.from_pretrained(
+            source,
+            dtype=dtype,
+            device="cpu",
+            processor=arguments.processor,
+            fresh_head=True,
+            score_head=arguments.score_head,
+        )
     model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
     if arguments.lora_rank:
         model.add_adapters(arguments.lora_rank)

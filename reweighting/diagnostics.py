@@ -1,18 +1,26 @@
-"""Can the learned weights be told from a random walk?
+"""Can the learned weights be told from a random walk, and do they mean anything?
 
 At small batches a weight moves by noise as readily as by evidence (AdamW makes steps of the same
 size of either). What tells them apart is whether a domain's hypergradients agree with each other.
+And weights are learned from a reward model's verdicts on the meta chains: where these are no better
+than one constant score for all, the weights say nothing about the data.
 """
 
 from __future__ import annotations
 
 import collections
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from .objectives import chain_losses
+
 WINDOW = 100  # upper steps looked back on
+ENOUGH_STEPS = 30  # upper steps before which nothing is said of what was learned
+RESAMPLES = 1000  # of the bootstrap
+CONFIDENCE = 0.95  # of its interval
 AVERAGED = 4  # the last quarter of the upper steps so far enters the average weights
 RECENT = 1000  # records whose weights are looked at together
 COLLAPSED = 0.5  # entropy below which few weights count
@@ -34,6 +42,11 @@ class WeightHistory:
     def __len__(self) -> int:
         return len(self._weights)
 
+    @property
+    def looked_back(self) -> int:
+        """Upper steps that :meth:`sign_agreement` and :meth:`signal_to_noise` rest on."""
+        return len(self._gradients)
+
     def sign_agreement(self) -> torch.Tensor:
         """How far the last hypergradients of each domain point the same way, ``[domains]``.
 
@@ -44,9 +57,12 @@ class WeightHistory:
     def signal_to_noise(self) -> torch.Tensor:
         """Mean of the last hypergradients over its standard error, ``[domains]``, never negative.
 
-        Below 2 a weight's drift cannot be told from chance. NaN before the second upper step.
+        Below 2 a weight's drift cannot be told from chance. NaN before :data:`ENOUGH_STEPS` upper
+        steps: so few agree by chance often enough.
         """
         gradients = torch.stack(list(self._gradients))
+        if len(gradients) < ENOUGH_STEPS:
+            return torch.full_like(gradients[0], float("nan"))
         error = gradients.std(0) / len(gradients) ** 0.5
         return gradients.mean(0).abs() / error.clamp(min=1e-30)
 
@@ -63,6 +79,58 @@ class WeightHistory:
         """Continue from a checkpoint."""
         self._gradients.extend(state["gradients"])
         self._weights = list(state["weights"])
+
+
+class MetaLosses:
+    """The meta chains' losses of the last upper steps, beside those of one score for all chains.
+
+    Args:
+        share: of right chains in the meta set, the best score there is for one who sees nothing.
+        loss: ``mse`` or ``bce``, as of the upper level.
+    """
+
+    def __init__(self, share: float, loss: str) -> None:
+        self._loss = loss
+        self._constant = torch.logit(torch.tensor(share, dtype=torch.float64))
+        self._steps = collections.deque(maxlen=WINDOW)  # each [M, 2]: loss, 1 if right
+
+    def add(self, losses: torch.Tensor, true_false: torch.Tensor) -> None:
+        """Remember one upper step: losses ``[M]`` of its chains, and which are right, ``[M]``."""
+        self._steps.append(torch.stack([losses.detach().double(), true_false.double()], 1).cpu())
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def compared(self) -> Compared | None:
+        """The last chains' mean loss against the constant score's; None if they are too few."""
+        if len(self._steps) < ENOUGH_STEPS:
+            return None
+        losses, true_false = torch.cat(list(self._steps)).unbind(1)
+        constant = chain_losses(self._constant.expand_as(losses), true_false, self._loss)
+        gained = losses - constant
+        # Numbers of its own: the run's must not depend on how often it is looked at.
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(len(gained), (RESAMPLES, len(gained)), generator=generator)
+        high = gained[drawn].mean(1).quantile((1 + CONFIDENCE) / 2)
+        return Compared(float(losses.mean()), float(constant.mean()), len(losses), bool(high >= 0))
+
+    def state_dict(self) -> dict:
+        """For a checkpoint."""
+        return {"steps": list(self._steps)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a checkpoint."""
+        self._steps.extend(state["steps"])
+
+
+@dataclass
+class Compared:
+    """What a reward model's scores of meta chains are worth."""
+
+    loss: float  # mean over the chains
+    constant: float  # of the same chains, were all scored with the meta set's share of right ones
+    chains: int
+    at_chance: bool  # the loss is not below the constant's by more than the draw of chains explains
 
 
 class RecordWeights:

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -23,11 +24,20 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE
+from .images import MEGAPIXELS, allow_megapixels
 from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
+# Lines of domains: told apart by readers who see no red or no green too, and each with a contrast
+# of at least 4 to 1 on white, so that names can be written in them.
+PALETTE = (
+    "#0b5394", "#b84a00", "#00735c", "#8e2a7f", "#333333",
+    "#6a5acd", "#8a6d00", "#c2185b", "#4f772d", "#007a9e",
+)  # fmt: skip
+STYLES = ("-", "--", "-.", ":")  # of the lines, once the palette begins again
 SHOWN, LINES = 5, 16  # records a row of the contact sheet, lines of text under each
-SMOOTHING = 0.1  # share of the newest value in the running mean of the losses
+SMOOTHING = 0.1  # share of its neighbour's weight that a value has less in a smoothed loss
+LABEL_POINTS = 10  # height of a line of names
 
 
 def read_metrics(directory: Path) -> list[dict]:
@@ -46,8 +56,10 @@ def draw_weights(weights: dict[str, float], path: Path) -> None:
     names, values = zip(*ordered, strict=True)
     figure, axes = plt.subplots(figsize=(6.4, 0.34 * len(names) + 1.2))
     bars = axes.barh(names, values, color=[BLUE if value >= 1 else GREY for value in values])
-    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    # On white, so that the line at 1 ends where a value is written.
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9, bbox=paper)
     axes.set_xlabel("learned domain weight (1 at the start)")
     axes.set_xlim(0, max(values) * 1.12)
     _save(figure, axes, path)
@@ -56,31 +68,61 @@ def draw_weights(weights: dict[str, float], path: Path) -> None:
 def draw_weight_history(metrics: list[dict], path: Path) -> None:
     """Every domain's weight over the lower steps, each line named at its end."""
     metrics = [line for line in metrics if line.get("weights")]
-    names = list(metrics[-1]["weights"])
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
-    final = sorted(names, key=lambda name: metrics[-1]["weights"][name])
-    low = metrics[-1]["weights"][final[0]]
-    span = metrics[-1]["weights"][final[-1]] - low
-    colours = plt.get_cmap("viridis")
-    for rank, name in enumerate(final):
-        colour = colours(rank / max(1, len(final) - 1))
+    final = metrics[-1]["weights"]
+    names = sorted(final, key=final.get)
+    height = max(4.2, 0.17 * len(names) + 1.2)
+    figure, axes = plt.subplots(figsize=(7.2, height))
+    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    looks = {}
+    for number, name in enumerate(final):  # a domain keeps its colour, wherever it ends
+        style = STYLES[number // len(PALETTE) % len(STYLES)]
+        looks[name] = PALETTE[number % len(PALETTE)], style
         known = [line for line in metrics if name in line["weights"]]
         steps = [line["iteration"] for line in known]
-        axes.plot(steps, [line["weights"][name] for line in known], color=colour, linewidth=1.5)
-        # The names are spread evenly, so that equal weights do not print over each other.
-        height = low + span * rank / max(1, len(final) - 1)
-        axes.annotate(
-            name,
-            (1.01, height),
-            xycoords=("axes fraction", "data"),
-            color=colour,
-            fontsize=8,
-            va="center",
-        )
-    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        values = [line["weights"][name] for line in known]
+        axes.plot(steps, values, color=looks[name][0], linestyle=style, linewidth=1.5)
+    axes.margins(x=0.01)
     axes.set_xlabel("lower steps")
     axes.set_ylabel("domain weight")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    gap = (high - low) * LABEL_POINTS / (72 * 0.75 * height)  # axes take 3/4 of the figure
+    places = spread([final[name] for name in names], gap)
+    for name, place in zip(names, places, strict=True):
+        # A thin line leads from the end of the curve to a name that had to give way.
+        axes.annotate(
+            name,
+            (1.0, final[name]),
+            xytext=(1.04, place),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            color=looks[name][0],
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": looks[name][0], "linewidth": 0.6},
+            annotation_clip=False,
+        )
     _save(figure, axes, path)
+
+
+def spread(values: list[float], gap: float) -> list[float]:
+    """The places nearest to the ascending ``values`` that are at least ``gap`` apart.
+
+    Neighbours too close for their names form a block, evenly spaced around the mean of its values.
+    """
+    blocks: list[list[float]] = []
+
+    def first(block: list[float]) -> float:
+        return fmean(block) - gap * (len(block) - 1) / 2
+
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1:
+            before, last = blocks[-2:]
+            if first(before) + gap * len(before) <= first(last) + 1e-12:
+                break
+            blocks[-2:] = [before + last]
+    return [first(block) + gap * index for block in blocks for index in range(len(block))]
 
 
 def draw_instance_weights(table: dict[str, list], path: Path) -> None:
@@ -146,6 +188,7 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     draw_instance_weights(table, drawn[0])
     arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
     if Path(arguments["train_json_file"]).is_file():
+        allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
         reader = RecordReader(
             arguments["train_json_file"],
             arguments["image_root"],
@@ -159,7 +202,7 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
 
 
 def draw_losses(metrics: list[dict], path: Path) -> None:
-    """Lower and meta loss over the lower steps, with a running mean over the noise."""
+    """Lower and meta loss over the lower steps, with a smooth curve over the noise."""
     curves = {"train loss": "loss", "meta loss": "meta_loss"}
     present = {
         title: [(line["iteration"], line[key]) for line in metrics if line.get(key) is not None]
@@ -170,18 +213,37 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
     for axes, (title, points) in zip(panels[0], present.items(), strict=True):
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, color=GREY, linewidth=0.7, alpha=0.7)
-        axes.plot(steps, _running_mean(values), color=BLUE, linewidth=1.8)
+        axes.plot(steps, smoothed(values), color=BLUE, linewidth=1.8)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("lower steps")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, panels[0][0], path)
 
 
-def _running_mean(values: tuple[float, ...]) -> list[float]:
-    means = [values[0]]
-    for value in values[1:]:
-        means.append((1 - SMOOTHING) * means[-1] + SMOOTHING * value)
-    return means
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Means over the neighbours of every value on both sides, whose weights fall geometrically.
+
+    Centred, so that a curve lags behind nothing, and no value at an end counts more than others.
+    """
+
+    def one_way(values: Sequence[float]) -> tuple[list[float], list[float]]:
+        total = weight = 0.0
+        totals, weights = [], []
+        for value in values:
+            total = (1 - SMOOTHING) * total + value
+            weight = (1 - SMOOTHING) * weight + 1
+            totals.append(total)
+            weights.append(weight)
+        return totals, weights
+
+    before, weights_before = one_way(values)
+    after, weights_after = (found[::-1] for found in one_way(values[::-1]))
+    return [
+        (b + a - value) / (wb + wa - 1)  # the value itself is in both
+        for value, b, a, wb, wa in zip(
+            values, before, after, weights_before, weights_after, strict=True
+        )
+    ]
 
 
 def _save(figure, axes, path: Path) -> None:

@@ -305,6 +305,29 @@ def write_records(path: str | Path, records: list[dict]) -> None:
         file.write("\n]\n" if records else "[]\n")
 
 
+def remove(path: str | Path) -> None:
+    """Delete a file if it is there.
+
+    Raises:
+        FileError: it cannot be deleted.
+    """
+    with _named(Path(path)):
+        Path(path).unlink(missing_ok=True)
+
+
+_locks: set[int] = set()  # open files of this process's locks
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A forked child, such as a data worker, must not keep a directory after its parent died."""
+    for file in _locks:
+        os.close(file)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
 class DirectoryLock:
     """Keeps other processes out of a directory until this one lets go or dies.
 
@@ -325,10 +348,13 @@ class DirectoryLock:
             except BlockingIOError as error:
                 os.close(self._file)
                 raise FileError(f"{directory} is in use by another process") from error
+        _locks.add(self._file)
 
     def release(self) -> None:
         """Let others have the directory. The file stays: deleting it would let two in."""
-        os.close(self._file)
+        if self._file in _locks:
+            _locks.remove(self._file)
+            os.close(self._file)
 
     def __enter__(self) -> DirectoryLock:
         return self

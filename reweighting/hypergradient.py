@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 PIECE = {"cpu": 2**18, "cuda": 2**24}  # numbers worked on at a time
 SMALLEST_WEIGHT = 0.1  # of the largest; a remainder divided by less would lose digits
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
+FP16_LENGTH = 64.0  # of u in fp16's forward-mode pass: far from both ends of fp16's range
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Alongside:
     # Only for weights that the reward model itself reaches through its features:
     features: torch.Tensor | None = None  # ⟨∇f, u⟩, [R, F]; not divided
     values: torch.Tensor | None = None  # ℓ_j, [B]
+
+    def times(self, factor: float) -> Alongside:
+        """What it were along ``factor`` · u."""
+        features = None if self.features is None else self.features * factor
+        return Alongside(self.losses * factor, features, self.values)
 
     def objective(self, weighting, batch) -> torch.Tensor:
         """A function of α whose gradient is the batch's part of the hypergradient.
@@ -76,7 +83,7 @@ def register(name: str, products: Callable) -> None:
                 for batch, along in zip(batches, found, strict=True)
             )
             # The meta loss was scaled, and all that follows from it; 1 unless computing in fp16.
-            objective = objective / curr.loss_scaler.get_scale()
+            objective = objective / prev.loss_scale
         gradients = torch.autograd.grad(objective, prev.trainable_parameters())
         if not sync:
             return gradients
@@ -101,12 +108,15 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     group = _largest_group(lower)
 
     @functools.cache
-    def line() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def line() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], float]:
         names = lower.parameter_names()
-        return dict(zip(names, step.undo(), strict=True)), dict(zip(names, vector, strict=True))
+        length = _shorten(vector) if lower.compute_precision == "fp16" else 1.0
+        before = dict(zip(names, step.undo(), strict=True))
+        return before, dict(zip(names, vector, strict=True)), length
 
     def move(batch) -> Alongside:
-        return directional_derivatives(lower, *line(), batch)
+        before, direction, length = line()
+        return directional_derivatives(lower, before, direction, batch).times(length)
 
     return _with_remainder(lower, group, total, move) if group else _by_batch(lower, move)
 
@@ -155,6 +165,19 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[Alongside]:
 
 register("unrolled", inner_products)
 register("finite_difference", finite_differences)  # Betty's own "darts" stays what it is
+
+
+def _shorten(vector: list[torch.Tensor]) -> float:
+    """Bring u to the length :data:`FP16_LENGTH`, in place; returns by what it was divided.
+
+    AdamW divides by √v, so u may be as long as it likes: what moves along it would leave fp16's
+    range, above or below. It moves in proportion to u, whose length is multiplied back afterwards.
+    """
+    length = inner(vector, vector) ** 0.5 / FP16_LENGTH
+    if not 0 < length < math.inf:  # nothing moves, or v is lost already
+        return 1.0
+    torch._foreach_div_(vector, length)
+    return length
 
 
 def _by_batch(lower, move: Callable) -> list[Alongside]:

@@ -8,14 +8,11 @@ line would cost more than it saves.)
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-
-class JournalError(Exception):
-    """The journal cannot be used; says why."""
+from .files import BrokenLine, FileError, json_line, parse_json, read_json_lines
 
 
 class Journal:
@@ -25,7 +22,7 @@ class Journal:
         path: made if it is not there. A last line torn by a kill is cut off.
 
     Raises:
-        JournalError: another process writes it, or a line in its middle is broken.
+        FileError: another process writes it, or a line in its middle is broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,25 +30,45 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JournalError(f"{path} is in use by another run") from error
         except OSError as error:
-            raise JournalError(f"{path}: {error.strerror or error}") from error
+            raise FileError(f"{path}: {error.strerror or error}") from error
         self._places: dict[str, tuple[int, int]] = {}  # key -> offset and length of its line
         self._end = 0
         self.tokens_in = self.tokens_out = 0  # of all rollouts in the file
-        with open(self._file, "rb", closefd=False) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._read()
+            os.ftruncate(self._file, self._end)
+        except BlockingIOError as error:
+            self.close()
+            raise FileError(f"{path} is in use by another process") from error
+        except OSError as error:
+            self.close()
+            raise FileError(f"{path}: {error.strerror or error}") from error
+        except FileError:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        """Find the places of all lines but a torn last one."""
+        expected = 1
+        try:
+            for number, line, record in read_json_lines(self.path):
+                if not line.endswith(b"\n"):  # whole by chance; its end is missing all the same
                     break
+                if number != expected:
+                    raise FileError(f"{self.path}: line {expected} is blank")
                 try:
-                    record = json.loads(line)
                     key, used = record["key"], (record["tokens_in"], record["tokens_out"])
-                except (ValueError, TypeError, KeyError) as error:
-                    raise JournalError(f"{path}: line {number} is broken") from error
+                except (TypeError, KeyError) as error:
+                    raise FileError(f"{self.path}: line {number} is no rollout") from error
+                if not isinstance(key, str) or not all(isinstance(n, int) for n in used):
+                    raise FileError(f"{self.path}: line {number} is no rollout")
                 self._add(key, len(line), used)
-        os.ftruncate(self._file, self._end)
+                expected += 1
+        except BrokenLine as error:
+            if not error.torn:
+                raise
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -66,21 +83,23 @@ class Journal:
             KeyError: there is none.
         """
         offset, length = self._places[key]
-        return json.loads(os.pread(self._file, length, offset))
+        return parse_json(os.pread(self._file, length, offset))
 
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Write a record through to the operating system.
 
         Raises:
-            JournalError: it could not be written, as on a full disk.
+            FileError: it could not be written, as on a full disk.
         """
-        line = (json.dumps({"key": key, **record}, ensure_ascii=False) + "\n").encode()
+        line = json_line({"key": key, **record}).encode()
         try:
             written = os.write(self._file, line)
+            if written < len(line):  # what comes next must not go on in the middle of a line
+                os.ftruncate(self._file, self._end)
         except OSError as error:
-            raise JournalError(f"{self.path}: {error.strerror or error}") from error
-        if written < len(line):  # the rest is cut off when the file is next opened
-            raise JournalError(f"{self.path}: only {written} of {len(line)} bytes were written")
+            raise FileError(f"{self.path}: {error.strerror or error}") from error
+        if written < len(line):
+            raise FileError(f"{self.path}: only {written} of {len(line)} bytes were written")
         self._add(key, len(line), (record["tokens_in"], record["tokens_out"]))
 
     def _add(self, key: str, length: int, used: tuple[int, int]) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.autograd import forward_ad
@@ -21,9 +21,14 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .batches import MetaBatch, TrainBatch
+from .checkpoints import base_source
 from .prefix_tree import PackedTrees
 from .prompts import PromptEncoder
-from .reward_model import BASE_DIRECTORY, RewardModel, autocast
+from .reward_model import RewardModel, autocast
+
+# What the processor's allocator holds beyond the tensors in use, as a share of these: freed blocks
+# that nothing fits into, measured as 7 % of resident memory on a model of real widths.
+ALLOCATOR_RESERVE = 0.1
 
 
 def estimate_memory(
@@ -101,8 +106,7 @@ def count_parameters(arguments: argparse.Namespace, encoder: PromptEncoder) -> i
 
 def load_config(reward_model: str):
     """The configuration of ``--reward_model``."""
-    source = Path(reward_model) / BASE_DIRECTORY
-    return AutoConfig.from_pretrained(str(source) if source.is_dir() else reward_model)
+    return AutoConfig.from_pretrained(base_source(reward_model))
 
 
 def _model(
@@ -212,6 +216,7 @@ def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, alon
 
 def allocated_bytes(function: Callable[[], None]) -> tuple[int, int]:
     """Bytes of tensors that ``function`` makes on the processor: the most at a time, and left."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints that it started
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

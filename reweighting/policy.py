@@ -8,6 +8,7 @@ of its own, so what it says does not depend on which others are in the batch.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -58,6 +59,9 @@ class Policy:
         except (OSError, ValueError) as error:
             raise MissingReasonerError(f"--policy {path}: {error}") from error
         self.model = model.to(device).eval()
+        # transformers 5.24 renamed the argument in every model and in generate.
+        parameters = inspect.signature(self.model.forward).parameters
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
         self.instruction = instruction
         self.temperature = temperature
         self.max_tokens = max_tokens
@@ -97,7 +101,8 @@ class Policy:
         inputs = self._inputs(prompt)
         length = inputs["input_ids"].shape[1]
         cache = DynamicCache(config=self.model.config.get_text_config())
-        self.model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        keep = {self.cache_argument: cache}
+        self.model(**inputs, **keep, use_cache=True, logits_to_keep=1)
         cache.crop(-1)  # generate forwards the last token itself
         cache.batch_repeat_interleave(len(seeds))
         options = {"do_sample": False, "max_new_tokens": self.max_tokens}
@@ -107,7 +112,7 @@ class Policy:
         sequences = self.model.generate(
             input_ids=inputs["input_ids"].repeat(len(seeds), 1),
             attention_mask=inputs["attention_mask"].repeat(len(seeds), 1),
-            past_key_values=cache,
+            **keep,
             **options,
         )
         return [self._rollout(tokens, length) for tokens in sequences[:, length:].tolist()]

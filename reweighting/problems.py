@@ -24,6 +24,14 @@ from .objectives import aggregate, chain_losses, group_means, record_losses
 from .reward_model import autocast
 from .weighting import total_norm
 
+FP16_LOSS_SCALE = 2.0**12  # of the meta loss at first: as far from overflow as from vanishing
+
+# Why an upper step teaches nothing. The first two are not taken; the third follows what earlier
+# hypergradients left in the optimizer.
+NOT_FINITE = "the hypergradient was not finite"
+NO_LOWER_STEP = "the loss scaler had skipped the lower step"
+ONE_WEIGHT_CLIPPED = "clipping leaves only the direction of a gradient whose records share a weight"
+
 
 class NonFiniteLoss(Exception):
     """A loss became NaN or infinite; carries the record numbers of its batch."""
@@ -199,8 +207,8 @@ class Lower(_Problem):
         gradients = [parameter.grad for parameter in parameters]
         clip = 1.0
         if self.max_grad_norm > 0:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            clip = min(1.0, self.max_grad_norm / float(norm))
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            clip = self.max_grad_norm / max(norm, self.max_grad_norm)  # weights of 0 have norm 0
             if clip < 1:
                 for parameter in parameters:
                     # A new tensor: the unclipped gradient is kept for the hypergradient.
@@ -211,6 +219,18 @@ class Lower(_Problem):
         skipped = self.loss_scaler.get_scale() < scale
         if self.parents and self.config.type == "unrolled" and not skipped:
             self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip)
+
+    def loses_the_weights(self) -> bool:
+        """Whether the last step is the same whatever the weights are: its derivative is zero.
+
+        A clipped gradient counts by its direction alone, and a factor that all its records share
+        does not turn it.
+        """
+        step = self.last_step
+        if step is None or step.clip == 1 or len(self.window) > 1 or not self.weighting.detached:
+            return False
+        numbers = [self.weighting.sharing(batch) for batch in self.cur_batch]
+        return len(torch.cat(numbers).unique()) == 1
 
 
 class Upper(_Problem):
@@ -239,7 +259,11 @@ class Upper(_Problem):
         self.max_grad_norm = max_grad_norm
         self.lr_scheduler = lr_scheduler
         self.hypergradient_norm = float("nan")
-        self.on_loss: Callable[[float], None] = lambda loss: None
+        self.loss_scale = FP16_LOSS_SCALE if self.compute_precision == "fp16" else 1.0
+        self.lost: collections.Counter[str] = collections.Counter()  # upper steps by reason
+        self.on_losses: Callable[[float, torch.Tensor, torch.Tensor], None] = (
+            lambda loss, losses, true_false: None
+        )
         self.on_step: Callable[[], None] = lambda: None
 
     def get_batch(self) -> MetaBatch:
@@ -247,17 +271,21 @@ class Upper(_Problem):
 
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
         """Aggregation loss of the meta chains under the lower level's present parameters."""
-        log_odds = self.lower.module(batch.prompts)
+        log_odds, chains = self.lower.module(batch.prompts), len(batch.true_false)
         if self.target == "prefix":
-            return chain_losses(log_odds, batch.true_false[batch.chain], self.loss).mean()
-        aggregated = aggregate(log_odds, batch.chain, len(batch.true_false))
-        return chain_losses(aggregated, batch.true_false, self.loss).mean()
+            losses = chain_losses(log_odds, batch.true_false[batch.chain], self.loss)
+            self._losses = group_means(losses.detach(), batch.chain, chains)
+        else:
+            aggregated = aggregate(log_odds, batch.chain, chains)
+            losses = chain_losses(aggregated, batch.true_false, self.loss)
+            self._losses = losses.detach()
+        return losses.mean()
 
     def get_loss(self, batch: MetaBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss = self.training_step_exec(batch)
         self.last_loss = self.check_finite(loss, batch.records)
-        self.on_loss(self.last_loss)
-        return self.lower.loss_scaler.scale(loss), {"loss": self.last_loss}
+        self.on_losses(self.last_loss, self._losses, batch.true_false)
+        return loss * self.loss_scale, {"loss": self.last_loss}
 
     def backward(self, *args, **kwargs) -> None:
         """Betty's: the meta gradient, and from it the hypergradient."""
@@ -270,8 +298,16 @@ class Upper(_Problem):
         self.hypergradient_norm = total_norm(gradients)
 
     def optimizer_step(self) -> None:
-        # In fp16 the meta gradient can overflow; skip that step.
-        if math.isfinite(self.hypergradient_norm):
+        """One step of the weights; one that has nothing to go by is left out and counted."""
+        if not math.isfinite(self.hypergradient_norm):
+            self.lost[NOT_FINITE] += 1
+            if self.compute_precision == "fp16":
+                self.loss_scale /= 2
+        elif self.lower.config.type == "unrolled" and self.lower.last_step is None:
+            self.lost[NO_LOWER_STEP] += 1
+        else:
+            if self.lower.loses_the_weights():
+                self.lost[ONE_WEIGHT_CLIPPED] += 1
             if 0 < self.max_grad_norm < self.hypergradient_norm:
                 for parameter in self.trainable_parameters():
                     parameter.grad = parameter.grad * (self.max_grad_norm / self.hypergradient_norm)

@@ -10,17 +10,26 @@ is where the label of the last one will stand.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from PIL import Image
 from qwen_vl_utils import smart_resize
-from qwen_vl_utils.vision_process import to_rgb
 
-from .steps import Prompt, join, split_question, split_steps  # noqa: F401 (scripts find them here)
+from .images import Source, content_key, load_pixels, shrunk_size, source_key
+from .steps import (  # noqa: F401 (scripts find two more of them here)
+    Prompt,
+    chain_prompts,
+    join,
+    split_question,
+    split_steps,
+    step_prompts,
+)
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
@@ -57,6 +66,21 @@ class EncodedPrompts:
     image_key: str
     image: EncodedImage
     token_ids: list[list[int]]  # one list per prompt, image placeholders already expanded
+
+
+def response_prompts(
+    question: str, response: str | Sequence[str], pattern: str | None = None
+) -> list[Prompt]:
+    """A prompt for every step of a response, shortest first; none where it is empty.
+
+    Args:
+        response: its text, or its steps, which are put on lines of their own and not looked into.
+        pattern: of what starts a step in a text, see :func:`~.steps.layout`.
+    """
+    if isinstance(response, str):
+        return chain_prompts(question, response, pattern) if response.strip() else []
+    steps = [step.strip("\n") for step in response]
+    return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
 
 
 class PromptEncoder:
@@ -121,6 +145,17 @@ class PromptEncoder:
             found += ids
         return found[0], found[1]
 
+    def control_token(self, text: str) -> str | None:
+        """The first part of ``text`` that the tokenizer takes for a special token or an image."""
+        found = self._control_tokens.search(text)
+        return found.group() if found else None
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | {self.processor.image_token}
+        return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))
+
     def check(self) -> None:
         """Make a small prompt, to see that the processor can.
 
@@ -135,39 +170,41 @@ class PromptEncoder:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"its processor makes no prompt: {reason}") from error
 
-    def encode(self, image: str | Path | Image.Image, prompts: list[Prompt]) -> EncodedPrompts:
-        """Encode ``prompts`` about ``image`` (a path, an http(s) URL or a picture)."""
-        key = f"{id(image):x}" if isinstance(image, Image.Image) else str(image)
-        encoded = self.encode_image(image)
+    def encode(self, image: Source, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts`` about ``image``; raises what :func:`~.images.open_image` does."""
+        key, encoded = self._encoded(image)
         image_token = self.processor.image_token
         texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
         # The chat template has written the special tokens.
         token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 
-    def encode_image(self, image: str | Path | Image.Image) -> EncodedImage:
+    def encode_image(self, image: Source) -> EncodedImage:
         """Decode, shrink and normalise one image."""
-        if isinstance(image, Image.Image):
-            return self._process(image)
-        key = str(image)
+        return self._encoded(image)[1]
+
+    def _encoded(self, image: Source) -> tuple[str, EncodedImage]:
+        """The image with its key: equal keys, equal pictures."""
+        pixels = None
+        if isinstance(image, (str, Path)):
+            key = source_key(image)
+        else:  # an object may take the place, and the id, of one that is gone
+            pixels = load_pixels(image)
+            key = content_key(pixels)
         if key in self._cache:
             self._cache.move_to_end(key)
-            return self._cache[key]
-        encoded = self._process(open_image(key))
+            return key, self._cache[key]
+        encoded = self._process(pixels or load_pixels(image))
         if encoded.nbytes <= self.cache_bytes:
             self._cache[key] = encoded
             self._cached += encoded.nbytes
             while self._cached > self.cache_bytes:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return encoded
+        return key, encoded
 
     def _process(self, image: Image.Image) -> EncodedImage:
-        if max(image.size) > self.max_image_size:
-            scale = self.max_image_size / max(image.size)
-            size = tuple(max(1, int(side * scale)) for side in image.size)
-            image = image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA", "P") else "RGB")
+        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
             image = image.resize(size, Image.Resampling.LANCZOS)
-        image = to_rgb(image)
         options = {"add_special_tokens": False, "return_tensors": "pt"}
         if self.resizes:
             image = self._whole_tokens(image)
@@ -214,26 +251,3 @@ class PromptEncoder:
 def _turn(role: str, text: str, image: bool = False) -> dict:
     content = [{"type": "text", "text": text}]
     return {"role": role, "content": [{"type": "image"}, *content] if image else content}
-
-
-def open_image(source: str) -> Image.Image:
-    """Open and fully decode an image from a path or an http(s) URL.
-
-    Raises:
-        OSError: the file is missing, empty, truncated or no image.
-        PIL.Image.DecompressionBombError: it unpacks to more pixels than Pillow holds for safe.
-    """
-    if source.startswith(("http://", "https://")):
-        import requests  # a dependency of qwen-vl-utils; only URL images need it
-
-        response = requests.get(source, timeout=30)
-        response.raise_for_status()
-        image = Image.open(BytesIO(response.content))
-    else:
-        image = Image.open(source)
-    width, height = image.size
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        # Pillow only warns up to twice its limit; training on such an image is never meant.
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
-    image.load()
-    return image

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from PIL import Image
 
-from .prompts import open_image
+from .images import not_too_thin, open_image, source_key, to_pixels
+from .terminal import printable
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
 # knowledge, reasoning, conclusion) in words of our own.
@@ -60,7 +61,10 @@ class Rollout:
 
 
 class ItemError(Exception):
-    """This rollout could not be had; others may."""
+    """This rollout could not be had; others may. The reason is one printable line."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(printable(reason))
 
 
 class ReasonerError(Exception):
@@ -114,23 +118,31 @@ class PreparedImage:
         return f"data:image/{self.kind};base64,{base64.b64encode(self.body).decode()}"
 
 
-# Work goes on question by question, so few images are in use at a time.
-@lru_cache(maxsize=256)
 def prepare_image(source: str, max_size: int) -> PreparedImage:
     """Shrink an image to ``max_size`` pixels on its longest side and encode it, once.
 
-    JPEG stays JPEG; everything else becomes PNG, which loses nothing.
+    JPEG stays JPEG; everything else becomes PNG, which loses nothing. The pixels are those that
+    the reward model sees, see :func:`~.images.to_pixels`.
 
     Raises:
         OSError: the image is missing or broken.
     """
+    return _prepare_image(source, source_key(source), max_size)
+
+
+# Work goes on question by question, so few images are in use at a time. ``key`` changes with the
+# file.
+@lru_cache(maxsize=256)
+def _prepare_image(source: str, key: str, max_size: int) -> PreparedImage:
     image = open_image(source)
     kind = "jpeg" if image.format == "JPEG" else "png"
-    if kind == "jpeg":
-        image = image.convert("RGB")
-    elif image.mode not in ("L", "RGB", "RGBA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    gray = kind == "png" and image.mode == "L" and not image.has_transparency_data
+    image = to_pixels(image)
     image.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+    if (size := not_too_thin(image.size)) != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    if gray:
+        image = image.convert("L")
     buffer = BytesIO()
     image.save(buffer, kind, **({"quality": 95} if kind == "jpeg" else {}))
     body = buffer.getvalue()

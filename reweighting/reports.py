@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
+import shutil
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +14,9 @@ import torch
 
 from .checkpoints import METRICS_FILE
 from .diagnostics import entropy
+
+BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+LENGTH_BEFORE = len("100% / [100:00:00<100:00:00, ]")  # of it, all numbers of steps left out
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -36,6 +41,7 @@ class Reporter:
         self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
         self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
         self._meta_losses: list[float] = []
+        self._at_chance = False  # the meta loss, when last compared
         self._samples = 0  # of this process, for the speed
         self._file = None
         self._send = None
@@ -76,20 +82,29 @@ class Reporter:
         self._meta_losses.append(loss)
 
     def progress_line(self, engine, seconds: float) -> str:
-        """The part of the progress line that tqdm does not know."""
+        """The part of the progress line after the times: what is known already and what fits.
+
+        The most important comes first; what would go beyond the terminal's width is left out.
+        """
         parts = [f"loss {engine.lower.last_loss:.4f}"]
         if self.arguments.learn_weights:
-            weights = engine.weight_sample().tolist() or [1.0]
-            parts += [
-                f"meta {engine.upper.last_loss:.4f}",
-                f"w {min(weights):.3f}..{max(weights):.3f}",
-                f"|hypergrad| {engine.upper.hypergradient_norm:.1e}",
-            ]
+            if math.isfinite(engine.upper.last_loss):
+                chance = " (chance)" if self._at_chance else ""
+                parts.append(f"meta {engine.upper.last_loss:.4f}{chance}")
+                weights = engine.weight_sample().tolist() or [1.0]
+                parts.append(f"w {min(weights):.2f}..{max(weights):.2f}")
+            if math.isfinite(engine.upper.hypergradient_norm):
+                parts.append(f"|hypergrad| {engine.upper.hypergradient_norm:.1e}")
         parts += [
-            f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
             f"peak {peak_memory_gib(engine.device):.1f} GiB",
+            f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
         ]
-        return ", ".join(parts)
+        room = shutil.get_terminal_size().columns - 1 - LENGTH_BEFORE - 2 * len(str(engine.total))
+        line = parts[0]
+        for part in parts[1:]:
+            if len(line) + len(part) + 2 <= room:
+                line += f", {part}"
+        return line
 
     def write(self, engine, seconds: float) -> None:
         """Write one line and forget the losses collected so far; nothing if there are none."""
@@ -109,13 +124,19 @@ class Reporter:
             "learning_rate": float(engine.lower.optimizer.param_groups[0]["lr"]),
         }
         if self.arguments.learn_weights:
+            compared = engine.meta_losses.compared()
+            self._at_chance = compared is not None and compared.at_chance
             # The mean since the last line; the last value if there was no upper step in between.
             losses = self._meta_losses or [engine.upper.last_loss]
             line["meta_loss"] = _number(fmean(losses))
+            line["meta_loss_of_one_score"] = None if compared is None else compared.constant
+            line["meta_loss_at_chance"] = None if compared is None else compared.at_chance
+            line["upper_steps"] = engine.upper_steps
+            line["upper_steps_lost"] = sum(engine.upper.lost.values())
             line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
             line["weights"] = engine.named_weights()
             line["weight_entropy"] = entropy(engine.weight_sample())
-            if len(engine.history) > 1:
+            if len(engine.history):
                 line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
                 line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())
         if engine.validation.history:
@@ -138,8 +159,8 @@ class Reporter:
         self._loss_counts.zero_()
         self._meta_losses.clear()
 
-    def _by_domain(self, values: torch.Tensor) -> dict[str, float]:
-        return dict(zip(self.domains, values.tolist(), strict=True))
+    def _by_domain(self, values: torch.Tensor) -> dict[str, float | None]:
+        return dict(zip(self.domains, map(_number, values.tolist()), strict=True))
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""
@@ -147,17 +168,19 @@ class Reporter:
             "loss_sums": self._loss_sums,
             "loss_counts": self._loss_counts,
             "meta_losses": self._meta_losses,
+            "at_chance": self._at_chance,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self._loss_sums.copy_(state["loss_sums"])
         self._loss_counts.copy_(state["loss_counts"])
         self._meta_losses = list(state["meta_losses"])
+        self._at_chance = state["at_chance"]
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN: None before the first upper step."""
-    return None if value != value else value
+    """JSON has neither NaN nor infinity: None for what is not known or not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _flat(line: dict, prefix: str = "") -> dict[str, float]:

@@ -10,7 +10,6 @@ Trainings and scores are kept in ``--work``: an interrupted study goes on where 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import shlex
 import sys
@@ -25,10 +24,13 @@ import numpy as np
 import torch
 import transformers
 
+from . import terminal
 from .best_of_n import AGGREGATIONS, evaluate, interval
+from .files import write_records, write_text
 from .samples import RecordReader, load_candidates
 from .steps import join
 from .study import REPOSITORY, Setup, Study
+from .terminal import quiet
 
 DATA = REPOSITORY / "data"
 
@@ -42,12 +44,7 @@ DEMO = Setup(
     },
     image_root=DATA,
     reward_model=str(REPOSITORY / "weights" / "tiny-qwen2-vl"),
-    # Chosen on the validation set, see README.md.
-    flags=(
-        *("--num_workers", "1", "--save_every_iterations", "200", "--batch_by", "cot"),
-        *("--batch_size", "8", "--meta_batch_size", "8", "--unroll_steps", "2"),
-        *("--lr", "2e-4", "--meta_lr", "0.05", "--weight_decay", "0", "--iteration_num", "360"),
-    ),
+    flags=("--preset", "demo", "--num_workers", "1", "--save_every_iterations", "200"),
 )
 PAPER = Setup(
     train=DATA / "paper" / "train.json",
@@ -59,12 +56,7 @@ PAPER = Setup(
     },
     image_root=DATA / "paper" / "images",
     reward_model="Qwen/Qwen2-VL-2B-Instruct",
-    # paper-facts B1: squared errors, batch 1, AdamW at 5e-7 without and 0.01 with weight decay.
-    flags=(
-        *("--iteration_num", "10000", "--batch_size", "1", "--meta_batch_size", "1"),
-        *("--unroll_steps", "5", "--lr", "5e-7", "--weight_decay", "0", "--meta_lr", "0.01"),
-        *("--meta_weight_decay", "1e-3", "--loss", "mse", "--meta_loss", "mse"),
-    ),
+    flags=("--preset", "paper"),
     device="cuda",
     precision="bf16",
 )
@@ -139,7 +131,7 @@ def meta_from_tests(setup: Setup, work: Path) -> Path:
                                     "image_path": sample.image})  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     path = work / "meta_from_tests.json"
-    path.write_text(json.dumps(records))
+    write_records(path, records)
     return path
 
 
@@ -326,14 +318,14 @@ def main(argv: list[str] | None = None) -> int:
         optional.remove(compared)
     add("--leave_out", nargs="*", choices=optional, default=[], help="rows not to train")
     arguments = parser.parse_args(argv)
+    quiet()
     setup = {"demo": DEMO, "paper": PAPER}[arguments.config]
     if missing := setup.missing():
-        print("error: the study needs these files (README.md, Your own data):", file=sys.stderr)
-        for path in missing:
-            print(f"  {path}", file=sys.stderr)
+        files = "".join(f"\n  {path}" for path in missing)
+        terminal.error(f"the study needs these files (README.md, Your own data):{files}")
         return 2
     if setup.device == "cuda" and not torch.cuda.is_available():
-        print("error: --config paper needs a CUDA device", file=sys.stderr)
+        terminal.error("--config paper needs a CUDA device")
         return 2
     more = ["--iteration_num", str(arguments.iterations)] if arguments.iterations else []
     work = arguments.work or REPOSITORY / "weights" / f"study_{arguments.config}"
@@ -347,7 +339,7 @@ def main(argv: list[str] | None = None) -> int:
     results = Results(study, arguments.config)
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = "python -m reweighting.reproduce " + shlex.join(argv or sys.argv[1:])
-    (arguments.out / "RESULTS.md").write_text(results.text(command), encoding="utf-8")
+    write_text(arguments.out / "RESULTS.md", results.text(command))
     results.draw(arguments.out)
     print(f"wrote {arguments.out / 'RESULTS.md'}")
     return 0

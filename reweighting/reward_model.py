@@ -17,19 +17,30 @@ for logits W h and head weights u, z = u·(W h) + b = (Wᵀu)·h + b, and logit(
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .best_of_n import select
+from .best_of_n import AGGREGATIONS, aggregate, select
+from .checkpoints import (
+    BASE_DIRECTORY,
+    HEAD_FILE,
+    SCORE_HEAD_FILE,
+    base_source,
+    load_head,
+    open_base,
+    open_processor,
+    saved_head,
+)
+from .files import json_line, write_text
+from .images import Source
 from .layers import (
     ATTENTION_NAME,
     TiedVocabulary,
@@ -38,14 +49,12 @@ from .layers import (
     speed_up_patches,
 )
 from .prefix_tree import PackedTrees, pack
-from .prompts import PromptEncoder
-from .steps import chain_prompts
+from .prompts import PromptEncoder, response_prompts
+from .samples import CandidatesSample, text_fault, without_image_tags
+from .steps import Prompt
 
-HEAD_FILE = "LN_weights.pt"
-SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
 PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
-BASE_DIRECTORY = "base_model"
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # Architectures, and their language models, whose packed trees are tested against separate forwards
@@ -53,7 +62,13 @@ ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # sliding window or both ways of attention within an image.
 TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision"}
 TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen2", "qwen3"}
+# How far the log-odds z of a tree may be from those of separate forwards, relative to max(1, |z|).
+TREE_TOLERANCE = 1e-3
+WRONG_TREES = (
+    "its prefix trees give other scores than separate forwards: a forward pass a prompt instead"
+)
 SEPARATE_FORWARDS = "prefix trees are not tested for this architecture: a forward pass a prompt"
+Response: TypeAlias = "str | Sequence[str]"  # a text, or its steps
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -72,12 +87,6 @@ def packs_trees(config) -> bool:
         and text.model_type in TREE_LANGUAGE_MODELS
         and set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
     )
-
-
-def saved_head(directory: Path) -> dict[str, str | int]:
-    """Head and prompts of a directory written by training, as options of the prompt encoder."""
-    path = directory / SCORE_HEAD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 class RewardModel(nn.Module):
@@ -117,7 +126,9 @@ class RewardModel(nn.Module):
         cls,
         path: str | Path,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
+        processor: str | None = None,
+        fresh_head: bool = False,
         **encoder_options,
     ) -> RewardModel:
         """Load a reward model.
@@ -126,22 +137,73 @@ class RewardModel(nn.Module):
             path: a directory written by training (``base_model/`` and the head), or any
                 vision-language checkpoint or hub name, which gets a fresh linear head.
             dtype: of the parameters; training keeps fp32 master weights.
+            device: by default a CUDA device where there is one, else the processor.
+            processor: directory or hub name of the processor; by default the checkpoint's own or,
+                where it has none, that of the base model it names.
+            fresh_head: a checkpoint without a trained head is meant, as a start of training; it is
+                warned of otherwise.
             encoder_options: passed to :class:`~reweighting.prompts.PromptEncoder`; they overrule
                 what the directory says.
+
+        Raises:
+            CheckpointError: there is no such model, a file is damaged, weights do not fit the
+                architecture, or a directory written by training lacks its head.
         """
-        directory = Path(path)
-        trained = (directory / BASE_DIRECTORY).is_dir()
-        source = str(directory / BASE_DIRECTORY) if trained else str(path)
-        base_model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        options = saved_head(directory) | encoder_options
-        model = cls(base_model, PromptEncoder(AutoProcessor.from_pretrained(source), **options))
+        options = saved_head(path) | encoder_options
+        source = base_source(path)
+        found, note = open_processor(source, processor)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        base_model = open_base(source, dtype)
+        model = cls(base_model, PromptEncoder(found, **options))
         if not model.packs_trees:
             kind = type(base_model).__name__
             warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)
-        if model.LN is not None and trained and (directory / HEAD_FILE).exists():
-            state = torch.load(directory / HEAD_FILE, map_location="cpu", weights_only=True)
-            model.LN.load_state_dict(state)
-        return model.to(device)
+        if model.LN is not None:
+            state = load_head(path, model.LN.in_features)
+            if state is not None:
+                model.LN.load_state_dict(state)
+            elif not fresh_head:
+                warnings.warn(
+                    f"{path}: has no trained reward head ({HEAD_FILE}): scores are random until it "
+                    "is trained",
+                    stacklevel=2,
+                )
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if not model.check_trees():
+            warnings.warn(f"{type(base_model).__name__}: {WRONG_TREES}", stacklevel=2)
+        return model
+
+    def check_trees(self) -> bool:
+        """Whether a small prefix tree gives the scores that separate forwards give.
+
+        If it does not, prompts go through the model one by one from now on. So no architecture that
+        is added to the table, and no new version of its code, can score wrongly without a word.
+        """
+        if not self.packs_trees:
+            return True
+        picture = Image.linear_gradient("L").resize((56, 56))
+        prompts = response_prompts("Which half is dark?", ["Step 1: Look.", "Step 2: The upper."])
+        packed = pack([self.encoder.encode(picture, prompts)]).to(self.device)
+        with torch.no_grad():
+            try:
+                together = self(packed)
+            except Exception:  # the architecture cannot do with what stands in for a mask
+                together = torch.tensor(torch.nan, device=self.device)
+            self._forward_separately()
+            apart = self(packed)
+        # A number with few bits cannot show more than a coarse error.
+        bits = torch.finfo(self.base_model.dtype)
+        error = (together - apart).abs() / apart.abs().clamp(min=1)
+        if not bool((error <= max(TREE_TOLERANCE, 16 * bits.eps)).all()):
+            return False
+        self.packs_trees = True
+        self.base_model.set_attn_implementation(ATTENTION_NAME)
+        return True
+
+    def _forward_separately(self) -> None:
+        self.packs_trees = False
+        self.base_model.set_attn_implementation("sdpa")
 
     def set_attention(self, implementation: str) -> None:
         """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
@@ -154,7 +216,9 @@ class RewardModel(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep the input of every layer only; the backward pass computes the rest again."""
-        self.base_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = self.base_model  # transformers 5.23 renamed the method
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.train()  # transformers checkpoints in training mode only; there is no dropout
 
     def add_adapters(self, rank: int) -> None:
@@ -200,7 +264,7 @@ class RewardModel(nn.Module):
         for name in PROMPT_OPTIONS:
             if (value := getattr(self.encoder, name, None)) is not None:
                 head[name] = value
-        (directory / SCORE_HEAD_FILE).write_text(json.dumps(head, ensure_ascii=False) + "\n")
+        write_text(directory / SCORE_HEAD_FILE, json_line(head))
 
     @property
     def device(self) -> torch.device:
@@ -299,25 +363,147 @@ class RewardModel(nn.Module):
         device = packed.input_ids.device
         return by_depth.to(device)[:, None, tree_of_token.to(device), packed.depths]
 
-    @torch.no_grad()
     def log_odds(
-        self, image: str | Path | Image.Image, question: str, responses: list[str]
+        self, image: Source, question: str, responses: Sequence[Response]
     ) -> list[list[float]]:
-        """z of every step prefix of every response, shortest first; all in one prefix tree."""
-        pattern = self.encoder.step_pattern
-        chains = [chain_prompts(question, response, pattern) for response in responses]
-        packed = pack([self.encoder.encode(image, [p for chain in chains for p in chain])])
-        flat = iter(self(packed.to(self.device)).tolist())
+        """z of every step prefix of every response, shortest first; all in one prefix tree.
+
+        Args:
+            image: a path, an http(s) URL, a ``data:`` URI, the bytes of a file, a PIL image, an
+                array or a tensor, see :data:`~.images.ACCEPTED`.
+            question: as the train records have it; a tag ``<image>`` is left out as there.
+            responses: each as one text, which is cut into steps as the records are, or as a list of
+                its steps, whose last one should hold no final answer. An empty one has no steps.
+
+        Raises:
+            TypeError, ValueError: an argument is none of these, or a text holds a control token.
+            OSError: the image cannot be read.
+        """
+        chains = self._chains(question, responses)
+        prompts = [prompt for chain in chains for prompt in chain]
+        flat = iter(self._scored(image, prompts) if prompts else ())
         return [[next(flat) for _ in chain] for chain in chains]
 
-    def score(self, image: str | Path | Image.Image, question: str, response: str) -> list[float]:
-        """V of every step prefix of ``response``, shortest first, each in (0, 1)."""
+    def log_odds_many(
+        self,
+        items: Iterable[tuple[Source, str, Sequence[Response]]],
+        max_tokens_per_batch: int = 8192,
+    ) -> list[list[list[float]]]:
+        """:meth:`log_odds` of many questions, each an image, a question and responses.
+
+        Args:
+            max_tokens_per_batch: questions share a forward pass up to this many tokens.
+        """
+        from .selection import score_candidates  # which is built on this module
+
+        samples = []
+        for number, (image, question, responses) in enumerate(items, start=1):
+            question, responses = self._texts(question, responses, f"item {number}: ")
+            samples.append(
+                CandidatesSample(
+                    record=number,
+                    question=question,
+                    candidates=responses,
+                    image=image,
+                    true_false=None,
+                    answer=None,
+                    dataset=None,
+                )
+            )
+        batches = score_candidates(self, samples, max_tokens_per_batch)
+        return [log_odds for batch in batches for log_odds in batch]
+
+    def score(self, image: Source, question: str, response: Response) -> list[float]:
+        """V of every step prefix of ``response``, shortest first, each in (0, 1).
+
+        Arguments and errors are those of :meth:`log_odds`.
+        """
         [log_odds] = self.log_odds(image, question, [response])
         return torch.sigmoid(torch.tensor(log_odds)).tolist()
 
-    def select(self, image: str | Path | Image.Image, question: str, responses: list[str]) -> int:
-        """Index of the response with the highest mean log-odds, the first one among equals."""
-        return select(self.log_odds(image, question, responses))
+    def steps(self, image: Source, question: str, response: Response) -> list[dict]:
+        """A row for every step of ``response``: its text ``step``, ``log_odds`` z, ``score`` V.
+
+        Arguments and errors are those of :meth:`log_odds`.
+        """
+        [chain] = self._chains(question, [response])
+        [log_odds] = self.log_odds(image, question, [response])
+        scores = torch.sigmoid(torch.tensor(log_odds)).tolist()
+        return [
+            {"step": prompt.steps[-1].strip(), "log_odds": z, "score": score}
+            for prompt, z, score in zip(chain, log_odds, scores, strict=True)
+        ]
+
+    def chain_score(
+        self, image: Source, question: str, response: Response, aggregation: str = "mean_log_odds"
+    ) -> float:
+        """One number for a whole response, by which :meth:`select` compares; larger is better.
+
+        Args:
+            aggregation: a name of :data:`~.best_of_n.AGGREGATIONS`.
+        """
+        _check_aggregation(aggregation)
+        [log_odds] = self.log_odds(image, question, [response])
+        return aggregate(log_odds, aggregation)
+
+    def select(
+        self,
+        image: Source,
+        question: str,
+        responses: Sequence[Response],
+        aggregation: str = "mean_log_odds",
+    ) -> int:
+        """Index of the response with the highest :meth:`chain_score`, the first one among equals.
+
+        Raises:
+            ValueError: there are no responses, or as :meth:`log_odds`.
+        """
+        _check_aggregation(aggregation)
+        if not len(responses):
+            raise ValueError("there are no responses to select from")
+        return select(self.log_odds(image, question, responses), aggregation)
+
+    @torch.no_grad()
+    def _scored(self, image: Source, prompts: list[Prompt]) -> list[float]:
+        return self(pack([self.encoder.encode(image, prompts)]).to(self.device)).tolist()
+
+    def _chains(self, question: str, responses: Sequence[Response]) -> list[list[Prompt]]:
+        question, responses = self._texts(question, responses)
+        pattern = self.encoder.step_pattern
+        return [response_prompts(question, response, pattern) for response in responses]
+
+    def _texts(
+        self, question: str, responses: Sequence[Response], where: str = ""
+    ) -> tuple[str, list[str | list[str]]]:
+        """The texts without image tags, checked; ``where`` opens the message of an error."""
+        if isinstance(responses, str) or not isinstance(responses, Sequence):
+            kind = type(responses).__name__
+            raise TypeError(f"{where}responses must be a list of responses, is {kind}")
+        cleaned: list[str | list[str]] = []
+        for number, response in enumerate(responses, start=1):
+            name = f"{where}response {number}"
+            if isinstance(response, Sequence) and not isinstance(response, str):
+                steps = enumerate(response, start=1)
+                cleaned.append([self._text(step, f"{name}: step {k}") for k, step in steps])
+            else:
+                cleaned.append(self._text(response, name))
+        return self._text(question, f"{where}the question"), cleaned
+
+    def _text(self, text: str, name: str) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be text, is {type(text).__name__}")
+        if fault := text_fault(text):
+            kind, *values = fault
+            raise ValueError(f"{name} {kind.format(*values)}")
+        text = without_image_tags(text)
+        if token := self.encoder.control_token(text):
+            raise ValueError(f"{name} holds the control token {token}")
+        return text
+
+
+def _check_aggregation(name: str) -> None:
+    if name not in AGGREGATIONS:
+        raise ValueError(f"aggregation {name!r} is none of {', '.join(AGGREGATIONS)}")
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,7 +27,8 @@ from tqdm import tqdm
 from . import terminal
 from .answers import extract, is_right
 from .arguments import HelpFormatter, add_record_flags, real, whole
-from .journal import Journal, JournalError
+from .files import FileError, parse_json, read_text, remove, write_records
+from .journal import Journal
 from .labelling import (
     Adaptive,
     Published,
@@ -58,6 +58,7 @@ from .samples import (
 )
 from .sampling import Item, Result, Sampler, for_each
 from .steps import join, split_steps, step_starts
+from .terminal import printable, quiet
 
 MAX_LISTED = 20  # lost items spelled out at the end of a run
 
@@ -313,7 +314,7 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError
     return value
@@ -326,14 +327,12 @@ def make_reasoner(arguments: argparse.Namespace) -> Reasoner:
     """The reasoner that the flags name.
 
     Raises:
-        ReasonerError: it cannot be had.
+        FileError: the instruction cannot be read.
+        MissingReasonerError: it cannot be had.
     """
     instruction = INSTRUCTION
     if arguments.instruction:
-        try:
-            instruction = arguments.instruction.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ReasonerError(f"--instruction {arguments.instruction}: {error}") from error
+        instruction = read_text(arguments.instruction).strip()
     common = {
         "instruction": instruction,
         "temperature": arguments.temperature,
@@ -390,7 +389,10 @@ async def sample_all(
     finally:
         await reasoner.close()
         journal.close()
-        print(f"{journal.path}: {status()}; {before} were there before, {sampler.sampled} are new")
+        path = printable(journal.path)
+        print(f"{path}: {status()}; {before} were there before, {sampler.sampled} are new")
+        for note, count in getattr(reasoner, "notes", {}).items():
+            terminal.warning(f"{count} answers {note}")
 
 
 def _make_chains(arguments: argparse.Namespace) -> int:
@@ -428,11 +430,11 @@ def _make_chains(arguments: argparse.Namespace) -> int:
     for note, count in notes.items():
         if count:
             print(f"{count} chains {note}")
-    if arguments.samples > 1 and all(len(set(record["candidates"])) == 1 for record in records):
-        print(
-            "warning: the chains of every question are equal, so the reasoner does not sample; "
-            "`transformers serve` does if the checkpoint's generation_config says do_sample",
-            file=sys.stderr,
+    alike = [len(set(record["candidates"])) == 1 for record in records]
+    if arguments.samples > 1 and alike and all(alike):
+        terminal.warning(
+            "the chains of every question are equal, so the reasoner does not sample; "
+            "`transformers serve` does if the checkpoint's generation_config says do_sample"
         )
     code = _finish(arguments.output, records, lost, f"{arguments.questions}: a chain")
     if arguments.meta_output and records:
@@ -518,36 +520,24 @@ def _select(arguments: argparse.Namespace) -> int:
     kept = select_prefixes(records, arguments.per_domain, arguments.seed)
     counts = Counter(record["dataset"] for record in records)
     for domain, count in Counter(record["dataset"] for record in kept).items():
-        print(f"{terminal.printable(domain)}: {count} of {counts[domain]} prefixes")
+        print(f"{printable(domain)}: {count} of {counts[domain]} prefixes")
     write_records(arguments.output, kept)
     return 0
-
-
-def write_records(path: Path, records: Sequence[dict]) -> None:
-    """A JSON array, one record a line, put in place as a whole."""
-    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".unfinished")
-    aside.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def _finish(output: Path, records: list[dict], lost: list[dict], what: str) -> int:
     """Write the results and what is lost; returns the exit code."""
     failures = output.with_suffix(".lost.json")
-    failures.unlink(missing_ok=True)
     if lost:
         write_records(failures, lost)
         for entry in lost[:MAX_LISTED]:
             step = f", step {entry['step']}" if "step" in entry else ""
-            place = f"record {entry['record']}{step}"
-            print(f"warning: {what} of {place} is lost: {entry['why']}", file=sys.stderr)
-        print(
-            f"warning: {len(lost)} lost, all in {failures}; the same command tries them again",
-            file=sys.stderr,
-        )
+            terminal.warning(f"{what} of record {entry['record']}{step} is lost: {entry['why']}")
+        terminal.warning(f"{len(lost)} lost, all in {failures}; the same command tries them again")
+    else:
+        remove(failures)
     if not records:
-        print("error: nothing to write", file=sys.stderr)
+        terminal.error("nothing to write")
         return 1
     write_records(output, records)
     return 0
@@ -557,16 +547,17 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    quiet()
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
     run = {"chains": _make_chains, "label": _make_labels, "select": _select}[arguments.command]
     try:
         return run(arguments)
-    except (DataError, JournalError, MissingReasonerError) as error:
+    except (DataError, FileError, MissingReasonerError) as error:
         terminal.error(error)
         return 2
     except ReasonerError as error:
-        print(f"error: {error}\nthe same command goes on from the journal", file=sys.stderr)
+        terminal.error(f"{error}\nthe same command goes on from the journal")
         return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the journal", file=sys.stderr)

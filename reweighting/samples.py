@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from .answers import extract, is_right
 from .files import FileError, check_json, read_records
-from .prompts import LABELS, open_image
+from .images import allow_megapixels, image_problem, is_data_uri
+from .prompts import LABELS
 from .steps import (
     MAX_STEPS,
     Prompt,
@@ -37,7 +37,6 @@ from .terminal import MAX_LINE, printable
 MAX_CHARACTERS = 200_000  # of a text: more tokens than a forward pass takes
 MAX_KINDS = 20  # of problems that an error lists
 MAX_ALIKE = 3  # problems of one kind that are spelled out
-MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 MANY_BARE = 10  # bare questions in a meta set that are no slip but its making
 # Text that a tokenizer would take for an image, a video or the end of a turn or a document.
 _CONTROL_TOKEN = re.compile(
@@ -222,6 +221,7 @@ class RecordReader:
         Args:
             image_root: instead of ``--image_root``.
         """
+        allow_megapixels(arguments.max_image_megapixels)
         return cls(
             str(file),
             image_root or arguments.image_root,
@@ -314,7 +314,7 @@ class RecordReader:
         return steps <= MAX_STEPS
 
     def image(self, record: dict, number: int, name: str = "image_path") -> str:
-        """A required image path or URL, resolved; whether it opens is checked later.
+        """A required image path, URL or ``data:`` URI, resolved; later it is checked that it opens.
 
         Of a list the first is taken.
         """
@@ -322,14 +322,8 @@ class RecordReader:
         value = record.get(name)
         if isinstance(value, list) and value:
             value = value[0]
-        if isinstance(value, str) and value[:5].lower() == "data:":
-            self.problem(
-                number,
-                name,
-                "holds the image itself ({}): write it to a file and give the path",
-                printable(value, 40),
-            )
-            return ""
+        if isinstance(value, str) and is_data_uri(value):
+            return value
         value = self.text({name: value} if name in record else {}, number, name)
         if not value:
             return ""
@@ -592,8 +586,10 @@ class RecordReader:
         for sample in samples:
             records.setdefault(sample.image, []).append(sample.record)
         silent = {"disable": None if progress else True}  # None: only where a person looks
-        with ThreadPoolExecutor() as pool:
-            results = pool.map(_image_problem, records)
+        # Python's list of ignored warnings is shared by all threads: it is changed here alone.
+        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+            warnings.simplefilter("ignore")
+            results = pool.map(image_problem, records)
             bar = tqdm(results, "checking images", len(records), leave=False, **silent)
             for image, trouble in zip(records, bar, strict=True):
                 if trouble:
@@ -750,24 +746,6 @@ def _meta_warnings(reader: RecordReader) -> list[str]:
             "from the presence of text, so such a set can only teach the weights that text is good"
         )
     return found
-
-
-def _image_problem(path: str) -> str | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_image(path) as image:
-                sides = sorted(image.size)
-        if sides[1] > MAX_ASPECT_RATIO * sides[0]:
-            return f"{path} is a strip: {sides[1]} pixels long and {sides[0]} wide"
-    except FileNotFoundError:
-        return f"{path} does not exist"
-    except Image.DecompressionBombError as error:
-        return f"{path} is too large to be safe: {error}"
-    except Exception as error:  # Pillow's plugins raise whatever a broken file provokes
-        size = os.path.getsize(path) if os.path.isfile(path) else None
-        return f"{path} is empty" if size == 0 else f"{path} cannot be read: {error}"
-    return None
 
 
 def _shown(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from .images import source_name
 from .journal import Journal
 from .reasoners import ItemError, Prompt, Reasoner, Rollout, prepare_image
 
@@ -38,7 +39,7 @@ class Sampler:
         try:
             image = prepare_image(prompt.image, self.reasoner.settings["max_image_size"])
         except OSError as error:
-            raise ItemError(f"{prompt.image}: {error}") from error
+            raise ItemError(f"{source_name(prompt.image)}: {error}") from error
         of_prompt = json.dumps([self._setting, prompt.question, prompt.prefix, image.digest])
         return [hashlib.sha256(f"{of_prompt}/{i}".encode()).hexdigest()[:32] for i in indices]
 

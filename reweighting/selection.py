@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,16 +24,27 @@ import torch
 from tqdm import tqdm
 
 from . import terminal
-from .arguments import add_record_flags
+from .arguments import add_record_flags, unwritable
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
+from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate, saved_head
+from .files import (
+    DirectoryLock,
+    FileError,
+    complete_lines,
+    json_line,
+    read_json,
+    replacing,
+    write_json,
+)
 from .prefix_tree import pack
-from .prompts import EncodedPrompts
-from .reward_model import BASE_DIRECTORY, HEAD_FILE, RewardModel, autocast, saved_head
+from .prompts import EncodedPrompts, response_prompts
+from .reward_model import RewardModel, autocast
 from .samples import CandidatesSample, DataError, RecordReader, describe_candidates, load_candidates
-from .steps import chain_prompts
+from .terminal import printable, quiet
 
 SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
+IDENTITY_FILE = "run.json"  # what a set's results belong to
 
 
 def score_candidates(
@@ -73,8 +85,7 @@ def _encode(
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
     pattern = model.encoder.step_pattern
     chains = [
-        chain_prompts(sample.question, response, pattern) if response.strip() else []
-        for response in sample.candidates
+        response_prompts(sample.question, response, pattern) for response in sample.candidates
     ]
     if not any(chains):
         return None, [0] * len(chains), 0
@@ -99,10 +110,8 @@ def _forward(
         if encoded is not None
     ]
     device = model.device
-    flat: Iterator[float] = iter(())
-    if groups:
-        with autocast(device, precision):
-            flat = iter(model(pack(groups).to(device)).tolist())
+    with autocast(device, precision):
+        flat = iter(model(pack(groups).to(device)).tolist() if groups else [])
     return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]
 
 
@@ -121,9 +130,8 @@ def run(
     a resumed run is to write the same file as an undisturbed one.
     """
     lines = _complete_batches(path)
-    aside = path.with_suffix(".unfinished")
-    aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    aside.replace(path)
+    with replacing(path) as file:
+        file.writelines(map(json_line, lines))
     batch_number = lines[-1]["batch"][0] + 1 if lines else 0
     rest = samples[len(lines) :]
     batches = score_candidates(model, rest, max_tokens_per_batch, precision)
@@ -137,7 +145,7 @@ def run(
                 sample = samples[len(lines) + len(new)]
                 line = _line(sample, log_odds, aggregations)
                 new.append({"batch": [batch_number, len(batch)], **line})
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new))
+            file.write("".join(map(json_line, new)))
             file.flush()
             lines += new
             batch_number += 1
@@ -155,6 +163,7 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         "candidates": sample.candidates,
         "step_log_odds": log_odds,
         "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
+        # Not JSON: the -inf of a candidate without steps
         "aggregates": {
             name: [aggregate(z, name) if z else None for z in log_odds] for name in aggregations
         },
@@ -169,13 +178,7 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
 
 
 def _complete_batches(path: Path) -> list[dict]:
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    lines = complete_lines(path)
     if lines:
         number, size = lines[-1]["batch"]
         last = [line for line in lines if line["batch"][0] == number]
@@ -248,16 +251,19 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    quiet()
     weights_path = arguments.weights_path
-    if not (weights_path / BASE_DIRECTORY).is_dir():
+    if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
-    if arguments.step_pattern is None:
-        arguments.step_pattern = saved_head(weights_path).get("step_pattern")
+    if problem := unwritable(str(arguments.output_dir)):
+        parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
     try:
+        if arguments.step_pattern is None:
+            arguments.step_pattern = saved_head(weights_path).get("step_pattern")
         sets = {}
         for path in arguments.candidates:
             reader = RecordReader.of(arguments, path)
@@ -265,26 +271,48 @@ def main(argv: list[str] | None = None) -> int:
             if note := reader.left_out():
                 terminal.warning(note)
             summary = describe_candidates(sets[path.stem], arguments.step_pattern)
-            print(f"{terminal.printable(path)}: {summary}")
-    except DataError as error:
+            print(f"{printable(path)}: {summary}")
+        model_fingerprint = fingerprint(weights_path)
+        with DirectoryLock(arguments.output_dir):
+            return _select(arguments, sets, model_fingerprint)
+    except (DataError, FileError) as error:
         terminal.error(error)
-        return 2
+    except OSError as error:  # such as a disk that is full
+        where = f"{error.filename}: " if error.filename else f"{arguments.output_dir}: "
+        terminal.error(f"{where}{error.strerror or error}; the same command goes on from here")
+    return 2
+
+
+def _select(
+    arguments: argparse.Namespace, sets: dict[str, list[CandidatesSample]], model_fingerprint: str
+) -> int:
+    """Score and choose in an output directory that is ours; returns the exit code."""
     for path in arguments.candidates:
         folder = arguments.output_dir / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        identity = _identity(arguments, path)
-        known = folder / "run.json"
-        if known.exists() and json.loads(known.read_text()) != identity:
-            print(
-                f"error: {folder} holds results of another model, file or setting; choose another "
-                "--output_dir",
-                file=sys.stderr,
+        identity = _identity(arguments, path, sets[path.stem], model_fingerprint)
+        known = folder / IDENTITY_FILE
+        before = _read_identity(known)
+        if before is not None and before != identity:
+            differing = sorted(
+                name
+                for name in before.keys() | identity.keys()
+                if before.get(name) != identity.get(name)
+            )
+            terminal.error(
+                f"{folder} holds results of another model, file or setting "
+                f"({printable(', '.join(differing))}); choose another --output_dir"
             )
             return 2
-        known.write_text(json.dumps(identity, indent=2) + "\n")
+        if before is None and (folder / SAMPLES_FILE).exists():
+            terminal.error(
+                f"{folder / SAMPLES_FILE} is there, but not {IDENTITY_FILE}, which says what it "
+                "belongs to; choose another --output_dir"
+            )
+            return 2
+        write_json(known, identity)
 
     model = RewardModel.from_pretrained(
-        weights_path, device=arguments.device, step_pattern=arguments.step_pattern
+        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
     ).eval()
     by_set = {}
     for name, samples in sets.items():
@@ -299,33 +327,59 @@ def main(argv: list[str] | None = None) -> int:
         )
         if found := results(lines):
             by_set[name] = found
-    text = json.dumps(by_set, indent=2, ensure_ascii=False)
-    (arguments.output_dir / RESULTS_FILE).write_text(text + "\n")
+    write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
         print(table(by_set))
+    for name in sets:
+        unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"
+        print(f"choices: {arguments.output_dir / name / SAMPLES_FILE}{unknown}")
     return 0
 
 
-def _identity(arguments: argparse.Namespace, path: Path) -> dict:
-    """What must be the same for results to be continued."""
-    weights_path = arguments.weights_path
-    # Training moves the linear head; a model without one is known by all its weights.
-    files = [weights_path / HEAD_FILE]
-    if saved_head(weights_path).get("score_head") == "plus_minus":
-        files = sorted((weights_path / BASE_DIRECTORY).glob("*.safetensors"))
-    model = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**24):
-                model.update(chunk)
-    return {
-        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "model": model.hexdigest(),
-        "aggregation": arguments.aggregation,
-        "max_tokens_per_batch": arguments.max_tokens_per_batch,
-        "precision": arguments.precision,
-        "step_pattern": arguments.step_pattern,
+def _read_identity(path: Path) -> dict | None:
+    """What results belong to; None if there is no such file, or an empty one of an old version."""
+    if not path.exists() or not path.stat().st_size:
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: describes no results; choose another --output_dir")
+    return value
+
+
+# Where things are says nothing about what they are: the files' contents do.
+_PLACES = {"weights_path", "candidates", "output_dir", "image_root", "allow_external_images"}
+
+
+def _identity(
+    arguments: argparse.Namespace,
+    path: Path,
+    samples: Sequence[CandidatesSample],
+    model_fingerprint: str,
+) -> dict:
+    """What must be the same for results to be continued: every weight, image and setting.
+
+    Images are known by their size and by blocks spread over them, as compressed pictures that
+    differ do so nearly everywhere; thousands take well below a second.
+    """
+    images = hashlib.sha256()
+    known: dict[str, str] = {}
+    for sample in samples:
+        image = str(sample.image)
+        if image not in known:
+            # An image that is no file of ours is known by its address.
+            known[image] = file_fingerprint(image) if os.path.isfile(image) else image
+        images.update(f"{sample.record} {known[image]}\n".encode())
+    settings = {
+        name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
     }
+    settings["device"] = arguments.device.split(":")[0]  # which of several cards does not matter
+    identity = {
+        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "weights": model_fingerprint,
+        "images": images.hexdigest(),
+        **settings,
+    }
+    return json.loads(json.dumps(identity, default=str))  # as it is read again
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ is not done again, and an interrupted training goes on.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -20,8 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from . import checkpoints
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, evaluate
-from .checkpoints import DOMAIN_JSON
+from .files import json_line, read_json, write_json, write_text
 from .reward_model import RewardModel
 from .samples import CandidatesSample, RecordReader, load_candidates
 from .selection import score_candidates
@@ -90,27 +90,30 @@ class Study:
                 "--seed",
                 str(seed),
             ),
-            *("--device", setup.device, "--precision", setup.precision, "--resume"),
+            *("--device", setup.device, "--precision", setup.precision),
             *setup.flags,
             *flags,
         ]
+        if checkpoints.exists(run):
+            command.append("--resume")
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{run.name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-        (run / DONE_FILE).write_text(json.dumps(time.monotonic() - started))
+        write_json(run / DONE_FILE, time.monotonic() - started)
 
     def seconds(self, variant: str, seed: int) -> float:
         """How long a run took (its last part, if it was interrupted)."""
-        return json.loads((self.folder(variant, seed) / DONE_FILE).read_text())
+        return read_json(self.folder(variant, seed) / DONE_FILE)
 
     @cached_property
     def weights(self) -> dict[str, list[dict[str, float]]]:
         """Learned domain weights, one a seed, of the variants that learn them."""
         found = {}
         for variant in self.variants:
-            files = [self.folder(variant, seed) / DOMAIN_JSON for seed in self.seeds]
+            runs = [checkpoints.locate(self.folder(variant, seed)) for seed in self.seeds]
+            files = [run / checkpoints.DOMAIN_JSON for run in runs]
             if all(file.exists() for file in files):
-                found[variant] = [json.loads(file.read_text()) for file in files]
+                found[variant] = [read_json(file) for file in files]
         return found
 
     def samples(self, name: str) -> list[CandidatesSample]:
@@ -129,11 +132,8 @@ class Study:
                 samples = [_blanked(sample, self.work) for sample in samples]
             model = RewardModel.from_pretrained(run, device=self.setup.device).eval()
             batches = score_candidates(model, samples, precision=self.setup.precision)
-            found = json.dumps([question for batch in batches for question in batch])
-            aside = path.with_suffix(".unfinished")
-            aside.write_text(found)
-            aside.replace(path)
-        return json.loads(path.read_text())
+            write_text(path, json_line([question for batch in batches for question in batch]))
+        return read_json(path)
 
     def pools(self, variant: str, seed: int, name: str, blank: bool = False) -> list[Pool]:
         """The questions of a set with this run's scores, under every aggregation."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import warnings
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
 MAX_LINE = 1000  # characters of a message
@@ -36,3 +39,23 @@ def warning(text: object) -> None:
 def _say(kind: str, text: object) -> None:
     for number, line in enumerate(str(text).split("\n")):
         print(f"{kind}: " * (number == 0) + printable(line, MAX_LINE), file=sys.stderr)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own lines: no progress bars of transformers, no notes of Betty's,
+    no word of torch about its own calls.
+
+    For the start of a command, before it loads a model; a library leaves that to its user.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for transformers not yet imported
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+    # A filter stays; Betty sets the logger's level anew when it first logs.
+    logging.getLogger("betty").addFilter(_matters)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch\\.")
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

@@ -8,31 +8,38 @@ engine.run()
 from __future__ import annotations
 
 import argparse
-import json
-import logging
+import shlex
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
 import torch
 from betty.configs import Config, EngineConfig
 from betty.engine import Engine
-from betty.logging.logger_base import get_logger as betty_logger
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from . import checkpoints
 from .batches import CollateTrain, ShuffledStream, TrainBatch, batch_loader, collate_meta
+from .checkpoints import CheckpointError
 from .construction import SetupError, make_model, make_optimizer, make_scheduler, make_weighting
-from .diagnostics import WINDOW, MovedShare, RecordWeights, WeightHistory, divergence
-from .problems import Lower, Upper
+from .diagnostics import (
+    ENOUGH_STEPS,
+    MetaLosses,
+    MovedShare,
+    RecordWeights,
+    WeightHistory,
+    divergence,
+)
+from .files import write_json
+from .problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from .prompts import PromptEncoder
-from .reports import Reporter
+from .reports import BAR_FORMAT, Reporter
 from .reward_model import RewardModel
 from .run_data import Data, total_steps, train_units
-from .terminal import printable
+from .terminal import printable, warning
 from .validation import BEST_DIRECTORY, Validation
 from .weighting import make_meta_optimizer
 
@@ -44,12 +51,15 @@ FREE_ON_RESUME = {
     "logging_steps",
     "num_workers",
     "image_cache_mib",
+    "max_image_megapixels",
     "report_to",
     "resume",
     "dry_run",
     "device",
     "local_rank",
     "weights_path",
+    "preset",  # what it set is looked at flag by flag
+    "init_domain_weights",  # the checkpoint holds what became of them
     "allow_external_images",
     "allow_image_urls",
     "eval_candidates",
@@ -67,11 +77,11 @@ ENOUGH = 100  # instance weights that show whether the upper level diverges
 HYPERGRADIENTS = {"unrolled": "unrolled", "darts": "finite_difference"}
 
 
-def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
-    """The state to resume from, or None for a fresh start.
+def checkpoint_to_resume(arguments: argparse.Namespace) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from and what is wrong with newer ones; None for a fresh start.
 
     Raises:
-        SetupError: there is something to lose or something that does not fit.
+        SetupError: there is something to lose or nothing to resume.
     """
     directory = Path(arguments.weights_path)
     if not arguments.resume:
@@ -80,14 +90,34 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
                 f"{directory} already holds a reward model: --resume continues its run; choose "
                 "another --weights_path for a new one"
             )
-        return None
-    if not checkpoints.exists(directory):
-        if checkpoints.occupied(directory):
-            raise SetupError(
-                f"{directory} holds a reward model but no trainer state to resume; start from it "
-                f"with --reward_model {directory} and another --weights_path"
+        return None, []
+    folder, damaged = checkpoints.survey(directory)
+    if folder is None:
+        reason = "holds no checkpoint to resume"
+        if damaged:
+            reason = "holds no complete checkpoint: " + "; ".join(damaged)
+        elif checkpoints.occupied(directory):
+            reason = (
+                "holds a reward model but no trainer state to resume; start from it with "
+                f"--reward_model {directory} and another --weights_path"
             )
+        elif not directory.exists():
+            reason = "does not exist: there is nothing to resume"
+        raise SetupError(f"{directory} {reason} (a fresh start is a run without --resume)")
+    return folder, damaged
+
+
+def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
+    """The state to resume from, or None for a fresh start.
+
+    Raises:
+        SetupError: there is something to lose, nothing to resume or something that does not fit.
+        CheckpointError: a file of the checkpoint is damaged.
+    """
+    folder, damaged = checkpoint_to_resume(arguments)
+    if folder is None:
         return None
+    directory = Path(arguments.weights_path)
     before = checkpoints.load_arguments(directory)
     free = FREE_ON_RESUME
     if "cosine_with_warmup" in (arguments.scheduler_type, arguments.meta_scheduler_type):
@@ -105,6 +135,9 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
             f"{directory} cannot be resumed: the train or meta records are not those it was "
             "started with"
         )
+    for problem in damaged:
+        warning(f"{problem}; it is passed over")
+    print(f"going on from step {state['iteration']:,} ({folder})")
     return state
 
 
@@ -119,6 +152,9 @@ class ReweightingEngine(Engine):
         self.data = data
         self.directory = Path(arguments.weights_path)
         state = check_resume(arguments, data)
+        # A run keeps its name over its parts: only its own checkpoints are ever deleted.
+        self.loaded = checkpoints.current(self.directory) if state else None
+        self.name = (checkpoints.run_of(self.loaded) if self.loaded else None) or uuid.uuid4().hex
         torch.manual_seed(arguments.seed)
         model = make_model(arguments, state)
         model.encoder = encoder
@@ -132,6 +168,10 @@ class ReweightingEngine(Engine):
         )
         self.moved = MovedShare(model)
         self.history = WeightHistory()
+        self.meta_losses: MetaLosses | None = None
+        if arguments.learn_weights:
+            right = sum(sample.true_false for sample in data.meta)
+            self.meta_losses = MetaLosses(right / len(data.meta), arguments.meta_loss)
         self.records: RecordWeights | None = None
         if arguments.by_instance:
             rows = max(sample.record for sample in data.train)
@@ -143,13 +183,19 @@ class ReweightingEngine(Engine):
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         if arguments.learn_weights:
             upper = self._make_upper(model)
-            upper.on_loss = self.reporter.note_meta_loss
+            upper.on_losses = self._note_meta_losses
             upper.on_step = self._note_upper_step
             problems = [upper, lower]
             dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
         super().__init__(problems, EngineConfig(train_iters=self.total), dependencies)
         if state is not None:
-            self._restore(state)
+            try:
+                self._restore(state)
+            except (KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+                raise CheckpointError(
+                    f"{self.loaded / checkpoints.STATE_FILE}: does not fit this run "
+                    f"({printable(error)}); it was written for another model or is damaged"
+                ) from error
 
     def _make_lower(self, model: RewardModel) -> Lower:
         a = self.arguments
@@ -297,7 +343,9 @@ class ReweightingEngine(Engine):
         self.train()
         previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         checkpoints.truncate_metrics(self.directory, self.iteration)
-        bar = tqdm(total=self.total, initial=self.iteration, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=self.total, initial=self.iteration, dynamic_ncols=True, bar_format=BAR_FORMAT
+        )
         started = time.monotonic()
         try:
             with bar, self.reporter:
@@ -310,6 +358,8 @@ class ReweightingEngine(Engine):
                     self.reporter.write(self, time.monotonic() - started)
                 self.save()
             print(self.outcome())
+            if self._interrupted is not None:
+                print(f"\nto go on: {resume_command()}")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -323,23 +373,7 @@ class ReweightingEngine(Engine):
             f"{self.iteration:,} of {self.total:,} lower steps done, saved in {self.directory}"
         ]
         if self.arguments.learn_weights:
-            records = Counter(sample.domain for sample in self.data.train)
-            weights = self.named_weights()
-            lines += ["", f"{'domain':<24}{'records':>8}{'weight':>9}"]
-            average = self.history.average() if len(self.history) else None
-            if average is not None:
-                lines[-1] += f"{'average':>9}{'signal/noise':>14}"
-                ratio = self.history.signal_to_noise()
-            for domain in sorted(weights, key=weights.get, reverse=True):
-                lines.append(f"{printable(domain):<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
-                if average is not None:
-                    index = self.data.domains.index(domain)
-                    lines[-1] += f"{average[index]:>9.3f}{ratio[index]:>14.1f}"
-            if average is not None:
-                lines.append(
-                    "average: over the last quarter of the upper steps; signal/noise: of the last "
-                    f"{WINDOW} hypergradients, below 2 is what chance gives"
-                )
+            lines += ["", *self._weight_table(), *self._verdict()]
         if best := self.validation.best:
             lines += [
                 "",
@@ -349,6 +383,56 @@ class ReweightingEngine(Engine):
             ]
         return "\n".join(lines)
 
+    @property
+    def upper_steps(self) -> int:
+        """Upper steps done, those included that were left out for lack of a hypergradient."""
+        return self.bilevel_steps // self.arguments.unroll_steps
+
+    def _weight_table(self) -> list[str]:
+        records = Counter(sample.domain for sample in self.data.train)
+        weights, history = self.named_weights(), self.history
+        lines = [f"{'domain':<24}{'records':>8}{'weight':>9}"]
+        if len(history):
+            lines[0] += f"{'average':>9}{'signal/noise':>14}"
+            average, ratio = history.average(), history.signal_to_noise()
+        for domain in sorted(weights, key=weights.get, reverse=True):
+            lines.append(f"{printable(domain):<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+            if len(history):
+                index = self.data.domains.index(domain)
+                known = "-" if ratio[index].isnan() else f"{ratio[index]:.1f}"
+                lines[-1] += f"{average[index]:>9.3f}{known:>14}"
+        if len(history):
+            about = (
+                f"of the last {history.looked_back} hypergradients, below 2 is what chance gives"
+                if history.looked_back >= ENOUGH_STEPS
+                else f"not before {ENOUGH_STEPS} upper steps"
+            )
+            lines.append(
+                f"average: over the last quarter of the upper steps; signal/noise: {about}"
+            )
+        return lines
+
+    def _verdict(self) -> list[str]:
+        """What there is to say against the weights."""
+        lines = []
+        if self.upper_steps < ENOUGH_STEPS:
+            lines.append(
+                f"weights after {counted(self.upper_steps, 'upper step')} are not learned yet: "
+                f"fewer than {ENOUGH_STEPS} cannot be told from noise"
+            )
+        compared = self.meta_losses.compared()
+        if compared is not None and compared.at_chance:
+            lines.append(
+                "the meta loss is at chance: these weights mean nothing. Over the last "
+                f"{compared.chains:,} meta chains it is {compared.loss:.4f}, and one score for all "
+                f"has {compared.constant:.4f}"
+            )
+        for reason, count in self.upper.lost.items():
+            steps = f"{count:,} of {counted(self.upper_steps, 'upper step')}"
+            what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "skipped"
+            lines.append(f"{steps} {what}: {reason}")
+        return lines
+
     def _after_step(self, bar: tqdm, seconds: float) -> None:
         bar.update()
         bar.set_postfix_str(self.reporter.progress_line(self, seconds), refresh=False)
@@ -357,6 +441,8 @@ class ReweightingEngine(Engine):
             self.validation.run(self.lower.module, self.iteration, self._write_model)
         if self.iteration == self.cold_steps:
             self._end_cold_start()
+        if self.arguments.learn_weights:
+            self._notice_lost_steps()
         if self.iteration % self.arguments.logging_steps == 0:
             self.reporter.write(self, seconds)
             if self.arguments.learn_weights and not self.cold:
@@ -374,6 +460,12 @@ class ReweightingEngine(Engine):
         self.reporter.note_losses(batch.domains, losses)
         if self.records is not None and not self.cold:
             self.records.visit(batch.records, weights)
+
+    def _note_meta_losses(
+        self, loss: float, losses: torch.Tensor, true_false: torch.Tensor
+    ) -> None:
+        self.reporter.note_meta_loss(loss)
+        self.meta_losses.add(losses, true_false)
 
     def _note_upper_step(self) -> None:
         if self.records is None:
@@ -396,15 +488,27 @@ class ReweightingEngine(Engine):
         weights = self.weight_sample()
         if self.records is not None and len(weights) < min(ENOUGH, len(self.data.train)):
             return
-        problem = divergence(weights, self.upper.module.bounds())
-        if problem and problem.split(":")[0] not in self._said:
-            self._said.add(problem.split(":")[0])
-            text = f"warning: step {self.iteration:,}: {problem}"
-            tqdm.write(f"{text}; try a smaller --meta_lr or larger batches", file=sys.stderr)
+        if problem := divergence(weights, self.upper.module.bounds()):
+            self._notice(
+                problem.split(":")[0], f"{problem}; try a smaller --meta_lr or larger batches"
+            )
+
+    def _notice_lost_steps(self) -> None:
+        for reason in self.upper.lost:
+            what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "was skipped"
+            self._notice(reason, f"an upper step {what}: {reason}; the end of the run counts them")
+
+    def _notice(self, kind: str, text: str) -> None:
+        """Warn, of each kind once, without tearing the progress line."""
+        if kind not in self._said:
+            self._said.add(kind)
+            tqdm.write(f"warning: step {self.iteration:,}: {text}", file=sys.stderr)
 
     def save(self) -> None:
         """Write a checkpoint of the present state."""
-        checkpoints.save(self.directory, self.iteration, self._write)
+        self.loaded = checkpoints.save(
+            self.directory, self.iteration, self._write, self.name, self.loaded
+        )
 
     def _write_model(self, folder: Path) -> None:
         self.lower.module.save_pretrained(folder)
@@ -414,8 +518,7 @@ class ReweightingEngine(Engine):
         elif self.arguments.learn_weights:
             average = self.history.average().tolist() if len(self.history) else None
             checkpoints.save_domain_weights(folder, self.upper.module, average)
-        text = json.dumps(vars(self.arguments), indent=2, ensure_ascii=False)
-        (folder / checkpoints.ARGUMENTS_FILE).write_text(text + "\n")
+        write_json(folder / checkpoints.ARGUMENTS_FILE, vars(self.arguments))
 
     def _write(self, folder: Path) -> None:
         self._write_model(folder)
@@ -442,6 +545,7 @@ class ReweightingEngine(Engine):
         if self.device.type == "cuda":
             state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         if self.arguments.learn_weights:
+            state["meta_losses"] = self.meta_losses.state_dict()
             state["records"] = self.records.state_dict() if self.records else None
             state["upper"] = {
                 "module": self.upper.module.state_dict(),
@@ -450,6 +554,8 @@ class ReweightingEngine(Engine):
                 "features": [[b.features for b in step] for step in self.lower.window],
                 "last_loss": self.upper.last_loss,
                 "hypergradient_norm": self.upper.hypergradient_norm,
+                "loss_scale": self.upper.loss_scale,
+                "lost": dict(self.upper.lost),
             }
         torch.save(state, folder / checkpoints.STATE_FILE)
 
@@ -468,6 +574,7 @@ class ReweightingEngine(Engine):
             self.bilevel_steps
         )  # Betty's step counter: decides when the upper step is due
         if self.arguments.learn_weights:
+            self.meta_losses.load_state_dict(state["meta_losses"])
             self.upper.module.load_state_dict(state["upper"]["module"])
             self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
             self.upper.lr_scheduler.load_state_dict(state["upper"]["scheduler"])
@@ -475,6 +582,8 @@ class ReweightingEngine(Engine):
                 self.records.load_state_dict(state["records"])
             self.upper.last_loss = state["upper"]["last_loss"]
             self.upper.hypergradient_norm = state["upper"]["hypergradient_norm"]
+            self.upper.loss_scale = state["upper"]["loss_scale"]
+            self.upper.lost.update(state["upper"]["lost"])
             self.upper._count = self.bilevel_steps // self.arguments.unroll_steps
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
@@ -485,7 +594,12 @@ class ReweightingEngine(Engine):
         self.validation.history = state["validation"]
 
 
-def quiet() -> None:
-    """Leave the terminal to our own progress line."""
-    betty_logger().setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
+def resume_command() -> str:
+    """What to type to continue this process's run."""
+    resume = [] if "--resume" in sys.argv else ["--resume"]
+    return shlex.join(["python", *sys.argv, *resume])
+
+
+def counted(count: int, what: str) -> str:
+    """``1 upper step``, ``2 upper steps``."""
+    return f"{count:,} {what}" + "s" * (count != 1)

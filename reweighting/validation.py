@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .best_of_n import select
+from .files import json_line, write_text
 from .reward_model import RewardModel
 from .samples import CandidatesSample
 from .selection import score_candidates
@@ -65,8 +65,7 @@ class Validation:
         before = self.best
         self.history.append({"iteration": iteration, "accuracy": accuracy, "questions": len(right)})
         path = self.directory / EVALUATIONS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
+        write_text(path, "".join(map(json_line, self.history)))
         if before is None or accuracy > before["accuracy"]:
             self._keep(write)
         return accuracy
@@ -78,7 +77,7 @@ class Validation:
             shutil.rmtree(folder, ignore_errors=True)
         aside.mkdir()
         write(aside)
-        (aside / "evaluation.json").write_text(json.dumps(self.history[-1]) + "\n")
+        write_text(aside / "evaluation.json", json_line(self.history[-1]))
         if best.exists():
             best.rename(old)
         aside.rename(best)

@@ -58,6 +58,16 @@ class DomainTable(nn.Module):
         """Between which the weights lie."""
         return 0.0, float(len(self.domains))
 
+    @property
+    def start(self) -> float:
+        """The weight before anything is learned."""
+        return START
+
+    def reach(self, distance: float) -> float:
+        """A domain's weight once its raw weight has risen by ``distance`` and no other has."""
+        positive = F.softplus(torch.tensor([distance] + [0.0] * (len(self.domains) - 1)))
+        return float(positive[0] / positive.mean())
+
 
 class _Instances(nn.Module):
     """What both weightings of single records share: bounds, and the weights of domains."""
@@ -125,6 +135,11 @@ class InstanceTable(_Instances):
             torch.full((rows, 1), self.start if activation == "clip" else START)
         )
 
+    def reach(self, distance: float) -> float:
+        """A record's weight once its entry has risen by ``distance``."""
+        raw = self.raw_weights.new_tensor(self.start + distance)
+        return float(self.activation(raw).clamp(self.low, self.high))
+
     def forward(self, batch: TrainBatch, features: torch.Tensor | None = None) -> torch.Tensor:
         """The weights ``[B]`` of the records of ``batch``."""
         rows = batch.records.to(self.raw_weights.device) - 1
@@ -174,9 +189,17 @@ class InstanceNet(_Instances):
             parts += [nn.Linear(size, following), nn.LeakyReLU()]
         last = nn.Linear(sizes[-1], 1)
         nn.init.zeros_(last.weight)
-        share = torch.tensor((self.start - self.low) / (self.high - self.low))
-        nn.init.constant_(last.bias, torch.logit(share).item())
+        nn.init.constant_(last.bias, self._start_bias)
         self.net = nn.Sequential(*parts, last)
+
+    @property
+    def _start_bias(self) -> float:
+        return torch.logit(torch.tensor((self.start - self.low) / (self.high - self.low))).item()
+
+    def reach(self, distance: float) -> float:
+        """Every record's weight once the last bias, and nothing else, has risen by ``distance``."""
+        stretched = torch.sigmoid(torch.tensor(self._start_bias + distance))
+        return float(self.low + (self.high - self.low) * stretched)
 
     def features(
         self, batch: TrainBatch, log_odds: torch.Tensor, hidden: torch.Tensor | None

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
+
+# Before torch is imported, here and in the processes that tests start: `make test` runs a worker a
+# core, and threads that wait for each other's core take twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,6 +19,24 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"
 DOMAINS = ["chart", "table", "map"]
+
+
+# Whose calls `--fail-on-deprecated` watches. transformers blames itself for some calls of ours.
+WATCHED = "(reweighting|benchmarks|tests|transformers)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fail-on-deprecated",
+        action="store_true",
+        help="calls that their library is about to drop are errors (make test LATEST=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fail-on-deprecated"):
+        for category in ("FutureWarning", "DeprecationWarning"):
+            config.addinivalue_line("filterwarnings", f"error::{category}:{WATCHED}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,7 +97,7 @@ def reward_model():
     from reweighting.reward_model import RewardModel
 
     torch.manual_seed(0)
-    return RewardModel.from_pretrained(TINY)
+    return RewardModel.from_pretrained(TINY, device="cpu")
 
 
 def command(dataset: Path, weights_path: Path, *flags: str) -> list[str]:

@@ -5,7 +5,7 @@
 The server's answers are a pure function of the request (seed included), so that two runs can be
 compared rollout by rollout. With --upstream the answers come from a real server instead. Faults are
 drawn anew for every request: errors with and without Retry-After, hangs, torn bodies, bodies that
-are not JSON, resets.
+are not JSON, resets. :func:`raw_server` answers with whatever bytes a test makes up.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -92,7 +96,7 @@ class ModelServer:
         self.faults = faults
         self.upstream = upstream
         self.log = log
-        self.echo = _response(json.dumps(answer(ECHOED)).encode()) if echo else None
+        self.echo = response(json.dumps(answer(ECHOED)).encode()) if echo else None
         self.rng = random.Random(0)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,10 +123,10 @@ class ModelServer:
             writer.write(self.echo)
             return True
         if b"refuse me" in body:
-            writer.write(_response(b'{"error": {"message": "cannot read the image"}}', "400"))
+            writer.write(response(b'{"error": {"message": "cannot read the image"}}', "400"))
             return True
         if b"no such key" in body:
-            writer.write(_response(b'{"error": {"message": "wrong key"}}', "401"))
+            writer.write(response(b'{"error": {"message": "wrong key"}}', "401"))
             return True
         if fault == "hang":
             await asyncio.sleep(3600)
@@ -132,29 +136,29 @@ class ModelServer:
             return False
         if fault in ("500", "503", "429"):
             again = b"Retry-After: 0.1\r\n" if fault == "429" else b""
-            writer.write(_response(b'{"error": {"message": "try again"}}', fault, again))
+            writer.write(response(b'{"error": {"message": "try again"}}', fault, again))
             return True
         if fault == "nonsense":
-            writer.write(_response(b"<html>It works!</html>"))
+            writer.write(response(b"<html>It works!</html>"))
             return True
         if fault == "empty":
-            writer.write(_response(b'{"choices": []}'))
+            writer.write(response(b'{"choices": []}'))
             return True
         if self.upstream:
             reply = await asyncio.to_thread(_forward, self.upstream, body)
         else:
             reply = json.dumps(answer(json.loads(body))).encode()
         if fault == "torn":
-            writer.write(_response(reply)[: -len(reply) // 2])
+            writer.write(response(reply)[: -len(reply) // 2])
             return False
         if self.log:
             with open(self.log, "a") as file:
                 file.write(hashlib.sha256(body).hexdigest() + "\n")
-        writer.write(_response(reply))
+        writer.write(response(reply))
         return True
 
 
-def _response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
+def response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
     head = (
         f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     )
@@ -207,6 +211,39 @@ def model_server(
     command += ["--upstream", str(upstream)] if upstream else []
     command += ["--log", str(log)] if log else []
     return running(command, port)
+
+
+@contextmanager
+def raw_server(reply: Callable[[Message, bytes], Iterable[bytes]]) -> Iterator[str]:
+    """A server in a thread of this process; gives its base URL.
+
+    Args:
+        reply: gets headers and body of a request and gives the bytes of a whole HTTP response, in
+            as many pieces as it likes; the connection is closed after them.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.close_connection = True
+            with suppress(ConnectionError):  # the client may have had enough
+                for piece in reply(self.headers, body):
+                    self.wfile.write(piece)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def main() -> None:

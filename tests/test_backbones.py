@@ -39,7 +39,7 @@ def load(path, **options) -> RewardModel:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of separate forwards
-        return RewardModel.from_pretrained(path, **options)
+        return RewardModel.from_pretrained(path, device="cpu", **options)
 
 
 def pictures() -> list[Image.Image]:
@@ -135,6 +135,53 @@ def test_training_saving_and_selection(checkpoints, dataset, tmp_path, name, cap
 def test_separate_forwards_are_said(checkpoints):
     with pytest.warns(UserWarning, match="prefix trees are not tested for this architecture"):
         RewardModel.from_pretrained(checkpoints["llava_onevision-llama"])
+
+
+def test_trees_that_score_wrongly_are_left(checkpoints, monkeypatch):
+    """As with an architecture that has other positions than are made for it."""
+    right = load(checkpoints["internvl"])
+    prompts = [prompt for text in RESPONSES for prompt in chain_prompts(QUESTION, text)]
+    packed = pack([right.encoder.encode(pictures()[0], prompts)])
+    with torch.no_grad():
+        expected = right(packed)
+        monkeypatch.setattr(
+            RewardModel,
+            "_positions",
+            lambda self, packed: torch.arange(len(packed.input_ids))[None],
+        )
+        assert (right(packed) - expected).abs().max() > 1e-3  # silently wrong
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="prefix trees give other scores than separate"):
+            model = RewardModel.from_pretrained(checkpoints["internvl"], device="cpu")
+        assert not model.packs_trees
+        torch.testing.assert_close(model(packed), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_trees_that_cannot_be_computed_are_left(checkpoints, monkeypatch):
+    """As with an architecture that asks for masks of its own."""
+    from transformers import AutoConfig
+
+    from reweighting import reward_model
+
+    path = checkpoints["internvl-qwen3"]
+    config = AutoConfig.from_pretrained(path)
+    config.text_config.sliding_window = 4
+    config.text_config.layer_types = ["sliding_attention"] * 2
+    base = AutoModelForImageTextToText.from_pretrained(path, config=config)
+    assert not reward_model.packs_trees(base.config)
+    monkeypatch.setattr(reward_model, "packs_trees", lambda config: True)
+    model = RewardModel(base, PromptEncoder(AutoProcessor.from_pretrained(path)))
+    assert model.check_trees() is False and not model.packs_trees
+    [log_odds] = model.log_odds(pictures()[0], QUESTION, RESPONSES[:1])
+    assert len(log_odds) == 3 and np.isfinite(log_odds).all()
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trees_that_score_rightly_pass_their_check(checkpoints, name, dtype):
+    model = load(checkpoints[name], dtype=dtype)
+    assert model.check_trees() and model.packs_trees
+    assert model.base_model.get_decoder().config._attn_implementation == "packed_trees"
 
 
 def test_a_causal_mask_alone_would_be_noticed(checkpoints):

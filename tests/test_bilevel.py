@@ -14,13 +14,19 @@ from betty.configs import Config, EngineConfig
 from betty.engine import Engine
 from torch import nn
 
-from benchmarks.hypergradient import as_double, build, hypergradient_and_oracle
+from benchmarks.hypergradient import as_double, build, hypergradient_and_oracle, oracle
 from reweighting import hypergradient
 from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from reweighting.objectives import aggregate, chain_losses, record_losses
-from reweighting.problems import Lower, NonFiniteLoss
+from reweighting.problems import (
+    NO_LOWER_STEP,
+    NOT_FINITE,
+    ONE_WEIGHT_CLIPPED,
+    Lower,
+    NonFiniteLoss,
+)
 from reweighting.samples import RecordReader, load_meta, load_train
-from reweighting.weighting import DomainTable
+from reweighting.weighting import DomainTable, InstanceNet, InstanceTable
 
 from .conftest import DOMAINS
 
@@ -336,6 +342,118 @@ def test_undoing_the_adamw_step_gives_the_parameters_before_it():
     step = hypergradient.AdamWStep(optimizer, [parameter.grad], 1.0)
     optimizer.param_groups[0]["lr"] = 0.5  # a scheduler that steps meanwhile changes nothing
     torch.testing.assert_close(step.undo()[0], before, rtol=1e-6, atol=1e-7)
+
+
+def weighting_of(kind: str, train: list[TrainBatch]) -> nn.Module:
+    if kind == "table":
+        return InstanceTable(max(int(batch.records.max()) for batch in train))
+    if kind == "net":
+        torch.manual_seed(1)
+        net = InstanceNet("scores")
+        nn.init.normal_(net.net[-1].weight)  # its last layer starts at zero
+        return net
+    return DomainTable(DOMAINS)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("domain", {}),
+        ("domain", {"max_grad_norm": 1e-3}),
+        ("domain", {"accumulation": 2}),
+        ("table", {}),
+        ("net", {}),
+    ],
+    ids=["domain", "clipped", "accumulated", "table", "net"],
+)
+def test_hypergradients_in_half_precision_are_the_float64_derivative(
+    reward_model, batches, kind, options, precision
+):
+    """AdamW makes a long direction of small gradients: fp16 overflowed along it."""
+    train, meta = batches(4, 3 * options.get("accumulation", 1))
+    engine = build(
+        copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4, precision=precision,
+        weighting=weighting_of(kind, train), **options,
+        loss_scaler=torch.amp.GradScaler("cpu", enabled=precision == "fp16", init_scale=2**14),
+    )  # fmt: skip
+    ours, exact = hypergradient_and_oracle(engine, train, meta[:3], 3)
+    assert torch.cosine_similarity(ours, exact, dim=0, eps=0.0) >= 0.999
+    assert (ours - exact).norm() / exact.norm() <= 0.05
+
+
+def test_an_upper_step_without_a_hypergradient_is_left_out_and_counted():
+    torch.manual_seed(0)
+    train, meta = toy(0, 4)
+    engine = build(Linear(), ["a", "b"], train, meta, lr=0.05, precision="fp16")
+    upper = engine.upper
+    upper.loss_scale = 2.0**1000  # the meta gradient overflows
+    before, taken = upper.module.weights().tolist(), []
+    upper.on_step = lambda: taken.append(upper.loss_scale)
+    engine.train_step()
+    assert upper.lost == {NOT_FINITE: 1} and not taken
+    assert upper.module.weights().tolist() == before and upper.loss_scale == 2.0**999
+    upper.loss_scale = 1024.0
+    engine.train_step()
+    assert upper.lost == {NOT_FINITE: 1} and taken == [1024.0]
+    # A lower step that its own scaler skips leaves nothing to differentiate.
+    engine.lower.loss_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    engine.train_step()
+    assert upper.lost == {NOT_FINITE: 1, NO_LOWER_STEP: 1} and len(taken) == 1
+
+
+@pytest.mark.parametrize(
+    "options, one_weight, lost",
+    [
+        ({"max_grad_norm": 1e-3}, True, 3),
+        ({"max_grad_norm": 1e-3}, False, 0),
+        ({"max_grad_norm": 0.0}, True, 0),
+        ({"max_grad_norm": 1e3}, True, 0),
+        ({"max_grad_norm": 1e-3, "accumulation": 3}, True, 3),
+        ({"max_grad_norm": 1e-3, "window": 3, "unroll_steps": 3}, True, 0),
+        ({"max_grad_norm": 1e-3, "unroll_steps": 3}, True, 3),
+    ],
+    ids=["clipped", "two-weights", "free", "loose", "accumulated", "all-batches", "last-batch"],
+)
+def test_clipping_a_gradient_of_one_weight_hides_the_weight(options, one_weight, lost):
+    """c·w·g / ‖w·g‖ does not depend on w: float64 says 0, and such upper steps are counted."""
+    torch.manual_seed(0)
+    steps = 3 * options.get("unroll_steps", 1)
+    train, meta = toy(3, steps * options.get("accumulation", 1))
+    train, meta = list(train), list(itertools.islice(meta, 3))
+    for batch in train:
+        batch.domains.copy_(torch.arange(8) % 2 if not one_weight else torch.ones(8))
+    engine = build(Linear(), ["a", "b"], train, meta, lr=0.05, **options)
+    upper, found = engine.upper, []
+    upper.on_step = lambda: found.append(upper.module.raw_weights.grad.clone())
+    state = {}
+    for step in range(1, steps + 1):
+        if step == steps:
+            state = {
+                "module": copy.deepcopy(engine.lower.module.state_dict()),
+                "optimizer": copy.deepcopy(engine.lower.optimizer.state_dict()),
+                "weighting": copy.deepcopy(upper.module.state_dict()),
+            }
+        engine.global_step = step
+        engine.train_step()
+    assert sum(upper.lost.values()) == lost and set(upper.lost) <= {ONE_WEIGHT_CLIPPED}
+    assert len(found) == 3 and all((g.abs().max() == 0) == bool(lost) for g in found)
+    if "window" not in options:
+        exact = oracle(engine, state, train[-options.get("accumulation", 1) :], meta[-1])
+        assert (exact.abs().max() < 1e-12) == bool(lost)
+
+
+def test_clipping_a_gradient_of_weight_zero_divides_by_nothing():
+    torch.manual_seed(0)
+    train, meta = toy(3, 1)
+    engine = build(
+        Linear(), [], train, meta, lr=0.05, max_grad_norm=1.0, weighting=InstanceTable(8)
+    )
+    with torch.no_grad():
+        engine.upper.module.raw_weights.zero_()
+    engine.lower.batches = iter([replace(b, records=b.records + 1) for b in engine.lower.batches])
+    engine.train_step()
+    assert engine.upper.hypergradient_norm > 0
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

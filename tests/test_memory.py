@@ -101,7 +101,7 @@ def test_adapters_change_no_score_and_alone_are_trained(dataset, reward_model):
 def test_a_run_with_adapters_saves_a_plain_checkpoint_and_resumes(dataset, tmp_path):
     flags = ["--lora_rank", "2", "--lr", "1e-3"]
     whole = train(dataset, tmp_path / "whole", *flags)
-    start, trained = RewardModel.from_pretrained(TINY), RewardModel.from_pretrained(whole)
+    start, trained = (RewardModel.from_pretrained(p, device="cpu") for p in (TINY, whole))
     moved = {
         name
         for (name, a), b in zip(start.named_parameters(), trained.parameters(), strict=True)
@@ -122,7 +122,7 @@ def test_eight_bit_moments_round_without_bias(dataset, tmp_path):
     pytest.importorskip("torchao")
     flags = ["--optimizer", "adamw_8bit", "--precision", "bf16"]
     arguments = parse_arguments(command(dataset, tmp_path / "x", *flags, "--lr", "5e-7"))
-    model = RewardModel.from_pretrained(TINY, dtype=torch.bfloat16)
+    model = RewardModel.from_pretrained(TINY, device="cpu", dtype=torch.bfloat16)
     weight = model.base_model.model.language_model.layers[0].mlp.up_proj.weight
     start = weight.detach().float().clone()
     moved, optimizer = MovedShare(model), make_optimizer(arguments, model)
@@ -191,7 +191,7 @@ def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_pat
     encoded = model.encoder.encode(image, chain_prompts(question, response))
     with torch.no_grad():
         wanted = model(pack([encoded]))
-        found = RewardModel.from_pretrained(tmp_path)(pack([encoded]))
+        found = RewardModel.from_pretrained(tmp_path, device="cpu")(pack([encoded]))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -22,7 +22,8 @@ from benchmarks import own_benchmark
 from benchmarks.own_benchmark import commands
 from data.make_questions import write_questions as make_questions
 from reweighting import rollouts
-from reweighting.journal import Journal, JournalError
+from reweighting.files import FileError
+from reweighting.journal import Journal
 from reweighting.labelling import (
     Adaptive,
     Published,
@@ -179,11 +180,11 @@ def test_journal_survives_a_torn_line(tmp_path):
 def test_journal_refuses_a_broken_middle_and_a_second_writer(tmp_path):
     path = tmp_path / "journal.jsonl"
     path.write_text('{"key": "a", "tokens_in": 1, "tokens_out": 1}\nrubbish\n')
-    with pytest.raises(JournalError, match="line 2 is broken"):
+    with pytest.raises(FileError, match="line 2: not JSON"):
         Journal(path)
     path.unlink()
     first = Journal(path)
-    with pytest.raises(JournalError, match="in use by another run"):
+    with pytest.raises(FileError, match=r"journal\.jsonl is in use by another process"):
         Journal(path)
     first.close()
     Journal(path).close()
@@ -202,7 +203,8 @@ def test_images_are_shrunk_once_and_keep_what_they_can(tmp_path):
     assert kind == "data:image/jpeg;base64"
     assert Image.open(BytesIO(base64.b64decode(encoded))).size == (512, 384)
     palette = Image.open(BytesIO(prepare_image(str(tmp_path / "palette.png"), 512).body))
-    assert (palette.mode, palette.size) == ("RGBA", (512, 384))
+    assert (palette.mode, palette.size) == ("RGB", (512, 384))
+    assert palette.getpixel((0, 0)) == (255, 255, 255)  # transparent, as the reward model sees it
     small = Image.fromarray(gradient[:28, :28])
     small.save(tmp_path / "small.png")
     body = prepare_image(str(tmp_path / "small.png"), 512).body

@@ -31,7 +31,7 @@ PLUS_MINUS = ("--score_head", "plus_minus")
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return RewardModel.from_pretrained(TINY, score_head="plus_minus")
+    return RewardModel.from_pretrained(TINY, device="cpu", score_head="plus_minus")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_head_has_no_parameter_and_training_moves_the_labels_apart(model, da
 
 def test_the_hypergradient_of_conversations_equals_float64_autograd(conversations):
     torch.manual_seed(0)
-    model = RewardModel.from_pretrained(TINY, score_head="plus_minus")
+    model = RewardModel.from_pretrained(TINY, device="cpu", score_head="plus_minus")
     options = {"image_root": str(conversations)}
     samples = with_labels(load_train(RecordReader(str(conversations / "train.json"), **options)))
     chains, _ = load_meta(RecordReader(str(conversations / "meta.json"), **options))
@@ -175,7 +175,7 @@ def test_a_run_resumes_with_its_head(conversations, tmp_path):
 def test_the_head_of_a_checkpoint_is_kept(dataset, conversations, tmp_path, capsys):
     """Loaded from Python, as a starting point and by selection, without saying it again."""
     run = train(conversations, tmp_path / "run", *PLUS_MINUS)
-    model = RewardModel.from_pretrained(run)
+    model = RewardModel.from_pretrained(run, device="cpu")
     assert model.LN is None and model.encoder.system == "Judge every step."
     scores = model.score(some_image(dataset), QUESTION, RESPONSE)
     assert len(scores) == 3 and all(0 < score < 1 for score in scores)
@@ -221,7 +221,7 @@ def test_history_means_nothing_to_the_linear_head(dataset, tmp_path, capsys):
 def test_published_checkpoints_have_the_linear_head(reward_model, tmp_path):
     reward_model.save_pretrained(tmp_path)
     (tmp_path / "score_head.json").unlink()  # the published code writes no such file
-    found = RewardModel.from_pretrained(tmp_path)
+    found = RewardModel.from_pretrained(tmp_path, device="cpu")
     assert torch.equal(found.LN.weight, reward_model.LN.weight)
     assert found.encoder.score_head == "linear"
 

@@ -270,3 +270,103 @@ def test_truth_follows_from_the_answer_where_it_is_not_given(run, candidates, tm
     assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
     lines = (tmp_path / "out" / "few" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["true_false"] for line in lines] == wanted
+
+
+def test_torn_and_unusual_lines_are_continued(run, candidates, tmp_path):
+    """U+2028 and U+0085 end no line of JSON; a kill may tear a character, or an empty file."""
+    records = json.loads(candidates.read_text())[:4]
+    for record in records:
+        record["question"] += " \u2028 and \x85 größer?"
+    candidates.write_text(json.dumps(records))
+    limit = ["--max_tokens_per_batch", "600"]
+    folder = tmp_path / "out" / "few"
+    assert selection.main(flags(run, candidates, tmp_path / "out", *limit)) == 0
+    whole = (folder / "samples.jsonl").read_bytes()
+    for end in (
+        whole.rindex("ö".encode()) + 1,
+        len(whole) - 1,
+        whole.index(b"\n") + 1,
+    ):
+        (folder / "samples.jsonl").write_bytes(whole[:end])
+        kept = selection._complete_batches(folder / "samples.jsonl")
+        assert len(kept) == whole[:end].count(b"\n")
+        assert selection.main(flags(run, candidates, tmp_path / "out", *limit)) == 0
+        assert (folder / "samples.jsonl").read_bytes() == whole
+    (folder / "run.json").write_text("")
+    assert selection.main(flags(run, candidates, tmp_path / "out", *limit)) == 2
+    (folder / "samples.jsonl").unlink()
+    assert selection.main(flags(run, candidates, tmp_path / "out", *limit)) == 0
+    assert (folder / "samples.jsonl").read_bytes() == whole
+
+
+def test_another_weight_image_or_setting_is_not_continued(run, candidates, tmp_path, capsys):
+    """Whatever weight changes; a copy of the same images elsewhere is the same."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    model, images = tmp_path / "model", tmp_path / "images"
+    shutil.copytree(run, model)
+    shutil.copytree(REPOSITORY / "data" / "images", images / "images")
+    arguments = flags(model, candidates, tmp_path / "out")
+    assert selection.main(arguments) == 0
+    moved = [*arguments, "--image_root", str(images)]
+    assert selection.main(moved) == 0
+    capsys.readouterr()
+
+    record = json.loads(candidates.read_text())[0]
+    picture = images / record["image_path"]
+    with Image.open(picture) as image:
+        changed = image.convert("RGB")
+    changed.putpixel((5, 5), (1, 2, 3))
+    changed.save(picture)
+    assert selection.main(moved) == 2
+    assert "another model, file or setting (images)" in capsys.readouterr().err
+    assert selection.main([*arguments, "--max_tokens_per_batch", "9"]) == 2
+    assert "setting (max_tokens_per_batch)" in capsys.readouterr().err
+
+    file = model / "base_model" / "model.safetensors"
+    original = load_file(file)
+    for name in sorted(original)[::20]:
+        save_file({**original, name: original[name] * 1.001}, file, {"format": "pt"})
+        assert selection.main(arguments) == 2, name
+        assert "setting (weights)" in capsys.readouterr().err
+    save_file(original, file, {"format": "pt"})
+    assert selection.main(arguments) == 0
+
+
+def test_an_empty_candidate_loses(reward_model, samples, tmp_path):
+    from dataclasses import replace
+
+    few = [
+        replace(samples[0], candidates=["", *samples[0].candidates[1:3], " \n"]),
+        replace(samples[1], candidates=["", ""], true_false=None),
+    ]
+    ways = list(best_of_n.AGGREGATIONS)
+    for limit in (1, 8192):
+        path = tmp_path / f"{limit}.jsonl"
+        first, second = selection.run(reward_model, few, path, ways, limit, "fp32")
+        assert [len(z) for z in first["step_log_odds"]] == [0, 2, 2, 0]
+        assert first["step_scores"][0] == [] and first["aggregates"]["min"][0] is None
+        assert set(first["chosen"].values()) <= {1, 2} and second["step_log_odds"] == [[], []]
+        assert "Infinity" not in path.read_text()
+        found = selection.results([first, second])
+        assert found["mean_log_odds"]["4"]["accuracy"] in (0, 1)
+
+
+def test_choices_are_named_and_failing_writes_are_one_line(run, candidates, tmp_path, capsys):
+    records = json.loads(candidates.read_text())[:1]
+    for record in records:
+        del record["true_false"], record["answer"]
+    candidates.write_text(json.dumps(records))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert f"choices: {tmp_path / 'out' / 'few' / 'samples.jsonl'} (no right and wrong" in said
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as exit:
+        selection.main(flags(run, candidates, tmp_path / "file" / "out"))
+    assert exit.value.code == 2 and "cannot be written" in capsys.readouterr().err
+    (tmp_path / "taken" / "few" / "samples.jsonl").mkdir(parents=True)
+    assert selection.main(flags(run, candidates, tmp_path / "taken")) == 2
+    said = capsys.readouterr().err
+    assert "samples.jsonl" in said and "Traceback" not in said

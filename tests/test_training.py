@@ -82,7 +82,7 @@ def test_outputs_have_the_published_names_and_open_anywhere(finished):
     weights = json.loads((finished / "domain_weights.json").read_text())
     assert list(weights) == DOMAINS
     assert json.loads((finished / "arguments.json").read_text())["lr"] == 1e-4
-    scored = RewardModel.from_pretrained(finished)
+    scored = RewardModel.from_pretrained(finished, device="cpu")
     assert torch.equal(scored.LN.weight, head["weight"])
 
 
@@ -170,15 +170,18 @@ def test_signals_save_and_exit_with_the_usual_code(dataset, tmp_path, number, co
     assert RewardModel.from_pretrained(run).LN.weight.isfinite().all()
 
 
-def test_resume_without_a_checkpoint_starts_the_run(dataset, finished, tmp_path):
-    run = train(dataset, tmp_path / "run", "--resume", "--iteration_num", "11")
-    assert_same_run(run, finished)
+def test_resume_without_a_checkpoint_is_refused(dataset, tmp_path, capsys):
+    for more in ([], ["--dry_run"]):
+        assert program.main(command(dataset, tmp_path / "mistyped", "--resume", *more)) == 2
+        said = capsys.readouterr().err
+        assert "mistyped does not exist" in said and "a run without --resume" in said
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path):
     """base_model/, LN_weights.pt and domain_weights.pt as the published code writes them."""
     published = tmp_path / "published"
-    model = RewardModel.from_pretrained(finished)
+    model = RewardModel.from_pretrained(finished, device="cpu")
     torch.nn.init.constant_(model.LN.weight, 0.25)
     model.save_pretrained(published)
     raw = torch.tensor([0.5, -0.5, 0.0])
@@ -187,7 +190,7 @@ def test_a_published_checkpoint_is_a_starting_point(dataset, finished, tmp_path)
         dataset,
         tmp_path / "run",
         *("--reward_model", str(published), "--iteration_num", "2", "--lr", "1e-12"),
-        *("--meta_lr", "1e-9", "--weight_decay", "0"),
+        *("--meta_lr", "1e-9", "--weight_decay", "0", "--init_domain_weights", str(published)),
     )
     state = weights_of(run)
     torch.testing.assert_close(state["raw_weights"], raw)

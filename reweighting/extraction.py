@@ -1,0 +1,278 @@
+"""Where the final answer of a response stands.
+
+Endings are looked for from the surest to the least sure, and of each kind the last one that holds
+an answer counts: what follows "Final answer"; a box or an answer tag; what follows "the answer is",
+"Answer:" and their like in other languages; a line that is a letter or a number and nothing else.
+Delimiters, fences, tags and markup are never an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from .notation import clean, closing, quantity, words
+
+MAX_CHARACTERS = 100_000  # of a response, from its end
+MAX_MARKERS = 50  # of a kind that are looked at, from the end
+MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
+MAX_WORD = 40  # characters of a bare word that is an answer
+
+# Further languages are further words. Sure ones first: they announce nothing but a final answer.
+FINAL_MARKERS = (
+    *("final answer", "final result"),
+    *("最终答案", "最后答案", "最終答案", "最終的な答え"),
+    *("réponse finale", "respuesta final", "endgültige antwort", "resposta final"),
+    *("risposta finale", "окончательный ответ", "최종 답", "최종 정답", "đáp án cuối cùng"),
+)
+MARKERS = (
+    *("correct answer", "correct option", "correct choice", "right answer", "best answer"),
+    *("answer", "ans", "correct", "answer choice"),
+    *("正确答案", "答案", "答え", "答", "정답", "답", "ответ", "правильный ответ"),
+    *("réponse", "respuesta", "antwort", "lösung", "resposta", "risposta"),
+    *("الإجابة", "الجواب", "उत्तर", "đáp án", "jawaban", "cevap", "antwoord", "svar", "odpowiedź"),
+)
+# What stands between a marker and its answer, at the least one of these. "is", "为" and so on.
+IS = (
+    *("is", "are", "was", "would be", "will be", "should be", "must be", "comes to", "equals"),
+    *(
+        "est",
+        "es",
+        "ist",
+        "lautet",
+        "é",
+        "è",
+        "是",
+        "为",
+        "為",
+        "は",
+        "は、",
+        "은",
+        "는",
+        "là",
+        "adalah",
+    ),
+)
+NO_ANSWER = frozenset(
+    ("none", "n/a", "na", "unknown", "null", "unclear", "nothing", "unanswerable")
+)
+
+_DECORATION = r"[\s*_#>\"'`]"
+
+
+def _any_of(phrases: Sequence[str]) -> str:
+    ordered = sorted(phrases, key=len, reverse=True)
+    return "|".join(re.escape(word).replace(r"\ ", r"[ \t]+") for word in ordered)
+
+
+_JOIN = rf"(?:[*_\"' \t]*(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])|(?:是|为|為|は)){{1,2}})"
+_LINE_START = r"^[ \t#>*_\-•]*"
+_SURE = re.compile(
+    rf"(?<![A-Za-z])(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])"
+    rf"[ \t*_]*(?:\([^()\n]{{0,40}}\)[ \t*_]*)?{_JOIN}",
+    re.I,
+)
+# At the start of a line it needs no colon: "Final answer isosceles"
+_SURE_LINE = re.compile(
+    rf"{_LINE_START}(?:the[ \t]+)?(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])[*_ \t]*"
+    r"(?=[^\s,;.*_]|\n)",
+    re.I | re.M,
+)
+_LIKELY = re.compile(
+    rf"(?<![A-Za-z])(?:{_any_of(MARKERS)})(?![A-Za-z])"
+    rf"(?:[ \t]+(?:to|for|of|choice|option)\b[^\n.:=]{{0,80}}?(?=[ \t]+is\b|[:：]))?{_JOIN}",
+    re.I,
+)
+# "(B) is correct", "option B is the right one", "I choose B"
+_CHOSEN = re.compile(
+    r"(?P<is>\([A-Z]\)|(?<=[a-z] )[A-Z])[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?"
+    r"(?:correct|right|best|answer)\b"
+    r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?[*_]*(?P<choose>\(?[A-Z]\)?)(?![A-Za-z'])"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
+_TAGGED = re.compile(
+    r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
+    re.I,
+)
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.I)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
+# A sentence after the answer's own: "5. This holds because ..."
+_SENTENCE = re.compile(
+    r"(?<=[\w)\]}$°%*\"'])[.!?][*_\"']*\s+(?=[*_\"']*[A-Z][A-Za-z']*[\s,])|[。！？](?=\S)"
+)
+_ABBREVIATIONS = frozenset(words("mrs prof gen col capt sgt rev hon ave dept approx"))
+
+
+def extract(response: str, choices: Sequence[str] | None = None) -> str:
+    """The final answer of a response, as written; empty if there is none that can be read.
+
+    Args:
+        choices: texts of the options, of which a response may be nothing but one.
+    """
+    text = response[-MAX_CHARACTERS:]
+    if thoughts := list(_THOUGHT.finditer(text)):
+        text = text[thoughts[-1].end() :].strip() or text
+    for endings in (_announced, _boxed, _likely):
+        if found := next(filter(_is_answer, endings(text)), ""):
+            return found
+    return _bare(text, choices)
+
+
+def _is_answer(text: str) -> bool:
+    """Whether something is left when decoration is taken off."""
+    return any(c.isalnum() or c in "∅∞°π√" for c in clean(text)) and clean(text).casefold() not in (
+        "text", "boxed", "latex", "answer", "final answer",
+    )  # fmt: skip
+
+
+def _announced(text: str) -> Iterator[str]:
+    """What follows "Final answer", the last one first, as in the two below."""
+    starts = {match.end() for match in _SURE.finditer(text)}
+    starts |= {match.end() for match in _SURE_LINE.finditer(text)}
+    return (_value(text, start) for start in sorted(starts)[: -MAX_MARKERS - 1 : -1])
+
+
+def _boxed(text: str) -> Iterator[str]:
+    found: list[tuple[int, int, str]] = []
+    for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
+        if match.group().rstrip().endswith("{"):
+            value = _braced(text, match.end())
+            end = match.end() + len(value) + 1
+        else:
+            value = re.match(r"\S*", text[match.end() : match.end() + 60]).group()
+            end = match.end() + len(value)
+        if found and match.start() < found[-1][1]:
+            continue  # within the last one
+        between = text[found[-1][1] : match.start()] if found else "far away"
+        if found and re.fullmatch(r"[\s,$]*(?:and|or)?[\s,$]*", between) and "\n\n" not in between:
+            found[-1] = (found[-1][0], end, f"{found[-1][2]}, {value.strip()}")
+        else:
+            found.append((match.start(), end, value.strip()))
+    tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
+    every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
+    return (_inner(value) for _, value in reversed(every))
+
+
+def _inner(value: str) -> str:
+    """A box within a tag, a marker within a box."""
+    if box := _BOX.search(value):
+        return _braced(value, box.end()).strip()
+    return without_lead_in(value)
+
+
+def _braced(text: str, start: int) -> str:
+    """From ``start`` to the brace that closes the one before it; to the end of the line without."""
+    ending = text[start - 1 : start + MAX_ENDING]
+    end = closing(ending, 0)
+    return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
+
+
+def _likely(text: str) -> Iterator[str]:
+    found: list[tuple[int, str]] = [(match.end(), "") for match in _LIKELY.finditer(text)]
+    found += [(match.end(), match["is"] or match["choose"]) for match in _CHOSEN.finditer(text)]
+    last = sorted(found)[: -MAX_MARKERS - 1 : -1]
+    return (value or _value(text, start) for start, value in last)
+
+
+def _value(text: str, start: int) -> str:
+    """The answer that stands after a marker: of a line, a display, a fence or a tag."""
+    rest = _FENCE.sub("", text[start : start + MAX_ENDING])
+    if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
+        return _inner(tag["value"].strip())
+    opening = re.match(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)", rest)
+    if opening:
+        end = {"$$": "$$", "\\[": "\\]"}[opening["display"]]
+        block, closed, after = rest[opening.end() :].partition(end)
+        block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
+        tail = after.split("\n")[0].strip(" .*_") if closed else ""
+        return _unboxed(f"{block} {tail}".strip())
+    for line in rest.split("\n"):
+        line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
+        line = line.replace("**", "") if line.count("**") % 2 else line
+        if _is_answer(line):
+            return _unboxed(_sentence(line))
+        if line and not re.fullmatch(r"[\W_]*", line):
+            break
+    return ""
+
+
+def _unboxed(text: str) -> str:
+    """What boxes in a value hold, if they are all there is."""
+    boxes = list(_boxed_only(text))
+    return ", ".join(boxes) if boxes else text
+
+
+def _boxed_only(text: str) -> Iterator[str]:
+    position = 0
+    while box := _BOX.search(text, position):
+        if box.group().rstrip().endswith("{"):
+            value = _braced(text, box.end())
+            position = box.end() + len(value)
+        else:
+            value = text[box.end() :].split()[0].rstrip("$.")
+            position = len(text)
+        yield value.strip()
+
+
+def _sentence(line: str) -> str:
+    """The first sentence of a line; the text of an option after its letter is not another one."""
+    for match in _SENTENCE.finditer(line):
+        before = line[: match.start()]
+        word = re.search(r"([A-Za-z]*)$", before).group()
+        option = re.fullmatch(r"\W*[A-Z]\W*", before)
+        if option and not re.match(
+            r"(?:The|This|That|It|Because|Since|So|As)\b", line[match.end() :]
+        ):
+            continue
+        if option or (len(word) != 1 and len(word) != 2 and word.lower() not in _ABBREVIATIONS):
+            return before + match.group().rstrip()
+    return line
+
+
+# ---- bare answers
+
+_OPTION_LINE = re.compile(r"^[(\[]?[A-J][)\]]?[.:]?$|^(?:option|choice) [(\[]?[A-J][)\]]?$", re.I)
+_OPTION_TEXT = re.compile(r"^(?:\([A-J]\)|[A-J][.):])\s*\S", re.S)
+_MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re.S)
+
+
+def _bare(text: str, choices: Sequence[str] | None) -> str:
+    """A response, or the last line of one, that is nothing but an answer."""
+    lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
+    if not lines:
+        return ""
+    last = re.sub(r"^[\s*_#>\-•]+(?=\D)|[\s*_]+$", "", lines[-1])
+    plain = clean(last)
+    if _OPTION_LINE.match(plain) or quantity(plain) or _MATHEMATICS.match(last.strip()):
+        return last
+    whole = text.strip()
+    if len(lines) > 1:
+        return whole if _MATHEMATICS.match(whole) else ""
+    word = re.fullmatch(r"[\w'-]+", plain)
+    if plain.casefold() in NO_ANSWER:
+        return ""
+    if (word and len(plain) <= MAX_WORD) or _OPTION_TEXT.match(plain):
+        return last
+    if choices and any(clean(choice).casefold() == plain.casefold() for choice in choices):
+        return last
+    expression = (
+        len(plain) <= 100 and re.search(r"\d", plain) and not re.search(r"[A-Za-z]{3}", plain)
+    )
+    return last if expression or (plain.startswith("\\") and " " not in plain) else ""
+
+
+# ---- lead-ins
+
+_LEAD_IN = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:the\s+)?(?:correct\s+|final\s+|right\s+)*"
+    rf"(?:{_any_of(['answer', 'option', 'choice', 'result', 'value', *FINAL_MARKERS, *MARKERS])})"
+    rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*(?:是|为|為|は)\s*)",
+    re.I,
+)
+_IT_IS = re.compile(r"^(?:it|there|this|that|they)(?:'s|\s+(?:is|are|was|equals))\s+(?=\S)", re.I)
+
+
+def without_lead_in(text: str) -> str:
+    """``text`` without "The answer is" and the like before it."""
+    match = _LEAD_IN.match(text) or _IT_IS.match(text)
+    return text[match.end() :].strip() if match and text[match.end() :].strip() else text

@@ -1,0 +1,86 @@
+"""Keys and passwords, taken out of what others say before it is printed or written."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import string
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import unquote
+
+PART = 12  # characters of a secret in a row that must not be seen
+LEVELS = 4  # of escapes within escapes that are looked through
+INSTEAD = "[secret]"
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_BACKSLASHED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
+
+
+def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
+    """A function that gives a text back without the secrets.
+
+    They are found in any case, whole or from :data:`PART` characters on (a server may cut its
+    message), as they are or in base64 or hexadecimal, and behind escapes of URLs, HTML, JSON and
+    Python. A text that holds a secret comes back with its escapes resolved, as a part of the secret
+    may be among them; every other text is left alone.
+    """
+    parts: dict[int, set[str]] = defaultdict(set)  # by length
+    halves: dict[int, set[str]] = defaultdict(set)
+    for form in {form.translate(_LOWER) for secret in secrets for form in _forms(secret)}:
+        size = min(PART, len(form))
+        for known, length in ((parts[size], size), (halves[size], (size + 1) // 2)):
+            known.update(form[i : i + length] for i in range(len(form) - length + 1))
+
+    def without(text: str) -> str:
+        lower, seen = text.translate(_LOWER), bytearray(len(text))
+        for size, known in parts.items():
+            half = (size + 1) // 2
+            # Wherever a part is, one of these places has half of it. They are few, as most texts
+            # are long and hold nothing.
+            if any(lower[i : i + half] in halves[size] for i in range(0, len(text), half)):
+                for i in range(len(text) - size + 1):
+                    if lower[i : i + size] in known:
+                        seen[i : i + size] = b"x" * size
+        kept, end = [], 0
+        for run in re.finditer(b"x+", seen):
+            kept += [text[end : run.start()], INSTEAD]
+            end = run.end()
+        return "".join([*kept, text[end:]])
+
+    def scrub(text: str) -> str:
+        scrubbed = text
+        for level in _levels(text) if parts else ():
+            found = without(level)
+            if found != level:
+                scrubbed = found  # the deepest such level shows most, so all of it goes there
+        return scrubbed
+
+    return scrub
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """A secret, and the letters that stand for it alone wherever it is in an encoded text."""
+    yield from _levels(secret)  # what resolving a text's escapes may make of it
+    body = secret.encode()
+    yield body.hex()
+    for before in range(3):  # bytes before it in the group of three that base64 takes together
+        encoded = base64.b64encode(bytes(before) + body).decode()
+        letters = encoded[-(-8 * before // 6) : 8 * (before + len(body)) // 6]
+        yield letters
+        yield letters.replace("+", "-").replace("/", "_")
+
+
+def _levels(text: str) -> Iterator[str]:
+    """A text, and what comes out when its escapes are resolved again and again."""
+    for _ in range(LEVELS):
+        yield text
+        unescaped = html.unescape(unquote(_BACKSLASHED.sub(_character, text)))
+        if unescaped == text:
+            break
+        text = unescaped
+
+
+def _character(match: re.Match) -> str:
+    code = match[1] or match[2]
+    return chr(int(code, 16)) if code else match[3]
