@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             print_plan(arguments, data, encoder)
             return 0
         if data.meta:
-            print(f"{arguments.meta_json_file}: {describe_meta(data.meta)}")
+            print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
         with DirectoryLock(arguments.weights_path):
             return training.ReweightingEngine(arguments, data, encoder).run()
     except (DataError, SetupError, FileError) as error:

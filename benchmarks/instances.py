@@ -25,6 +25,7 @@ from scipy.stats import mannwhitneyu
 
 import main as program
 from benchmarks.small_world import DATA, clean_records
+from reweighting import checkpoints
 from reweighting.batches import CollateTrain, EncodedDataset
 from reweighting.checkpoints import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.reproduce import DEMO
@@ -135,7 +136,8 @@ def main() -> int:
                 code = program.main([
                     *("--train_json_file", str(train), "--meta_json_file", str(DEMO.meta)),
                     *("--image_root", str(DATA), "--reward_model", DEMO.reward_model),
-                    *("--weights_path", str(run), "--seed", str(seed), "--resume", *flags),
+                    *("--weights_path", str(run), "--seed", str(seed), *flags),
+                    *(["--resume"] if checkpoints.exists(run) else []),
                 ])  # fmt: skip
             if code:
                 return code

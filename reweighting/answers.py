@@ -28,7 +28,7 @@ from .notation import (
     words,
 )
 
-__all__ = ["extract", "is_right", "letter", "parties", "same", "unreadable"]
+__all__ = ["extract", "is_right", "letter", "parties", "same", "unreadable", "unreadable_note"]
 
 MAX_PARTS = 16  # of a list that is compared in any order
 MAX_DEPTH = 6  # of lists within tuples within unions …
@@ -69,6 +69,11 @@ def parties(answers: Sequence[str], choices: Choices = None) -> list[int]:
 def unreadable(responses: Sequence[str], choices: Choices = None) -> int:
     """How many responses have no final answer that can be read."""
     return sum(not extract(response, choices) for response in responses)
+
+
+def unreadable_note(missing: int, total: int) -> str:
+    """What tables of results say where answers are missing; "" where none is."""
+    return f"{missing} of {total} candidates have no readable answer" if missing else ""
 
 
 @lru_cache(maxsize=65_536)

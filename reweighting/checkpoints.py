@@ -436,11 +436,17 @@ def open_base(source: str, dtype: torch.dtype = torch.float32, meta: bool = Fals
         CheckpointError: there is no such model, a file is damaged, or not every weight of the
             architecture is in it with the right shape.
     """
+    _check_directory(source)
     # Weights in the old format of torch are read without running what is pickled in them.
     options = {"device_map": "meta"} if meta else {}
     with _opening(source, "the model"):
         model, report = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, weights_only=True, **options
+            source,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            weights_only=True,
+            **options,
         )
     names = {name for name, _ in model.named_parameters()}
     lacking = sorted(names & set(report["missing_keys"]))
@@ -474,6 +480,7 @@ def open_processor(source: str, processor: str | None = None) -> tuple[Any, str]
     if processor is not None:
         with _opening(processor, "the processor"):
             return AutoProcessor.from_pretrained(processor), ""
+    _check_directory(source)
     folder = Path(source)
     images = ("processor_config.json", "preprocessor_config.json")
     texts = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
@@ -501,6 +508,11 @@ def open_processor(source: str, processor: str | None = None) -> tuple[Any, str]
     return found, f"{source}: holds no processor; taking that of its base model {printable(base)}"
 
 
+def _check_directory(source: str) -> None:
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise CheckpointError(f"{source}: is no checkpoint: it holds no config.json")
+
+
 @contextlib.contextmanager
 def _opening(source: str, what: str) -> Iterator[None]:
     """Turn whatever transformers raises into one line, and keep its reports off the screen."""
@@ -510,8 +522,6 @@ def _opening(source: str, what: str) -> Iterator[None]:
         path = Path(source)
         if not path.exists() and (path.is_absolute() or source[:1] in ".~" or len(path.parts) > 2):
             raise CheckpointError(f"{source}: there is no such directory")
-        if path.exists() and not (path / "config.json").is_file() and what == "the model":
-            raise CheckpointError(f"{source}: is no checkpoint: it holds no config.json")
         yield
     except (CheckpointError, MemoryError):
         raise

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .samples import TrainSample
+from .samples import TrainSample, chains_of
 
 
 def choose(
@@ -36,12 +36,8 @@ def choose(
     elif rule == "s1":
         kept = s1_filter(samples, size, step_length, rng)
     elif rule == "outcome":
-        longest: dict[tuple, int] = {}
-        for index, sample in enumerate(samples):
-            best = longest.get(sample.chain)
-            if best is None or len(sample.text) > len(samples[best].text):
-                longest[sample.chain] = index
-        kept = set(longest.values())
+        lengths = [len(sample.text) for sample in samples]
+        kept = {max(chain, key=lengths.__getitem__) for chain in chains_of(samples)}
         samples = [
             replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
             for sample in samples

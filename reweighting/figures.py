@@ -10,7 +10,6 @@ their spread within the domains, and a contact sheet of the records trusted most
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -23,13 +22,15 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE
+from . import terminal
+from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
+from .files import FileError, complete_lines, read_json
 from .images import MEGAPIXELS, allow_megapixels
 from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
 # Lines of domains: told apart by readers who see no red or no green too, and each with a contrast
-# of at least 4 to 1 on white, so that names can be written in them.
+# of at least 4.5 to 1 on white, so that names can be written in them.
 PALETTE = (
     "#0b5394", "#b84a00", "#00735c", "#8e2a7f", "#333333",
     "#6a5acd", "#8a6d00", "#c2185b", "#4f772d", "#007a9e",
@@ -44,10 +45,13 @@ def read_metrics(directory: Path) -> list[dict]:
     """The lines of ``metrics.jsonl``.
 
     Raises:
-        FileNotFoundError: the directory holds no metrics.
+        FileError: the directory holds no metrics.
     """
-    lines = (directory / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    lines = complete_lines(directory / METRICS_FILE)
+    if not lines:
+        path = directory / METRICS_FILE
+        raise FileError(f"{path}: no such file, or it is empty; is this a run's directory?")
+    return lines
 
 
 def draw_weights(weights: dict[str, float], path: Path) -> None:
@@ -186,7 +190,7 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     table = parquet.read_table(directory / INSTANCE_PARQUET).to_pydict()
     drawn = [output / "instance_weights.png"]
     draw_instance_weights(table, drawn[0])
-    arguments = json.loads((directory / ARGUMENTS_FILE).read_text(encoding="utf-8"))
+    arguments = read_json(directory / ARGUMENTS_FILE)
     if Path(arguments["train_json_file"]).is_file():
         allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
         reader = RecordReader(
@@ -260,8 +264,9 @@ def draw_all(directory: Path, output: Path) -> list[Path]:
     metrics = read_metrics(directory)
     drawn = [output / "losses.png"]
     draw_losses(metrics, drawn[0])
+    directory = locate(directory)  # a copy may have lost the names at the top
     if (directory / DOMAIN_JSON).exists():
-        weights = json.loads((directory / DOMAIN_JSON).read_text(encoding="utf-8"))
+        weights = read_json(directory / DOMAIN_JSON)
         draw_weights(weights, output / "domain_weights.png")
         drawn.append(output / "domain_weights.png")
     if metrics[-1].get("weights"):
@@ -285,8 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for path in draw_all(arguments.weights_path, arguments.output_dir):
             print(path)
-    except FileNotFoundError as error:
-        print(f"error: {error.filename}: no such file; is this a run's directory?", file=sys.stderr)
+    except FileError as error:
+        terminal.error(error)
         return 2
     return 0
 

@@ -151,16 +151,23 @@ def send_patch_positions(model: nn.Module) -> None:
     """Let the vision tower of ``model`` find its patches' positions on its own device.
 
     They are made where the grids of the images are, and these stay on the processor: Python reads
-    them many times, and every time would wait for a GPU.
+    them many times, and every time would wait for a GPU. Learned positions (Qwen3-VL) are mixed by
+    weights that no module gets to see: there the grids go themselves.
     """
     for name, module in model.named_modules():
         if name.endswith("visual.rotary_pos_emb"):
             module.register_forward_pre_hook(_send_positions)
+        elif name.endswith("visual") and hasattr(module, "pos_embed"):
+            module.register_forward_pre_hook(_send_grids, with_kwargs=True)
 
 
 def _send_positions(module, inputs: tuple[torch.Tensor, torch.Tensor]):
     hidden_states, positions = inputs
     return hidden_states, positions.to(hidden_states.device, non_blocking=True)
+
+
+def _send_grids(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    return inputs, named | {"grid_thw": named["grid_thw"].to(inputs[0].device)}
 
 
 class _LastLayer:
@@ -183,6 +190,29 @@ class _LastLayer:
         found = hidden_states[:, ends] + attended[:, ends]
         found = found + self.mlp(self.post_attention_layernorm(found))
         return hidden_states.index_copy(1, ends, found.to(hidden_states.dtype))
+
+
+def bring_trees(decoder: nn.Module) -> None:
+    """Let packed trees that stand in for the mask of ``decoder`` reach the layers as they are.
+
+    Some architectures pass on what they get, others make a mask of their own from it.
+    """
+    decoder.register_forward_pre_hook(_put_trees_aside, with_kwargs=True)
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(_take_trees_for_mask, with_kwargs=True)
+
+
+def _put_trees_aside(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    if isinstance(named.get("attention_mask"), PackedTrees):
+        named = named | {"attention_mask": None, "packed_trees": named["attention_mask"]}
+    return inputs, named
+
+
+def _take_trees_for_mask(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    if "packed_trees" in named:
+        named = named | {"attention_mask": named["packed_trees"]}
+        del named["packed_trees"]
+    return inputs, named
 
 
 def read_out_last(layers: nn.ModuleList) -> None:

@@ -27,7 +27,7 @@ from .prompts import PromptEncoder
 from .reward_model import RewardModel, autocast
 
 # What the processor's allocator holds beyond the tensors in use, as a share of these: freed blocks
-# that nothing fits into, measured as 7 % of resident memory on a model of real widths.
+# that nothing fits into. It was 7 % on a model of real widths, and should be no less.
 ALLOCATOR_RESERVE = 0.1
 
 

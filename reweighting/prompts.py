@@ -23,6 +23,7 @@ from qwen_vl_utils import smart_resize
 
 from .images import Source, content_key, load_pixels, shrunk_size, source_key
 from .steps import (  # noqa: F401 (scripts find two more of them here)
+    LABELS,
     Prompt,
     chain_prompts,
     join,
@@ -31,7 +32,6 @@ from .steps import (  # noqa: F401 (scripts find two more of them here)
     step_prompts,
 )
 
-LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 # The system turn of the head plus_minus, where the data bring none.
 INSTRUCTION = (
     "You are given a question about an image and a solution of it, step by step. After each step "
@@ -75,7 +75,7 @@ def response_prompts(
 
     Args:
         response: its text, or its steps, which are put on lines of their own and not looked into.
-        pattern: of what starts a step in a text, see :func:`~.steps.layout`.
+        pattern: of the step markers of a text, see :func:`~.steps.layout`.
     """
     if isinstance(response, str):
         return chain_prompts(question, response, pattern) if response.strip() else []

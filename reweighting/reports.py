@@ -16,7 +16,8 @@ from .checkpoints import METRICS_FILE
 from .diagnostics import entropy
 
 BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-LENGTH_BEFORE = len("100% / [100:00:00<100:00:00, ]")  # of it, all numbers of steps left out
+LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
+UNCUT = 160  # columns of a progress line that goes to a file
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -89,7 +90,7 @@ class Reporter:
         parts = [f"loss {engine.lower.last_loss:.4f}"]
         if self.arguments.learn_weights:
             if math.isfinite(engine.upper.last_loss):
-                chance = " (chance)" if self._at_chance else ""
+                chance = " chance" if self._at_chance else ""
                 parts.append(f"meta {engine.upper.last_loss:.4f}{chance}")
                 weights = engine.weight_sample().tolist() or [1.0]
                 parts.append(f"w {min(weights):.2f}..{max(weights):.2f}")
@@ -99,7 +100,8 @@ class Reporter:
             f"peak {peak_memory_gib(engine.device):.1f} GiB",
             f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
         ]
-        room = shutil.get_terminal_size().columns - 1 - LENGTH_BEFORE - 2 * len(str(engine.total))
+        columns = shutil.get_terminal_size((UNCUT, 24)).columns
+        room = columns - 1 - LENGTH_BEFORE - 2 * len(str(engine.total))
         line = parts[0]
         for part in parts[1:]:
             if len(line) + len(part) + 2 <= room:

@@ -44,6 +44,7 @@ from .images import Source
 from .layers import (
     ATTENTION_NAME,
     TiedVocabulary,
+    bring_trees,
     read_out_last,
     send_patch_positions,
     speed_up_patches,
@@ -60,8 +61,8 @@ ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 # Architectures, and their language models, whose packed trees are tested against separate forwards
 # (tests/test_backbones.py). Others may hide from a tree what they need, such as tokens within a
 # sliding window or both ways of attention within an image.
-TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision"}
-TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen2", "qwen3"}
+TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision"}
+TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2", "qwen3"}
 # How far the log-odds z of a tree may be from those of separate forwards, relative to max(1, |z|).
 TREE_TOLERANCE = 1e-3
 WRONG_TREES = (
@@ -109,6 +110,7 @@ class RewardModel(nn.Module):
         self.packs_trees = packs_trees(base_model.config)
         if self.packs_trees:
             self.base_model.set_attn_implementation(ATTENTION_NAME)
+            bring_trees(self.base_model.get_decoder())
             read_out_last(self.base_model.get_decoder().layers)
             send_patch_positions(self.base_model)
         speed_up_patches(self.base_model)
@@ -314,8 +316,7 @@ class RewardModel(nn.Module):
             outputs = self.base_model.model(
                 input_ids=packed.input_ids[None],
                 position_ids=self._positions(packed),
-                # A dictionary reaches the attention function as it is; trees stand in for a mask.
-                attention_mask={"full_attention": packed},
+                attention_mask=packed,  # see bring_trees
                 use_cache=False,
                 **packed.image_inputs(),
             )

@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import terminal
-from .answers import extract, is_right
+from .answers import extract, is_right, unreadable, unreadable_note
 from .arguments import HelpFormatter, add_record_flags, real, whole
 from .files import FileError, parse_json, read_text, remove, write_records
 from .journal import Journal
@@ -427,6 +427,9 @@ def _make_chains(arguments: argparse.Namespace) -> int:
         print(
             f"{len(right)} chains for {len(records)} questions, {sum(right) / len(right):.1%} right"
         )
+    missing = sum(unreadable(r["candidates"], r.get("choices")) for r in records)
+    if note := unreadable_note(missing, len(right)):
+        print(f"{note}: these count as wrong")
     for note, count in notes.items():
         if count:
             print(f"{count} chains {note}")

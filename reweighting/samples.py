@@ -20,8 +20,8 @@ from tqdm import tqdm
 from .answers import extract, is_right
 from .files import FileError, check_json, read_records
 from .images import allow_megapixels, image_problem, is_data_uri
-from .prompts import LABELS
 from .steps import (
+    LABELS,
     MAX_STEPS,
     Prompt,
     chain_prompts,
@@ -127,6 +127,7 @@ class CandidatesSample:
     true_false: list[bool] | None  # one per candidate, where known
     answer: str | None
     dataset: str | None
+    choices: list[str] | None = None
     benchmark: dict | None = None  # its own fields, which the results carry on
 
 
@@ -552,7 +553,15 @@ class RecordReader:
         if not isinstance(benchmark, (dict, type(None))):
             self.problem(number, "benchmark", "must be an object, is {}", _shown(benchmark))
         return CandidatesSample(
-            number, question, candidates, image, true_false, answer, dataset, benchmark
+            number,
+            question,
+            candidates,
+            image,
+            true_false,
+            answer,
+            dataset,
+            choices,
+            benchmark,
         )
 
     def _candidate(self, value: Any, number: int, name: str, where: str) -> str:

@@ -65,7 +65,8 @@ class Sampler:
             # 31 bits of the name: the same rollout has the same seed in every run.
             rollouts = await self.reasoner.sample(prompt, [int(key[:8], 16) >> 1 for key in keys])
         except ItemError as error:
-            self.lost.update(dict.fromkeys(keys, error))
+            # A new one: to the one that was raised cling request and answer, megabytes perhaps.
+            self.lost.update(dict.fromkeys(keys, ItemError(error)))
         else:
             for key, rollout in zip(keys, rollouts, strict=True):
                 self.journal.append(key, asdict(rollout))

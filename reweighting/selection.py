@@ -24,9 +24,10 @@ import torch
 from tqdm import tqdm
 
 from . import terminal
+from .answers import unreadable, unreadable_note
 from .arguments import add_record_flags, unwritable
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
-from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate, saved_head
+from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate
 from .files import (
     DirectoryLock,
     FileError,
@@ -38,7 +39,7 @@ from .files import (
 )
 from .prefix_tree import pack
 from .prompts import EncodedPrompts, response_prompts
-from .reward_model import RewardModel, autocast
+from .reward_model import RewardModel, autocast, saved_head
 from .samples import CandidatesSample, DataError, RecordReader, describe_candidates, load_candidates
 from .terminal import printable, quiet
 
@@ -84,9 +85,7 @@ def _encode(
 ) -> tuple[EncodedPrompts | None, list[int], int]:
     """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
     pattern = model.encoder.step_pattern
-    chains = [
-        response_prompts(sample.question, response, pattern) for response in sample.candidates
-    ]
+    chains = [response_prompts(sample.question, r, pattern) for r in sample.candidates]
     if not any(chains):
         return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
@@ -171,6 +170,8 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
     }
     if sample.benchmark is not None:
         line["benchmark"] = sample.benchmark
+    if sample.choices is not None:
+        line["choices"] = sample.choices
     if sample.true_false is not None:
         line["true_false"] = sample.true_false
         line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
@@ -195,7 +196,13 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
     """
     pools = [
-        Pool.of(line["candidates"], line["true_false"], line["step_log_odds"], list(line["chosen"]))
+        Pool.of(
+            line["candidates"],
+            line["true_false"],
+            line["step_log_odds"],
+            list(line["chosen"]),
+            line.get("choices"),
+        )
         for line in lines
         if "true_false" in line
     ]
@@ -209,6 +216,19 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
         }
         for method, by_size in evaluate(pools).items()
     }
+
+
+def unreadable_lines(lines_of_set: dict[str, list[dict]]) -> list[str]:
+    """A line for each set in which some candidates have no final answer that can be read."""
+    found = []
+    for name, lines in lines_of_set.items():
+        missing = sum(unreadable(line["candidates"], line.get("choices")) for line in lines)
+        total = sum(len(line["candidates"]) for line in lines)
+        if note := unreadable_note(missing, total):
+            found.append(
+                f"{name}: {note}: these have no vote, and are wrong where the answer counts"
+            )
+    return found
 
 
 def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
@@ -314,9 +334,9 @@ def _select(
     model = RewardModel.from_pretrained(
         arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
     ).eval()
-    by_set = {}
+    by_set, lines_of_set = {}, {}
     for name, samples in sets.items():
-        lines = run(
+        lines = lines_of_set[name] = run(
             model,
             samples,
             arguments.output_dir / name / SAMPLES_FILE,
@@ -330,6 +350,8 @@ def _select(
     write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
         print(table(by_set))
+    for line in unreadable_lines(lines_of_set):
+        print(line)
     for name in sets:
         unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"
         print(f"choices: {arguments.output_dir / name / SAMPLES_FILE}{unknown}")

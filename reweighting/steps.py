@@ -20,6 +20,7 @@ try:
 except ImportError:  # Python 3.10
     import sre_parse as parser
 
+LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 MAX_STEPS = 1000  # of one chain
 MAX_PATTERN = 200  # characters of a --step_pattern
 MAX_REPEATS = 3  # unbounded repetitions in a --step_pattern

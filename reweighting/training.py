@@ -379,7 +379,8 @@ class ReweightingEngine(Engine):
                 "",
                 f"best of N on {self.arguments.eval_candidates}: {100 * best['accuracy']:.1f} % "
                 f"after {best['iteration']:,} steps, kept in {self.directory / BEST_DIRECTORY}; "
-                f"last {100 * self.validation.history[-1]['accuracy']:.1f} %",
+                f"last {100 * self.validation.history[-1]['accuracy']:.1f} %"
+                + (f"; {self.validation.note}" if self.validation.note else ""),
             ]
         return "\n".join(lines)
 

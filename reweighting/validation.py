@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .answers import unreadable, unreadable_note
 from .best_of_n import select
 from .files import json_line, write_text
 from .reward_model import RewardModel
@@ -32,6 +33,9 @@ class Validation:
         self, samples: Sequence[CandidatesSample], every: int, directory: Path, precision: str
     ) -> None:
         self.samples = [sample for sample in samples if sample.true_false is not None]
+        missing = sum(unreadable(s.candidates, s.choices) for s in self.samples)
+        # What the reports of accuracies say beside them; "" where every answer can be read.
+        self.note = unreadable_note(missing, sum(len(s.candidates) for s in self.samples))
         self.every = every
         self.directory = directory
         self.precision = precision

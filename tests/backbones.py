@@ -27,6 +27,9 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from weights.make_tiny_model import CHAT_TEMPLATE, PIXEL_LIMITS, scale_to_width
@@ -88,6 +91,45 @@ def qwen2_5_vl() -> tuple[PreTrainedConfig, ProcessorMixin]:
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config=text_config("qwen2_5_vl_text", tokenizer, rope_parameters=rope),
+        vision_config=vision,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    return config, processor
+
+
+def qwen3_vl() -> tuple[PreTrainedConfig, ProcessorMixin]:
+    """Features of two vision layers enter two layers of the language model; interleaved M-RoPE."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=dict(PIXEL_LIMITS)),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=dict(PIXEL_LIMITS), patch_size=14),
+        chat_template=CHAT_TEMPLATE,
+    )
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10_000.0,
+        "mrope_section": [2, 2, 2],
+        "mrope_interleaved": True,
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_hidden_size": 48,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    ids = tokenizer.convert_tokens_to_ids
+    text = {"rope_parameters": rope, "head_dim": 12, "num_hidden_layers": 3}
+    config = Qwen3VLConfig(
+        text_config=text_config("qwen3_vl_text", tokenizer, **text),
         vision_config=vision,
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -173,6 +215,7 @@ def llava_onevision(language_model: str = "qwen2") -> tuple[PreTrainedConfig, Pr
 
 BACKBONES = {
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
     "internvl": internvl,
     "internvl-qwen3": functools.partial(internvl, "qwen3"),
     "llava_onevision": llava_onevision,

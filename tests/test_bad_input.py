@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import main as program
-from reweighting import reward_model
+from reweighting import reward_model, rollouts
 
 from .conftest import command, write_dataset
 
@@ -294,6 +294,26 @@ def test_names_with_escape_sequences_reach_no_terminal(capsys, data):
     assert "\\x1b[2Jchart error:" in printed.out and "\x1b" not in printed.out + printed.err
 
 
+def test_rollouts_leave_bad_records_out_where_asked(capsys, data):
+    edit(data, "train.json", 2, accuracy=3)
+    edit(data, "train.json", 4, times=8, score="all")
+    edit(data, "train.json", 5, times=8, score=9)
+    conversations = [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "+"}]
+    edit(data, "train.json", 6, conversations=conversations, image="x.png")
+    edit(data, "train.json", 7, times=8, score=8)
+    kept, command = data / "kept.json", ["select", "--labelled", str(data / "train.json")]
+    command += ["--output", str(kept), "--per_domain", "1000"]
+    assert rollouts.main(command) == 2
+    said = capsys.readouterr().err
+    assert "record 2: field 'accuracy': must lie in [0, 1], is 3" in said
+    assert "record 5: field 'score': must be a whole number from 0 to 'times'" in said
+    assert "record 6: field 'conversations': holds labels, no accuracy" in said
+    assert rollouts.main([*command, "--skip_bad_records"]) == 0
+    assert "left out 4 records with problems:" in capsys.readouterr().err
+    records = json.loads((data / "train.json").read_text())
+    assert json.loads(kept.read_text()) == [records[0], records[2], *records[6:]]
+
+
 def test_json_lines_with_every_line_separator_of_unicode(capsys, data):
     for file in ("train.json", "meta.json"):
         records = json.loads((data / file).read_text())
@@ -450,3 +470,25 @@ def test_total_steps_end_at_the_last_epoch():
     arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
     assert total_steps(arguments, units=40) == 15
     assert total_steps(arguments, units=4000) == 100
+
+
+def test_more_kinds_of_problems_than_are_listed_are_counted(capsys, data):
+    records = json.loads((data / "train.json").read_text()) * 2
+    for number in range(25):
+        records[number] = records[number] | {f"note {number}": "\ud83d"}
+    (data / "train.json").write_text(json.dumps(records))
+    lines = refused(capsys, data).splitlines()
+    assert len(lines) == 21 and "record 20: field 'note 19'" in lines[19]
+    assert lines[20] == "25 problems, 5 kinds not listed"
+
+
+def test_questions_with_problems_are_left_out_where_asked(capsys, data):
+    question = {"question": "Which?", "image_path": "images/0.png", "answer": "a", "dataset": "d"}
+    path = data / "questions.json"
+    path.write_text(json.dumps([question | {"answer": 7}, question | {"image_path": "data:,"}]))
+    command = ["chains", "--questions", str(path), "--output", str(data / "c.json")]
+    command += ["--image_root", str(data), "--model", "m", "--skip_bad_records"]
+    assert rollouts.main(command) == 2
+    said = capsys.readouterr().err
+    assert "record 1: field 'answer': must be text, is 7" in said
+    assert f"{path}: no usable record is left" in said

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from reweighting.batches import CollateTrain, EncodedDataset
-from reweighting.samples import RecordReader, chains_of, load_meta, load_train, with_labels
+from reweighting.samples import (
+    RecordReader,
+    TrainSample,
+    chains_of,
+    load_meta,
+    load_train,
+    with_labels,
+)
+from reweighting.steps import Prompt
 
 SYSTEM = {"from": "system", "value": "Judge every step."}
 
@@ -98,6 +108,9 @@ def test_meta_chains_come_from_turns_or_from_the_response(tmp_path):
         ({"image": "none.png"}, "field 'image': "),
         ({"image": []}, "field 'image': must be text, is []"),
         ({"dataset": 3}, "field 'dataset': must be text"),
+        ({"conversations": conversation("Q", *("s", "+") * 1001)}, "holds 1001 steps, more than"),
+        ({"conversations": conversation("Q", *("s" * 99_999, "+") * 3)}, "holds 299998 characters"),
+        ({"conversations": conversation("Q", "\ud83d", "+")}, "holds half of a surrogate pair"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path, change, expected):
@@ -123,6 +136,49 @@ def test_labels_of_earlier_steps_come_from_the_same_record_or_chain(tmp_path):
     labels = [[prompt.labels for prompt in sample.prompts] for sample in with_labels(samples)]
     assert labels == [[(False, True)], [()], [(True,)], [(), (False,), (False, True)]]
     assert chains_of(samples) == [[1, 0], [2], [3]]
+
+
+def records_of(*texts: str, chain: tuple = ()) -> list[TrainSample]:
+    """A sample a text, all of one question."""
+    return [
+        TrainSample(number, [Prompt(text)], "i.png", "d", [0.5], chain)
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def chains_one_by_one(samples: list[TrainSample]) -> list[list[int]]:
+    """The definition, in quadratic time: from short to long, the first chain that it extends."""
+    growing: list[list[int]] = []
+    for index in sorted(range(len(samples)), key=lambda i: len(samples[i].text)):
+        for chain in growing:
+            if samples[index].text.startswith(samples[chain[-1]].text):
+                chain.append(index)
+                break
+        else:
+            growing.append([index])
+    return sorted(growing)
+
+
+@pytest.mark.parametrize("letters", ["a", "ab", "abc"])
+def test_chains_are_those_of_the_definition(letters):
+    rng = random.Random(0)
+    for _ in range(500):
+        count = rng.randint(1, 12)
+        texts = ["".join(rng.choices(letters, k=rng.randint(0, 5))) for _ in range(count)]
+        samples = records_of(*texts)
+        assert chains_of(samples) == chains_one_by_one(samples), texts
+
+
+def test_chains_of_many_records_of_one_question_take_no_time():
+    texts = []
+    for chain in range(1000):
+        steps = [f"Step {number}: {chain * 7919 % 1000} {number}\n" for number in range(8)]
+        texts += ["".join(steps[: number + 1]) for number in range(8)]
+    random.Random(0).shuffle(texts)
+    before = time.perf_counter()
+    chains = chains_of(records_of(*texts))
+    assert time.perf_counter() - before < 2  # 16 s by the definition
+    assert [len(chain) for chain in chains] == [8] * 1000
 
 
 def test_a_batch_keeps_prompts_and_records_apart(tmp_path, reward_model):

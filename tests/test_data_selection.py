@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,18 @@ def test_random_is_a_random_part_of_the_stated_size():
 def test_outcome_keeps_the_last_prefix_of_every_chain():
     kept = choose(samples(), "outcome", 1, (0, 1), 0)
     assert len(kept) == 30 and {steps_of(sample) for sample in kept} == {4}
+
+
+def test_outcome_keeps_every_chain_of_a_question():
+    made = samples(4)
+    for sample in made:
+        sample.chain = ("one question",)
+    for number, sample in enumerate(made):  # the chains of a question differ in their steps
+        [prompt] = sample.prompts
+        steps = [f"{number // 4} {step}" for step in prompt.steps]
+        sample.prompts = [replace(prompt, question="Q", steps=tuple(steps))]
+    kept = choose(made, "outcome", 1, (0, 1), 0)
+    assert [sample.record for sample in kept] == [4, 8, 12, 16]
 
 
 def test_s1_takes_middling_lengths_and_fractions_first():

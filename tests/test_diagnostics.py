@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from reweighting.diagnostics import MovedShare, WeightHistory
+import main as program
+from reweighting import checkpoints
+from reweighting.arguments import parse_arguments
+from reweighting.diagnostics import ENOUGH_STEPS, WINDOW, MetaLosses, MovedShare, WeightHistory
+from reweighting.figures import PALETTE, smoothed, spread
+from reweighting.plan import advice, weight_reach
+from reweighting.run_data import load_data
+
+from .conftest import DOMAINS, REPOSITORY, command
 
 
 def history(gradients: torch.Tensor) -> WeightHistory:
@@ -72,3 +90,236 @@ def test_bf16_parameters_hardly_move_at_the_papers_rate():
 
     assert after_ten_steps(torch.float32) > 0.99
     assert after_ten_steps(torch.bfloat16) < 0.05
+
+
+def test_no_ratio_rests_on_a_few_steps():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of a deviation of one number
+        for steps in (1, 2, ENOUGH_STEPS - 1):
+            assert history(torch.randn(steps, 3)).signal_to_noise().isnan().all()
+    assert history(torch.randn(ENOUGH_STEPS, 3)).signal_to_noise().isfinite().all()
+    assert history(torch.randn(150, 3)).looked_back == WINDOW
+
+
+def meta_losses(score_of_right, score_of_wrong, steps=60, share=0.5, loss="mse") -> MetaLosses:
+    """Losses of 4 chains a step whose scores scatter around two means."""
+    torch.manual_seed(0)
+    found = MetaLosses(share, loss)
+    for _ in range(steps):
+        true_false = (torch.rand(4) < share).float()
+        mean = torch.where(true_false == 1, score_of_right, score_of_wrong)
+        score = (mean + 0.1 * torch.randn(4)).clamp(0.01, 0.99)
+        if loss == "mse":
+            found.add((score - true_false).square(), true_false)
+        else:
+            found.add(nn.functional.binary_cross_entropy(score, true_false, reduction="none"),
+                      true_false)  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("loss, constant", [("mse", 0.21), ("bce", 0.6109)])
+def test_a_meta_loss_at_chance_is_told_from_one_that_is_not(loss, constant):
+    """One score for all has p (1 - p), or the entropy of p."""
+    blind = meta_losses(0.3, 0.3, share=0.3, loss=loss).compared()
+    assert blind.at_chance and blind.chains == 240
+    assert blind.constant == pytest.approx(constant, abs=0.02)
+    assert not meta_losses(0.6, 0.2, share=0.3, loss=loss).compared().at_chance
+    worse = meta_losses(0.2, 0.6, share=0.3, loss=loss).compared()
+    assert worse.at_chance and worse.loss > worse.constant
+    # A base rate that is wrong is worse than one score for all, however sure of itself.
+    assert meta_losses(0.8, 0.8, share=0.3, loss=loss).compared().at_chance
+
+
+def test_the_comparison_looks_back_a_window_and_survives_a_checkpoint(tmp_path):
+    assert meta_losses(0.9, 0.1, steps=ENOUGH_STEPS - 1).compared() is None
+    found = meta_losses(0.5, 0.5, steps=50)
+    for step in meta_losses(0.9, 0.1, steps=WINDOW).state_dict()["steps"]:
+        found.add(*step.unbind(1))
+    assert len(found) == WINDOW and not found.compared().at_chance
+    torch.save(found.state_dict(), tmp_path / "state.pt")
+    again = MetaLosses(0.5, "mse")
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert again.compared() == found.compared()
+    assert torch.equal(torch.get_rng_state(), before)  # the run's random numbers are its own
+
+
+LONG = [*("--iteration_num", "31", "--max_epoch", "99", "--unroll_steps", "1"),
+        *("--batch_size", "2", "--logging_steps", "31")]  # fmt: skip
+
+
+def test_a_short_run_does_not_call_its_weights_learned(dataset, tmp_path, capsys):
+    flags = ["--unroll_steps", "1", "--iteration_num"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="std")
+        assert program.main(command(dataset, tmp_path / "run", *flags, "1")) == 0
+    said = capsys.readouterr().out
+    assert "weights after 1 upper step are not learned yet" in said
+    assert "signal/noise: not before 30 upper steps" in said
+    for domain in DOMAINS:
+        assert re.search(rf"^{domain} .* [01]\.\d+ +[01]\.\d+ +-$", said, re.MULTILINE)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["signal_to_noise"] == dict.fromkeys(DOMAINS)
+    assert line["meta_loss_at_chance"] is None and line["upper_steps"] == 1
+
+
+def test_a_run_whose_model_cannot_judge_says_so_and_counts_lost_steps(dataset, tmp_path, capsys):
+    """Random labels of random pictures, one clipped record a step: nothing is learned."""
+    flags = [*LONG, "--batch_size", "1", "--max_grad_norm", "1e-3"]
+    assert program.main(command(dataset, tmp_path / "run", *flags)) == 0
+    said, err = capsys.readouterr()
+    assert "the meta loss is at chance: these weights mean nothing" in said
+    assert "signal/noise: of the last 31 hypergradients" in said and "not learned yet" not in said
+    assert "31 of 31 upper steps taught nothing: clipping leaves only the direction" in said
+    assert err.count("step 1: an upper step taught nothing") == 1
+    assert "with one record a step: where it clips" in err
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert line["meta_loss_at_chance"] is True and line["upper_steps_lost"] == 31
+    assert line["meta_loss_of_one_score"] == pytest.approx(0.25, abs=0.01)
+    assert all(value == 0 for value in line["signal_to_noise"].values())
+
+
+def test_what_was_lost_and_seen_survives_an_interruption(dataset, tmp_path, capsys):
+    flags = [*LONG, "--batch_size", "1", "--max_grad_norm", "1e-3", "--logging_steps", "1"]
+    assert program.main(command(dataset, tmp_path / "whole", *flags)) == 0
+    whole = capsys.readouterr().out
+    first = command(dataset, tmp_path / "run", *flags, "--iteration_num", "20")
+    assert program.main(first) == 0
+    assert "weights after 20 upper steps are not learned yet" in capsys.readouterr().out
+    assert program.main(command(dataset, tmp_path / "run", *flags, "--resume")) == 0
+    assert capsys.readouterr().out.split("\n", 1)[1] == whole.split("\n", 1)[1]
+
+
+def parsed(dataset, tmp_path, *flags):
+    arguments = parse_arguments(command(dataset, tmp_path / "run", *flags))
+    return arguments, load_data(arguments, progress=False)
+
+
+@pytest.mark.parametrize(
+    "flags, warned",
+    [
+        ([], True),
+        (["--batch_size", "2"], False),
+        (["--gradient_accumulation", "2"], False),
+        (["--max_grad_norm", "0"], False),
+        (["--batch_by", "cot"], True),
+        (["--batch_by", "cot", "--reweighting", "instance_table"], False),
+        (["--reweighting", "instance_table"], True),
+        (["--reweighting", "instance_net"], True),
+        (["--reweighting", "instance_net", "--no_detach_features"], False),
+        (["--hypergradient", "darts"], False),
+        (["--hypergradient_batches", "all"], False),
+        (["--hypergradient_batches", "all", "--unroll_steps", "1"], True),
+        (["--baseline"], False),
+    ],
+)
+def test_clipping_single_records_is_warned_of(dataset, tmp_path, flags, warned):
+    base = ["--batch_size", "1", "--max_grad_norm", "1", "--meta_lr", "1"]
+    found = advice(*parsed(dataset, tmp_path, *base, *flags))
+    assert sum(text.startswith("--max_grad_norm 1 with one") for text in found) == warned
+
+
+def test_the_reach_of_a_weight_follows_rate_steps_and_schedule(dataset, tmp_path):
+    def reach(*flags: str) -> float:
+        return weight_reach(*parsed(dataset, tmp_path, "--max_epoch", "999", *flags))[1]
+
+    flags = ["--iteration_num", "160", "--unroll_steps", "2", "--meta_lr", "0.01"]
+    # softplus(0.8) over the mean with two other domains at softplus(0)
+    raised = nn.functional.softplus(torch.tensor([0.8, 0, 0]))
+    assert reach(*flags) == pytest.approx(float(raised[0] / raised.mean()))
+    assert reach(*flags, "--unroll_steps", "4") < reach(*flags)
+    halved = reach(*flags, "--meta_scheduler_step_size", "1", "--meta_scheduler_gamma", "0.5")
+    assert halved == pytest.approx(reach(*flags, "--meta_lr", "0.00025"), rel=1e-4)
+    assert reach(*flags, "--meta_scheduler_type", "cosine_with_warmup") < reach(*flags)
+    table = [*flags, "--reweighting", "instance_table", "--batch_size", "1"]
+    records = len(json.loads((dataset / "train.json").read_text()))
+    assert reach(*table) == pytest.approx(1 + 0.8 / records)
+    assert reach(*table, "--batch_size", "3") == pytest.approx(1 + 2.4 / records)
+    assert reach(*table, "--meta_lr", "9") == 3  # the upper bound
+    assert 1 < reach(*flags, "--reweighting", "instance_net") < 3
+
+
+def test_the_domains_adam_moves_reach_what_the_plan_says(dataset, tmp_path):
+    """Gradients that always agree: the bound is what AdamW does."""
+    from reweighting.weighting import DomainTable, make_meta_optimizer
+
+    table = DomainTable(DOMAINS)
+    optimizer = make_meta_optimizer(table, 0.01, 0.0)
+    for _ in range(80):
+        table.raw_weights.grad = torch.tensor([-1e-4, 0.0, 0.0])
+        optimizer.step()
+    assert float(table.weights()[0].detach()) == pytest.approx(table.reach(0.8), rel=1e-3)
+
+
+def test_the_plan_says_how_far_weights_move_and_compares_base_rates(dataset, tmp_path, capsys):
+    assert program.main(command(dataset, tmp_path / "run", "--dry_run")) == 0
+    said, err = capsys.readouterr()
+    assert "reach of a weight          from 1 to about 1.01 at --meta_lr 0.01" in said
+    assert "--meta_lr 0.01 is too small for so few upper steps (3)" in err
+    records = json.loads((dataset / "train.json").read_text())
+    said = {}
+    for accuracy in (0.5, 0.875):
+        for record in records:
+            record["accuracy"] = accuracy
+        (tmp_path / "same.json").write_text(json.dumps(records))
+        flags = ["--train_json_file", str(tmp_path / "same.json"), "--meta_lr", "1", "--dry_run"]
+        assert program.main(command(dataset, tmp_path / "run", *flags)) == 0
+        said[accuracy], err = capsys.readouterr()
+        assert "too small" not in err
+    assert "mean train accuracy 0.88, right meta chains 0.50" in said[0.875]
+    assert "base rates" not in said[0.5]
+
+
+def test_the_progress_line_fits_80_columns_and_an_interrupted_run_names_its_command(
+    dataset, tmp_path
+):
+    run = tmp_path / "a run"
+    flags = ["--iteration_num", "9000", "--max_epoch", "9999", "--save_every_iterations", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *command(dataset, run, *flags)],
+        cwd=REPOSITORY, env={**os.environ, "COLUMNS": "80"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not checkpoints.exists(run):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    last = out.rstrip().splitlines()[-1]
+    assert last.startswith("to go on: python main.py --train_json_file")
+    assert f"'{run}'" in last and last.endswith(" --resume")
+    lines = [line for line in re.split(r"[\r\n]", err) if "/9000 [" in line]
+    assert all(len(line.rstrip()) < 80 and line.rstrip().endswith("]") for line in lines)
+    assert any(re.search(r"loss \S+, meta \d\.\d+, w \S+\]", line) for line in lines)
+    assert "nan" not in err
+
+
+def test_smoothed_losses_are_centred_and_no_outlier_rules_an_end():
+    assert smoothed([3.0]) == [3.0] and smoothed([2.0] * 7) == pytest.approx([2.0] * 7)
+    line = [float(step) for step in range(101)]
+    assert smoothed(line)[50] == pytest.approx(50)  # a running mean would lag by nine steps
+    outlier = [9.0] + [1.0] * 100
+    assert smoothed(outlier)[0] == pytest.approx(1 + 8 * 0.1, abs=0.01)
+    assert smoothed(outlier)[::-1] == pytest.approx(smoothed(outlier[::-1]))
+
+
+def test_names_stay_by_their_lines_and_apart():
+    assert spread([1.0, 2.0, 3.0], 0.5) == [1.0, 2.0, 3.0]
+    assert spread([1.0, 1.0], 0.5) == pytest.approx([0.75, 1.25])
+    values = sorted([0.1, 0.1, 0.11, 0.9, 0.95, 1.0, 1.02, 2.5])
+    places = spread(values, 0.1)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(places))
+    assert max(abs(a - b) for a, b in zip(values, places, strict=True)) <= 0.15 + 1e-9
+    assert places[-1] == 2.5
+
+
+def test_every_colour_of_a_line_can_be_read_on_white():
+    def luminance(colour: str) -> float:
+        shares = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert len(set(PALETTE)) == 10
+    assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in PALETTE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,32 @@ def test_scores_equal_those_of_separate_prompts(reward_model, samples):
         for candidate, z in zip(sample.candidates, log_odds, strict=True):
             alone = reward_model.score(sample.image, sample.question, candidate)
             assert torch.sigmoid(torch.tensor(z)).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("limit", [1, 300, 8192])
+def test_empty_candidates_lose(reward_model, samples, limit):
+    emptied = [replace(sample, candidates=list(sample.candidates)) for sample in samples]
+    for question, candidate in ((0, 0), (1, 3), (3, 0), (3, 1), (3, 2), (3, 3)):
+        emptied[question].candidates[candidate] = " \n" if candidate == 3 else ""
+    [whole] = selection.score_candidates(reward_model, samples)
+    batches = selection.score_candidates(reward_model, emptied, max_tokens_per_batch=limit)
+    found = [question for batch in batches for question in batch]
+    for question, log_odds in enumerate(found):
+        for candidate, text in enumerate(emptied[question].candidates):
+            wanted = whole[question][candidate] if text.strip() else []
+            assert log_odds[candidate] == pytest.approx(wanted, abs=1e-5)
+    for name in best_of_n.AGGREGATIONS:
+        assert best_of_n.aggregate([], name) == -math.inf < best_of_n.aggregate([-1e30], name)
+        assert [select(found[question], name) == 0 for question in (0, 3)] == [False, True]
+        assert select(found[1], name) != 3
+    pools = [
+        Pool.of(sample.candidates, [False, True, False, False], z, ["min"])
+        for sample, z in zip(emptied[:2], found, strict=False)
+    ]
+    assert pools[0].probability[0] == 0 and pools[0].scores["min"][0] == -math.inf
+    assert all(
+        np.isfinite(values).all() for by in evaluate(pools).values() for values in by.values()
+    )
 
 
 @pytest.mark.parametrize("limit", [1, 300])
@@ -228,7 +255,14 @@ def test_results_of_another_setting_are_not_continued(run, candidates, tmp_path,
     [
         ({"candidates": ...}, "field 'candidates': is missing"),
         ({"candidates": []}, "field 'candidates': must be a list of responses, is []"),
-        ({"candidates": ["a", ""]}, "field 'candidates': response 2 must be text"),
+        ({"candidates": ["a", 7]}, "field 'candidates': response 2 must be text, is 7"),
+        ({"candidates": ["a", None]}, "field 'candidates': response 2 must be text, is null"),
+        ({"candidates": ["a<|endoftext|>"]}, "response 1 holds the control token <|endoftext|>"),
+        ({"candidates": ["a\udc00"]}, "field 'candidates': holds half of a surrogate pair"),
+        ({"candidates": ["Step 1"], "answer": "<|im_end|>"}, "field 'answer': holds the control"),
+        ({"candidates": ["\n".join(f"Step {n}: a" for n in range(1, 1002))]},
+         "field 'candidates': response 1 holds 1001 steps, more than 1000"),
+        ({"candidates": ["", "a" * 200_001]}, "response 2 holds 200001 characters, more than"),
         ({"true_false": [True]}, "field 'true_false': holds 1 values for 8 candidates"),
         ({"true_false": "yes"}, "field 'true_false': must be a list of true or false"),
         ({"question": " "}, "field 'question': is empty"),
@@ -236,7 +270,7 @@ def test_results_of_another_setting_are_not_continued(run, candidates, tmp_path,
         ({"answer": 3}, "field 'answer': must be text, is 3"),
         ({"choices": "a"}, "field 'choices': must be a list of texts"),
     ],
-)
+)  # fmt: skip
 def test_malformed_candidates_are_named(run, candidates, tmp_path, capsys, fields, expected):
     records = json.loads(candidates.read_text())
     for name, value in fields.items():
@@ -249,6 +283,35 @@ def test_malformed_candidates_are_named(run, candidates, tmp_path, capsys, field
     said = capsys.readouterr().err
     assert f"{candidates}: record 3" in said and expected in said
     assert not (tmp_path / "out").exists()
+
+
+def test_one_empty_candidate_or_bad_record_stops_no_file(run, candidates, tmp_path, capsys):
+    records = json.loads(candidates.read_text())[:4]
+    records[0]["candidates"][:7] = [""] * 7
+    records[1]["candidates"] = [" "] * 8
+    records[2]["image_path"] = "images/none.png"
+    candidates.write_text(json.dumps(records))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 2
+    assert "record 3: field 'image_path'" in capsys.readouterr().err
+    assert selection.main(flags(run, candidates, tmp_path / "out", "--skip_bad_records")) == 0
+    said = capsys.readouterr().err
+    assert f"{candidates}: left out 1 record with problems:" in said and "none.png" in said
+
+    def not_json(word: str):
+        raise AssertionError(f"{word} is no JSON")
+
+    text = (tmp_path / "out" / "few" / "samples.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=not_json) for line in text.splitlines()]
+    assert [line["record"] for line in lines] == [1, 2, 4]
+    assert lines[0]["step_log_odds"][:7] == [[]] * 7 and lines[0]["step_log_odds"][7]
+    assert lines[0]["aggregates"]["last"][:7] == [None] * 7
+    assert set(lines[0]["chosen"].values()) == {7} and set(lines[1]["chosen"].values()) == {0}
+    results = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=not_json)
+    assert results["few"]["last"]["8"]["questions"] == 3
+    records = records[2:3]
+    candidates.write_text(json.dumps(records))
+    assert selection.main(flags(run, candidates, tmp_path / "no", "--skip_bad_records")) == 2
+    assert "no usable record is left" in capsys.readouterr().err
 
 
 def test_the_key_candidate_is_accepted_and_truth_is_optional(run, candidates, tmp_path):
@@ -370,3 +433,25 @@ def test_choices_are_named_and_failing_writes_are_one_line(run, candidates, tmp_
     assert selection.main(flags(run, candidates, tmp_path / "taken")) == 2
     said = capsys.readouterr().err
     assert "samples.jsonl" in said and "Traceback" not in said
+
+
+def test_votes_follow_the_options_and_what_cannot_be_read_is_said(
+    run, candidates, tmp_path, capsys
+):
+    first, second = json.loads(candidates.read_text())[:2]
+    for record in (first, second):
+        del record["true_false"]
+    answers = ["C", "C", "B", "(B)", "B. blue", "blue"]
+    first |= {"answer": "B", "choices": ["red", "blue", "green"]}
+    first["candidates"] = [f"Step 1: look {n}.\nFinal answer: {a}" for n, a in enumerate(answers)]
+    second |= {"answer": "A", "choices": ["red", "blue"]}
+    second["candidates"] = [
+        *(f"Step 1: look {n}.\nFinal answer: {a}" for n, a in enumerate("BAAA")),
+        *("Step 1: I look and look.", "Final answer:\n\\["),
+    ]
+    candidates.write_text(json.dumps([first, second]))
+    assert selection.main(flags(run, candidates, tmp_path / "out")) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["few"]
+    assert found["majority"]["6"]["accuracy"] == 1
+    assert found["one sample"]["1"]["accuracy"] == pytest.approx((4 / 6 + 3 / 6) / 2)
+    assert "few: 2 of 12 candidates have no readable answer" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import gc
 import gzip
 import html
 import importlib.util
@@ -26,6 +27,7 @@ from reweighting import rollouts
 from reweighting.files import FileError
 from reweighting.journal import Journal
 from reweighting.reasoners import ItemError, MissingReasonerError, Prompt, ReasonerError, Rollout
+from reweighting.sampling import Sampler
 from reweighting.scrubbing import INSTEAD, PART, scrubber
 from reweighting.server import (
     MAX_ANSWER_BYTES,
@@ -71,7 +73,7 @@ def ask(
             try:
                 found += await server.sample(Prompt("[50]", IMAGE), [seed])
             except (ItemError, ReasonerError) as error:
-                found.append(error)
+                found.append(type(error)(str(error)))  # to the one raised cling request and answer
         await server.close()
         return server, found
 
@@ -256,6 +258,29 @@ def test_a_packed_body_is_bounded_unpacked():
         with raw_server(lambda *_, more=more: [response(nested, more=more)]) as url:
             _, [error] = ask(url)
         assert f"the answer's encoding is {encoding.decode()}" in str(error)
+
+
+def test_what_is_lost_is_not_kept_in_memory(tmp_path):
+    huge = response(b"x" * 2**22, "400")
+
+    async def run(url: str) -> None:
+        server = Server("rule", "Think.", url, max_retries=0)
+        sampler = Sampler(server, journal, 1)
+        lost = await sampler.rollouts(Prompt("[50]", IMAGE), range(8))
+        await server.close()
+        assert len(sampler.lost) == 8 and all(isinstance(one, ItemError) for one in lost)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 2**22
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    with raw_server(lambda *_: [huge]) as url:
+        ask(url)
+        tracemalloc.start()
+        try:
+            asyncio.run(run(url))
+        finally:
+            tracemalloc.stop()
+    journal.close()
 
 
 def test_a_trickle_ends_at_the_timeout():
@@ -491,7 +516,7 @@ def mutated(rng: random.Random) -> bytes:
             if rng.random() < 0.2:
                 del place[name]
             else:
-                place[name] = rng.choice(HOSTILE)
+                place[name] = copy.deepcopy(rng.choice(HOSTILE))
     text = bytearray(json.dumps(tree).encode())
     kind = rng.random()
     if kind < 0.4:

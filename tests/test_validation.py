@@ -93,3 +93,12 @@ def test_a_validation_set_without_truth_is_refused(dataset, candidates, tmp_path
     assert program.main(flags) == 2
     assert "no candidate is known to be right" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_candidates_without_a_readable_answer_are_said(dataset, candidates, tmp_path, capsys):
+    records = json.loads(candidates.read_text())
+    records[0]["candidates"][2] = "Step 1: I look and look."
+    path = dataset / "unreadable.json"
+    path.write_text(json.dumps(records))
+    train(dataset, tmp_path / "run", "--eval_candidates", str(path), "--eval_every", "6")
+    assert "1 of 48 candidates have no readable answer" in capsys.readouterr().out
