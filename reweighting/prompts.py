@@ -22,7 +22,15 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from .images import Source, content_key, load_pixels, shrunk_size, source_key
-from .steps import LABELS, Prompt, chain_prompts, join, step_prompts
+from .steps import (  # noqa: F401 (scripts find two more of them here)
+    LABELS,
+    Prompt,
+    chain_prompts,
+    join,
+    split_question,
+    split_steps,
+    step_prompts,
+)
 
 # The system turn of the head plus_minus, where the data bring none.
 INSTRUCTION = (
