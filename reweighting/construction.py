@@ -119,8 +119,8 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
         system: the system turn of the data; "": that of the checkpoint, or our own.
 
     Raises:
-        SetupError: it is no model that can be trained.
-        CheckpointError: there is no such model, or a file of it is damaged.
+        SetupError: there is no such model, or it is none that can be trained.
+        CheckpointError: its file about the head is damaged.
     """
     name = f"--reward_model {arguments.reward_model}"
     source = checkpoints.base_source(arguments.reward_model)
@@ -133,7 +133,11 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     options = {"score_head": arguments.score_head, "step_pattern": arguments.step_pattern}
     if system or "system" in head:
         options["system"] = system or head["system"]
-    processor, note = checkpoints.open_processor(source, arguments.processor)
+    try:
+        processor, note = checkpoints.open_processor(source, arguments.processor)
+    except checkpoints.CheckpointError as error:
+        flag = "--reward_model" if arguments.processor is None else "--processor"
+        raise SetupError(f"{flag}: {error}") from error
     if note:
         warning(note)
     try:
