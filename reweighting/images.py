@@ -46,7 +46,9 @@ _SPECIAL_FILES = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a directory",
 }
-_DATA_URI = re.compile(r"data:(image/[\w.+-]+)?(;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+_DATA_URI = re.compile(
+    r"data:(image/[\w.+-]{1,100})?(;[\w.+-]{1,100}=[\w.+-]{1,100}){0,8};base64,", re.IGNORECASE
+)
 
 
 def open_image(source: Source) -> Image.Image:

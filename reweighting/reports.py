@@ -177,7 +177,7 @@ class Reporter:
         self._loss_sums.copy_(state["loss_sums"])
         self._loss_counts.copy_(state["loss_counts"])
         self._meta_losses = list(state["meta_losses"])
-        self._at_chance = state["at_chance"]
+        self._at_chance = state.get("at_chance", False)
 
 
 def _number(value: float) -> float | None:

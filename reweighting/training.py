@@ -575,7 +575,8 @@ class ReweightingEngine(Engine):
             self.bilevel_steps
         )  # Betty's step counter: decides when the upper step is due
         if self.arguments.learn_weights:
-            self.meta_losses.load_state_dict(state["meta_losses"])
+            if "meta_losses" in state:  # checkpoints of before version 0.1.0 have none
+                self.meta_losses.load_state_dict(state["meta_losses"])
             self.upper.module.load_state_dict(state["upper"]["module"])
             self.upper.optimizer.load_state_dict(state["upper"]["optimizer"])
             self.upper.lr_scheduler.load_state_dict(state["upper"]["scheduler"])
@@ -583,8 +584,8 @@ class ReweightingEngine(Engine):
                 self.records.load_state_dict(state["records"])
             self.upper.last_loss = state["upper"]["last_loss"]
             self.upper.hypergradient_norm = state["upper"]["hypergradient_norm"]
-            self.upper.loss_scale = state["upper"]["loss_scale"]
-            self.upper.lost.update(state["upper"]["lost"])
+            self.upper.loss_scale = state["upper"].get("loss_scale", self.upper.loss_scale)
+            self.upper.lost.update(state["upper"].get("lost", {}))
             self.upper._count = self.bilevel_steps // self.arguments.unroll_steps
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "cuda_random" in state:
