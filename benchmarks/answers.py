@@ -1,7 +1,7 @@
 """How well final answers are compared, on notations this program was not written along.
 
     python -m benchmarks.answers                      # the comparison, as results/…-answers.md
-    python -m benchmarks.answers --votes --old REV    # majority of 8 on the demo sets, old and new
+    python -m benchmarks.answers --votes              # majority of 8 on the demo sets, old and new
 
 A generator draws values (fractions, lengths, sets, roots, options, names …) and writes each in two
 notations; in half of the pairs the second is of another value, near the first. Whether a pair says

@@ -85,10 +85,15 @@ def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     predicted, true = (without_lead_in(clean(text)) for text in (predicted, true))
     if _say_the_same(predicted, true, choices):
         return True
-    said = _PREDICATE.sub("", predicted), _PREDICATE.sub("", true)
+    said = tuple(_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
     return said != (predicted, true) and _say_the_same(*said, choices)
 
 
+# "C because the others are larger", "12 (since 3 × 4 = 12)", "0.75 (75%)"
+_REASON = re.compile(
+    r"[\s,]+(?:because|since)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))[^()]*\)$",
+    re.I | re.S,
+)
 # "The area of the square is 12 cm²": what is said last.
 _PREDICATE = re.compile(
     r"^(?!.*\b(?:not|no|none|neither|never|nor|if|or)\b)(?!.*n't\b).{1,200}\b(?:is|are|equals)\s+(?=\S)",

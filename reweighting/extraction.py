@@ -27,6 +27,8 @@ FINAL_MARKERS = (
 )
 MARKERS = (
     *("correct answer", "correct option", "correct choice", "right answer", "best answer"),
+    *("best choice", "best option", "respuesta correcta", "resposta correta", "正解", "正确选项"),
+    *("故选", "答案选", "选项"),
     *("answer", "ans", "correct", "answer choice"),
     *("正确答案", "答案", "答え", "答", "정답", "답", "ответ", "правильный ответ"),
     *("réponse", "respuesta", "antwort", "lösung", "resposta", "risposta"),
@@ -65,7 +67,9 @@ def _any_of(phrases: Sequence[str]) -> str:
     return "|".join(re.escape(word).replace(r"\ ", r"[ \t]+") for word in ordered)
 
 
-_JOIN = rf"(?:[*_\"' \t]*(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])|(?:是|为|為|は)){{1,2}})"
+_JOIN = (
+    rf"(?:[*_\"' \t]*(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])|(?:是|为|為|は|은|는|选)){{1,2}})"
+)
 _LINE_START = r"^[ \t#>*_\-•]*"
 _SURE = re.compile(
     rf"(?<![A-Za-z])(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])"
@@ -80,14 +84,17 @@ _SURE_LINE = re.compile(
 )
 _LIKELY = re.compile(
     rf"(?<![A-Za-z])(?:{_any_of(MARKERS)})(?![A-Za-z])"
-    rf"(?:[ \t]+(?:to|for|of|choice|option)\b[^\n.:=]{{0,80}}?(?=[ \t]+is\b|[:：]))?{_JOIN}",
+    rf"(?:,[^,\n]{{1,20}},(?=[ \t]+is\b)"
+    rf"|[ \t]+(?:to|for|of|choice|option)\b[^\n.:=]{{0,80}}?(?=[ \t]+is\b|[:：]))?{_JOIN}",
     re.I,
 )
 # "(B) is correct", "option B is the right one", "I choose B"
 _CHOSEN = re.compile(
-    r"(?P<is>\([A-Z]\)|(?<=[a-z] )[A-Z])[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?"
+    r"(?P<is>\([A-Z]\)|(?:^|(?<=[a-z] ))[A-Z])[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?"
     r"(?:correct|right|best|answer)\b"
     r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?[*_]*(?P<choose>\(?[A-Z]\)?)(?![A-Za-z'])"
+    r"|[选選][ \t]*[:：]?[ \t]*(?P<chosen>[A-Z])(?![A-Za-z])",
+    re.M,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
@@ -100,6 +107,8 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
 _SENTENCE = re.compile(
     r"(?<=[\w)\]}$°%*\"'])[.!?][*_\"']*\s+(?=[*_\"']*[A-Z][A-Za-z']*[\s,])|[。！？](?=\S)"
 )
+_COPULA = re.compile(r"\s*(?:です|입니다|이다)[.。]?$")  # stands after the answer
+_ELSEWHERE = re.compile(r"^(?:in|from|see|at)\s+(?:the\s+)?(?:step|previous|next|last|end)\b", re.I)
 _ABBREVIATIONS = frozenset(words("mrs prof gen col capt sgt rev hon ave dept approx"))
 
 
@@ -120,6 +129,8 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
 
 def _is_answer(text: str) -> bool:
     """Whether something is left when decoration is taken off."""
+    if _ELSEWHERE.match(text):
+        return False
     return any(c.isalnum() or c in "∅∞°π√" for c in clean(text)) and clean(text).casefold() not in (
         "text", "boxed", "latex", "answer", "final answer",
     )  # fmt: skip
@@ -169,7 +180,10 @@ def _braced(text: str, start: int) -> str:
 
 def _likely(text: str) -> Iterator[str]:
     found: list[tuple[int, str]] = [(match.end(), "") for match in _LIKELY.finditer(text)]
-    found += [(match.end(), match["is"] or match["choose"]) for match in _CHOSEN.finditer(text)]
+    found += [
+        (match.end(), match["is"] or match["choose"] or match["chosen"])
+        for match in _CHOSEN.finditer(text)
+    ]
     last = sorted(found)[: -MAX_MARKERS - 1 : -1]
     return (value or _value(text, start) for start, value in last)
 
@@ -190,7 +204,7 @@ def _value(text: str, start: int) -> str:
         line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
         line = line.replace("**", "") if line.count("**") % 2 else line
         if _is_answer(line):
-            return _unboxed(_sentence(line))
+            return _unboxed(_COPULA.sub("", _sentence(line)))
         if line and not re.fullmatch(r"[\W_]*", line):
             break
     return ""
@@ -233,6 +247,11 @@ def _sentence(line: str) -> str:
 
 _OPTION_LINE = re.compile(r"^[(\[]?[A-J][)\]]?[.:]?$|^(?:option|choice) [(\[]?[A-J][)\]]?$", re.I)
 _OPTION_TEXT = re.compile(r"^(?:\([A-J]\)|[A-J][.):])\s*\S", re.S)
+# "Hence, x = 5": the value must be a number to count
+_CONCLUSION = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?\\?[A-Za-z][\w()']{0,10}\s*=\s*(?P<value>[^=]+)$",
+    re.I,
+)
 _MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re.S)
 
 
@@ -241,8 +260,10 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
     lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
     if not lines:
         return ""
-    last = re.sub(r"^[\s*_#>\-•]+(?=\D)|[\s*_]+$", "", lines[-1])
+    last = re.sub(r"^[\s*_#>\-•]+(?=\D)|[\s*_]+$", "", lines[-1]).strip()
     plain = clean(last)
+    if conclusion := _CONCLUSION.match(plain):
+        plain = last = conclusion["value"]
     if _OPTION_LINE.match(plain) or quantity(plain) or _MATHEMATICS.match(last.strip()):
         return last
     whole = text.strip()
@@ -269,7 +290,10 @@ _LEAD_IN = re.compile(
     rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*(?:是|为|為|は)\s*)",
     re.I,
 )
-_IT_IS = re.compile(r"^(?:it|there|this|that|they)(?:'s|\s+(?:is|are|was|equals))\s+(?=\S)", re.I)
+_IT_IS = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?|(?:it|there|this|that|they)(?:'s|\s+(?:is|are|was|equals)))\s+(?=\S)",
+    re.I,
+)
 
 
 def without_lead_in(text: str) -> str:

@@ -241,7 +241,9 @@ def test_chains_labels_selection(tmp_path, capsys, monkeypatch):
     candidates, labelled = tmp_path / "candidates.json", tmp_path / "labelled.json"
     with model_server() as url:
         assert chains(tmp_path, url, candidates) == 0
-        assert "4 chains cut off at --max_tokens" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "4 chains cut off at --max_tokens" in said
+        assert "4 of 84 candidates have no readable answer" in said
         for mode in ("prefill", "instruction"):
             more = ("--continuation", mode, "--price_in", "1", "--price_out", "4")
             command = label_command(tmp_path, url, candidates, labelled, *more)
