@@ -126,7 +126,7 @@ _TAIL = re.compile(
 )
 _CORRECT = re.compile(r"\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)\b.*$", re.I | re.S)
 _OPTION = re.compile(
-    r"^(?:the\s+)?(?:correct\s+)?(?:options?|choices?|answers?)\s+(?=\W?[A-Za-z]\b)", re.I
+    r"^(?:both|(?:the\s+)?(?:correct\s+)?(?:options?|choices?|answers?))\s+(?=\W?[A-Za-z]\b)", re.I
 )
 _SEPARATOR = re.compile(r"\s*(?:,\s*and\s|,|;|/|&|\.|\band\b|\s)\s*")
 _ANOTHER = re.compile(r"[(\[]([A-Z])[)\]]|(?:[,;]|\band)\s+([A-Z])[.):](?=\s)")
