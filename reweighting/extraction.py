@@ -64,16 +64,17 @@ _DECORATION = r"[\s*_#>\"'`]"
 
 def _any_of(phrases: Sequence[str]) -> str:
     ordered = sorted(phrases, key=len, reverse=True)
-    return "|".join(re.escape(word).replace(r"\ ", r"[ \t]+") for word in ordered)
+    return "|".join(re.escape(word).replace(r"\ ", r"[ \t]{1,20}") for word in ordered)
 
 
 _JOIN = (
-    rf"(?:[*_\"' \t]*(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])|(?:是|为|為|は|은|는|选)){{1,2}})"
+    rf"(?:[*_\"' \t]{{0,20}}(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])"
+    r"|(?:是|为|為|は|은|는|选)){1,2})"
 )
 _LINE_START = r"^[ \t#>*_\-•]*"
 _SURE = re.compile(
     rf"(?<![A-Za-z])(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])"
-    rf"[ \t*_]*(?:\([^()\n]{{0,40}}\)[ \t*_]*)?{_JOIN}",
+    rf"[ \t*_]{{0,20}}(?:\([^()\n]{{0,40}}\)[ \t*_]{{0,20}})?{_JOIN}",
     re.I,
 )
 # At the start of a line it needs no colon: "Final answer isosceles"
@@ -260,7 +261,7 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
     lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
     if not lines:
         return ""
-    last = re.sub(r"^[\s*_#>\-•]+(?=\D)|[\s*_]+$", "", lines[-1]).strip()
+    last = re.sub(r"^[\s*_#>\-•]+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
     plain = clean(last)
     if conclusion := _CONCLUSION.match(plain):
         plain = last = conclusion["value"]
@@ -285,7 +286,7 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
 # ---- lead-ins
 
 _LEAD_IN = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:the\s+)?(?:correct\s+|final\s+|right\s+)*"
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:the\s+)?(?:correct\s+|final\s+|right\s+){0,3}"
     rf"(?:{_any_of(['answer', 'option', 'choice', 'result', 'value', *FINAL_MARKERS, *MARKERS])})"
     rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*(?:是|为|為|は)\s*)",
     re.I,
