@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from .images import MEGAPIXELS, MEGAPIXELS_FLAG
+from .files import MEGAPIXELS, MEGAPIXELS_FLAG
 from .presets import PRESETS
 from .steps import compiled
 from .terminal import printable

@@ -155,11 +155,11 @@ def _damage(folder: Path) -> str | None:
         files = read_json(manifest)["files"]
         for name, size in files.items():
             found = (folder / name).stat().st_size
-            if found != size:
-                return f"{name} has {found:,} bytes instead of {size:,}"
+            if found != int(size):
+                return f"{name} has {found:,} bytes instead of {int(size):,}"
     except (FileNotFoundError, NotADirectoryError):
         return f"{name} is missing"
-    except (FileError, TypeError, KeyError, AttributeError):
+    except (FileError, OSError, TypeError, ValueError, KeyError, AttributeError, OverflowError):
         return f"{MANIFEST_FILE} is damaged"
     return None
 

@@ -359,7 +359,8 @@ def main(argv: list[str] | None = None) -> int:
             for note in notes:
                 terminal.warning(note)
             if not records:
-                raise FormatError(f"nothing to write to {a.output}: no question is left")
+                source = a.benchmark if a.direction == "from-vlmevalkit" else a.samples
+                raise FormatError(f"{source}: no question is left, nothing is written")
             files.write_records(a.output, records)
             counts = {len(record["candidates"]) for record in records}
             number = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"

@@ -24,8 +24,8 @@ from PIL import Image
 
 from . import terminal
 from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
-from .files import FileError, complete_lines, read_json
-from .images import MEGAPIXELS, allow_megapixels
+from .files import MEGAPIXELS, FileError, complete_lines, read_json
+from .images import allow_megapixels
 from .samples import RecordReader, TrainSample, load_train
 
 BLUE, GREY = "#2a6f97", "#8d99ae"

@@ -15,6 +15,8 @@ from typing import IO, Any
 MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
+MEGAPIXELS = 89.0  # of an image, if no one asks for more: Pillow's bound
+MEGAPIXELS_FLAG = "--max_image_megapixels"
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON takes for white space
 # What most values do not hold, so that they need not be walked through: an escaped surrogate, or a
 # long run of digits.

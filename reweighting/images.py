@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from .files import MEGAPIXELS_FLAG
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,8 +35,6 @@ MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
 MAX_FILE_BYTES = 2**29  # of an image file
 MAX_BODY_BYTES = 2**26  # of an image at a URL or within a record
 URL_SECONDS = 60  # for everything that fetching an image takes
-MEGAPIXELS = 89.0  # of an image, if no one asks for more: Pillow's bound
-MEGAPIXELS_FLAG = "--max_image_megapixels"
 ACCEPTED = (
     "an image is a path, an http(s) URL, a data: URI, the bytes of a file, a PIL image, a uint8 "
     "array [H, W], [H, W, 3] or [H, W, 4], or a tensor [C, H, W], uint8 or floating within [0, 1]"

@@ -33,6 +33,7 @@ from .checkpoints import (
     BASE_DIRECTORY,
     HEAD_FILE,
     SCORE_HEAD_FILE,
+    CheckpointError,
     base_source,
     load_head,
     open_base,
@@ -53,6 +54,7 @@ from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, response_prompts
 from .samples import CandidatesSample, text_fault, without_image_tags
 from .steps import Prompt
+from .terminal import printable
 
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
 PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
@@ -172,7 +174,18 @@ class RewardModel(nn.Module):
                     stacklevel=2,
                 )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if not model.check_trees():
+        try:
+            model.encoder.check()
+            right = model.check_trees()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a processor of another model makes forward passes fail anyhow
+            reason = printable(str(error) or type(error).__name__)
+            raise CheckpointError(
+                f"{path}: the model cannot score a small prompt: {reason}; its processor, "
+                "tokenizer or config.json belong to another model or are damaged"
+            ) from error
+        if not right:
             warnings.warn(f"{type(base_model).__name__}: {WRONG_TREES}", stacklevel=2)
         return model
 
@@ -493,10 +506,10 @@ class RewardModel(nn.Module):
     def _text(self, text: str, name: str) -> str:
         if not isinstance(text, str):
             raise TypeError(f"{name} must be text, is {type(text).__name__}")
+        text = without_image_tags(text)
         if fault := text_fault(text):
             kind, *values = fault
             raise ValueError(f"{name} {kind.format(*values)}")
-        text = without_image_tags(text)
         if token := self.encoder.control_token(text):
             raise ValueError(f"{name} holds the control token {token}")
         return text

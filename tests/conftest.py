@@ -97,7 +97,7 @@ def reward_model():
     from reweighting.reward_model import RewardModel
 
     torch.manual_seed(0)
-    return RewardModel.from_pretrained(TINY, device="cpu")
+    return RewardModel.from_pretrained(TINY, device="cpu", fresh_head=True)
 
 
 def command(dataset: Path, weights_path: Path, *flags: str) -> list[str]:

@@ -107,7 +107,7 @@ def write_candidates(data: Path, **fields) -> Path:
         ("train.json", {"image_path": "images/\ud83d.png"}, "holds half of a surrogate pair"),
         ("train.json", {"image_path": "images/\0.png"}, r"holds a NUL character: images/\x00.png"),
         ("train.json", {"image_path": "data:image/png;base64," + "A" * 10**6},
-         "holds the image itself (data:image/png;base64,AAAAAAAAAAAAAAA...): write it to a file"),
+         "(a data: URI of 1,000,022 characters) cannot be read: holds no image"),
         ("train.json", {"image_path": "file:///a/b.png"}, "give its path instead, /a/b.png"),
         ("train.json", {"image_path": "file://host/a/b.png"}, "give its path instead, /a/b.png"),
         ("train.json", {"image_path": "s3://a/b.png"}, "is a URL of an unknown kind (s3://a/b.png)"),
