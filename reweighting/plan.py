@@ -105,10 +105,8 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     print(f"tokens a train record      {_summary(train_tokens)}")
     if data.meta:
         right = sum(sample.true_false for sample in data.meta)
-        steps = [len(sample.prompts) for sample in data.meta]
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
-        print(f"steps a meta chain         {_summary(steps)}")
-        print(f"                           {describe_meta(data.meta)}")
+        print(f"steps of meta chains       {describe_meta(data.meta)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
     units = train_units(arguments, data.train)

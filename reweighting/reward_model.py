@@ -92,6 +92,25 @@ def packs_trees(config) -> bool:
     )
 
 
+@contextmanager
+def _must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
+    """Processor and model belong together: with parts of another one any of ``errors`` may arise.
+
+    Raises:
+        CheckpointError: one of them did.
+    """
+    try:
+        yield
+    except (CheckpointError, torch.OutOfMemoryError):
+        raise
+    except errors as error:
+        reason = printable(str(error) or type(error).__name__)
+        raise CheckpointError(
+            f"{path}: the model cannot score a small prompt: {reason}; its processor, tokenizer or "
+            "config.json belong to another model or are damaged"
+        ) from error
+
+
 class RewardModel(nn.Module):
     """Process reward model φ.
 
@@ -159,7 +178,8 @@ class RewardModel(nn.Module):
         if note:
             warnings.warn(note, stacklevel=2)
         base_model = open_base(source, dtype)
-        model = cls(base_model, PromptEncoder(found, **options))
+        with _must_fit(path, AttributeError, KeyError, TypeError):
+            model = cls(base_model, PromptEncoder(found, **options))
         if not model.packs_trees:
             kind = type(base_model).__name__
             warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)
@@ -174,17 +194,9 @@ class RewardModel(nn.Module):
                     stacklevel=2,
                 )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
+        with _must_fit(path, Exception):
             model.encoder.check()
             right = model.check_trees()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a processor of another model makes forward passes fail anyhow
-            reason = printable(str(error) or type(error).__name__)
-            raise CheckpointError(
-                f"{path}: the model cannot score a small prompt: {reason}; its processor, "
-                "tokenizer or config.json belong to another model or are damaged"
-            ) from error
         if not right:
             warnings.warn(f"{type(base_model).__name__}: {WRONG_TREES}", stacklevel=2)
         return model

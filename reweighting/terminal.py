@@ -43,7 +43,7 @@ def _say(kind: str, text: object) -> None:
 
 def quiet() -> None:
     """Leave the terminal to our own lines: no progress bars of transformers, no notes of Betty's,
-    no word of torch about its own calls.
+    no word of torch about its own calls; Python's warnings in our own form.
 
     For the start of a command, before it loads a model; a library leaves that to its user.
     """
@@ -55,6 +55,12 @@ def quiet() -> None:
     # A filter stays; Betty sets the logger's level anew when it first logs.
     logging.getLogger("betty").addFilter(_matters)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch\\.")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A Python warning in our own form: to who types a command, the line of code says nothing."""
+    warning(message)
 
 
 def _matters(record: logging.LogRecord) -> bool:
