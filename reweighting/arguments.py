@@ -10,11 +10,12 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from .files import MEGAPIXELS, MEGAPIXELS_FLAG
 from .presets import PRESETS
 from .steps import compiled
-from .terminal import printable
+from .terminal import MAX_LINE, printable
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -28,6 +29,13 @@ class HelpFormatter(argparse.HelpFormatter):
         if action.default is None or isinstance(action, argparse._StoreTrueAction):
             return text
         return text if action.default == argparse.SUPPRESS else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; subcommands' parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {printable(message, MAX_LINE)}\n")
 
 
 def whole(minimum: int):
@@ -107,7 +115,7 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of training."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
         description="Train a multimodal process reward model on weighted data, and the weights "
         "(DreamPRM, arXiv 2505.20241; DreamPRM-1.5, arXiv 2509.05542).",

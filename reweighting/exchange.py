@@ -28,6 +28,7 @@ from typing import Any
 
 from . import files, terminal
 from .answers import extract, is_right, same
+from .arguments import Parser
 
 EXAMPLES = """examples:
   python -m reweighting.exchange from-vlmevalkit --benchmark MathVista.tsv \\
@@ -320,7 +321,7 @@ def to_lm_eval(lines: list[dict], output: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The four directions and their flags."""
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLES}
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m reweighting.exchange",
         description="Candidates from, and choices to, VLMEvalKit and lm-eval.",
         **layout,

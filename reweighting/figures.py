@@ -1,6 +1,6 @@
 """Figures of a training run.
 
-python -m reweighting.figures --weights_path weights/demo --output_dir figs
+python -m reweighting.figures --weights_path weights/demo --output_dir weights/demo/figures
 
 draws, from what the run wrote: the final domain weights as horizontal bars (as figure 6 of the
 paper), the weights over time, and the losses over time; of instance weights their distribution,
@@ -9,7 +9,6 @@ their spread within the domains, and a contact sheet of the records trusted most
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from . import terminal
+from .arguments import Parser
 from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
 from .files import MEGAPIXELS, FileError, complete_lines, read_json
 from .images import allow_megapixels
@@ -279,7 +279,7 @@ def draw_all(directory: Path, output: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m reweighting.figures", description="Draw the figures of a training run."
     )
     parser.add_argument("--weights_path", required=True, type=Path, help="the run's directory")

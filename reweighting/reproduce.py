@@ -1,7 +1,7 @@
 """The paper's study with one command: main table, scaling in N, aggregations, ablations, weights.
 
-    python -m reweighting.reproduce --out figs/                  # on the demo data, on a processor
-    python -m reweighting.reproduce --config paper --out figs/   # the paper's settings, on a GPU
+    python -m reweighting.reproduce --out weights/study          # on the demo data, on a CPU
+    python -m reweighting.reproduce --config paper --out weights/study   # as in the paper, on a GPU
 
 writes ``RESULTS.md`` and figures into ``--out``, with the paper's numbers beside them.
 Trainings and scores are kept in ``--work``: an interrupted study goes on where it was.
@@ -9,7 +9,6 @@ Trainings and scores are kept in ``--work``: an interrupted study goes on where 
 
 from __future__ import annotations
 
-import argparse
 import platform
 import shlex
 import sys
@@ -25,6 +24,7 @@ import torch
 import transformers
 
 from . import terminal
+from .arguments import Parser
 from .best_of_n import AGGREGATIONS, evaluate, interval
 from .files import write_records, write_text
 from .samples import RecordReader, load_candidates
@@ -304,9 +304,7 @@ def _save(figure, axes, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reweighting.reproduce", description=__doc__.split("\n")[0]
-    )
+    parser = Parser(prog="python -m reweighting.reproduce", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, help="directory for RESULTS.md and figures")
     add("--config", choices=["demo", "paper"], default="demo", help="data, model and settings")

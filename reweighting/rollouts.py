@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from . import terminal
 from .answers import extract, is_right, unreadable, unreadable_note
-from .arguments import HelpFormatter, add_record_flags, real, whole
+from .arguments import HelpFormatter, Parser, add_record_flags, real, whole
 from .files import FileError, parse_json, read_text, remove, write_records
 from .journal import Journal
 from .labelling import (
@@ -231,7 +231,7 @@ def train_records(
 
 def build_parser() -> argparse.ArgumentParser:
     """The three commands and their flags."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m reweighting.rollouts",
         description="Chains of thought and Monte-Carlo labels from a model server or checkpoint.",
     )

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from . import terminal
 from .answers import unreadable, unreadable_note
-from .arguments import add_record_flags, unwritable
+from .arguments import Parser, add_record_flags, unwritable
 from .best_of_n import AGGREGATIONS, LogOdds, Pool, aggregate, evaluate, interval, select
 from .checkpoints import BASE_DIRECTORY, file_fingerprint, fingerprint, locate
 from .files import (
@@ -248,7 +248,7 @@ def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """All flags of selection."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m reweighting.selection",
         description="Score candidate chains with a trained reward model and pick the best.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -157,3 +157,10 @@ def test_loading_a_model_prints_nothing() -> None:
     )
     done = python("-c", load)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_wrong_flag_costs_one_line() -> None:
+    for command in (["main.py", "--bogus"], ["-m", "reweighting.rollouts", "chains", "--bogus"]):
+        wrong = python(*command)
+        assert wrong.returncode == 2
+        assert wrong.stderr.count("\n") == 1 and ": error: " in wrong.stderr
