@@ -160,7 +160,7 @@ def test_loading_a_model_prints_nothing() -> None:
 
 
 def test_a_wrong_flag_costs_one_line() -> None:
-    for command in (["main.py", "--bogus"], ["-m", "reweighting.rollouts", "chains", "--bogus"]):
-        wrong = python(*command)
+    for words in (["main.py", "--bogus"], ["-m", "reweighting.rollouts", "chains", "--bogus"]):
+        wrong = python(*words)
         assert wrong.returncode == 2
         assert wrong.stderr.count("\n") == 1 and ": error: " in wrong.stderr
