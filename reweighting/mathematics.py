@@ -44,7 +44,6 @@ class _Helper:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._owner = 0
         self._lock = threading.Lock()
         # A process forked from this one must neither share the pipe nor inherit a held lock.
         os.register_at_fork(after_in_child=self.__init__)

@@ -261,15 +261,6 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
     return text.strip(), ""
 
 
-def final_answer(response: str) -> str:
-    """What follows the last "Final answer" on its line, as written; "" if there is none."""
-    *_, last = [None, *_VERDICT.finditer(response)]
-    if last is None:
-        return ""
-    line = response[last.end() :].lstrip(" *_:：\r\n\t").splitlines()
-    return line[0].strip(" *_") if line else ""
-
-
 @lru_cache
 def compiled(pattern: str) -> re.Pattern[str]:
     """A user's own pattern of what starts a step, read with MULTILINE: ``^`` is a line's start.
@@ -344,12 +335,6 @@ class Prompt:
     def text(self) -> str:
         """Question and steps in one user turn."""
         return join(self.question, "".join(self.steps))
-
-
-def cut(prefixes: list[str]) -> tuple[str, ...]:
-    """The pieces by which prefixes grow, the shortest prefix being the first piece."""
-    grown = zip(prefixes[1:], prefixes, strict=False)
-    return (*prefixes[:1], *(longer[len(shorter) :] for longer, shorter in grown))
 
 
 def step_prompts(question: str, steps: tuple[str, ...]) -> list[Prompt]:

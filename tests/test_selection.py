@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from reweighting import best_of_n, selection
+from reweighting.answers import extract
 from reweighting.best_of_n import Pool, evaluate, interval, select, sizes, subsets
 from reweighting.samples import CandidatesSample
-from reweighting.steps import chain_prompts, final_answer
+from reweighting.steps import chain_prompts
 
 from .conftest import REPOSITORY
 
@@ -122,9 +123,9 @@ def test_select_from_python_agrees(reward_model, samples):
 
 
 def test_final_answers_are_found_whatever_their_decoration():
-    assert final_answer("Step 1: x\n**Final answer:** B.\n") == "B."
-    assert final_answer("so. Final answer is 42") == "42"
-    assert final_answer("no verdict") == ""
+    assert extract("Step 1: x\n**Final answer:** B.\n") == "B."
+    assert extract("so. Final answer is 42") == "42"
+    assert extract("no verdict") == ""
 
 
 def pool(answers: str, right: str, scores: list[float]) -> Pool:
