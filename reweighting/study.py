@@ -96,9 +96,10 @@ class Study:
         ]
         if checkpoints.exists(run):
             command.append("--resume")
-        done = subprocess.run(command, capture_output=True, text=True)
+        # Its progress and its errors go to the terminal; the table at its end would be one of many.
+        done = subprocess.run(command, stdout=subprocess.DEVNULL)
         if done.returncode:
-            raise RuntimeError(f"{run.name}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+            raise RuntimeError(f"{run.name}: exit code {done.returncode}")
         write_json(run / DONE_FILE, time.monotonic() - started)
 
     def seconds(self, variant: str, seed: int) -> float:
