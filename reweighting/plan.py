@@ -14,7 +14,7 @@ from .construction import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
 from .prompts import PromptEncoder
 from .reports import peak_memory_gib
-from .reward_model import SEPARATE_FORWARDS, packs_trees
+from .reward_model import SEPARATE_FORWARDS, must_fit, packs_trees
 from .run_data import Data, total_steps, train_units
 from .samples import describe_meta
 from .terminal import printable
@@ -135,9 +135,10 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
 
     if not packs_trees(load_config(arguments.reward_model)):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
-    print(f"parameters                 {count_parameters(arguments, encoder):,}")
     train, meta = largest_batches(arguments, data, encoder)
-    memory = estimate_memory(arguments, encoder, train, meta)
+    with must_fit(arguments.reward_model, Exception):
+        print(f"parameters                 {count_parameters(arguments, encoder):,}")
+        memory = estimate_memory(arguments, encoder, train, meta)
     print(f"estimated peak memory      {_peak(arguments, memory, process)}")
 
 

@@ -93,7 +93,7 @@ def packs_trees(config) -> bool:
 
 
 @contextmanager
-def _must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
+def must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
     """Processor and model belong together: with parts of another one any of ``errors`` may arise.
 
     Raises:
@@ -178,7 +178,7 @@ class RewardModel(nn.Module):
         if note:
             warnings.warn(note, stacklevel=2)
         base_model = open_base(source, dtype)
-        with _must_fit(path, AttributeError, KeyError, TypeError):
+        with must_fit(path, AttributeError, KeyError, TypeError):
             model = cls(base_model, PromptEncoder(found, **options))
         if not model.packs_trees:
             kind = type(base_model).__name__
@@ -194,7 +194,7 @@ class RewardModel(nn.Module):
                     stacklevel=2,
                 )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with _must_fit(path, Exception):
+        with must_fit(path, Exception):
             model.encoder.check()
             right = model.check_trees()
         if not right:
