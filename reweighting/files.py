@@ -15,6 +15,7 @@ from typing import IO, Any
 MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
+_NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
 MEGAPIXELS = 89.0  # of an image, if no one asks for more: Pillow's bound
 MEGAPIXELS_FLAG = "--max_image_megapixels"
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON takes for white space
@@ -112,7 +113,7 @@ def read_text(path: str | Path) -> str:
         try:
             return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            raise FileError(f"{path}: not UTF-8 text ({error.reason})") from error
+            raise FileError(f"{path}: {_NOT_UTF8} ({error.reason})") from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -157,7 +158,7 @@ def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[in
             try:
                 value = parse_json(body, checked)
             except UnicodeDecodeError as error:
-                reason = f"not UTF-8 text ({error.reason})"
+                reason = f"{_NOT_UTF8} ({error.reason})"
                 raise BrokenLine(
                     f"{path}: line {number}: {reason}", not line.endswith(b"\n")
                 ) from error

@@ -218,10 +218,16 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def unreadable_lines(lines_of_set: dict[str, list[dict]]) -> list[str]:
-    """A line for each set in which some candidates have no final answer that can be read."""
+def remarks(lines_of_set: dict[str, list[dict]]) -> list[str]:
+    """What a table does not show: questions left out, candidates without a readable answer."""
     found = []
     for name, lines in lines_of_set.items():
+        known = sum("true_false" in line for line in lines)
+        if 0 < known < len(lines):
+            found.append(
+                f"{name}: the table covers {known:,} of {len(lines):,} questions: of the others, "
+                "no right and wrong is known"
+            )
         missing = sum(unreadable(line["candidates"], line.get("choices")) for line in lines)
         total = sum(len(line["candidates"]) for line in lines)
         if note := unreadable_note(missing, total):
@@ -350,7 +356,7 @@ def _select(
     write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
         print(table(by_set))
-    for line in unreadable_lines(lines_of_set):
+    for line in remarks(lines_of_set):
         print(line)
     for name in sets:
         unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"

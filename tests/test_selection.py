@@ -456,3 +456,11 @@ def test_votes_follow_the_options_and_what_cannot_be_read_is_said(
     assert found["majority"]["6"]["accuracy"] == 1
     assert found["one sample"]["1"]["accuracy"] == pytest.approx((4 / 6 + 3 / 6) / 2)
     assert "few: 2 of 12 candidates have no readable answer" in capsys.readouterr().out
+
+
+def test_a_table_says_what_it_leaves_out():
+    lines = [{"candidates": ["Final answer: 5"], "true_false": [True]}, {"candidates": ["B", "A"]}]
+    assert selection.remarks({"half": lines}) == [
+        "half: the table covers 1 of 2 questions: of the others, no right and wrong is known"
+    ]
+    assert selection.remarks({"all": lines[:1]}) == []
