@@ -217,9 +217,9 @@ def test_printed_text_is_one_harmless_line(text, expected):
 
 
 def test_a_gigantic_text_is_cut_before_it_is_cleaned():
-    before = time.perf_counter()
+    before = time.process_time()
     assert printable("\x1b" * 50_000_000, 40).endswith("...")
-    assert time.perf_counter() - before < 1
+    assert time.process_time() - before < 1
 
 
 def test_errors_and_warnings_go_to_standard_error(capsys):
