@@ -228,7 +228,7 @@ class RewardModel(nn.Module):
             apart = self(packed)
         if not bool(apart.isfinite().all()):
             raise FloatingPointError(
-                "gives no finite score of a small prompt: its weights are damaged, or too large for "
+                "gives no finite score of a small prompt: its weights are damaged or too large for "
                 f"{self.base_model.dtype}"
             )
         if not expects_trees:
