@@ -20,7 +20,6 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
-from PIL import Image
 
 from . import terminal
 from .arguments import Parser
@@ -33,7 +32,7 @@ from .checkpoints import (
     read_named_weights,
 )
 from .files import MEGAPIXELS, FileError, complete_lines, is_number, read_json, replacing
-from .images import allow_megapixels
+from .images import allow_megapixels, load_pixels
 from .samples import RecordReader, TrainSample, load_train
 
 # Domains and records are quoted as they are: a "$" in them opens no formula.
@@ -194,8 +193,7 @@ def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], 
     ):
         for row, axes in zip(chosen, row_of_panels, strict=True):
             sample = samples[table["record"][row]]
-            with Image.open(sample.image) as image:
-                axes.imshow(image.convert("RGB"))
+            axes.imshow(load_pixels(sample.image))
             axes.axis("off")
             axes.set_title(
                 f"{title}: {table['weight'][row]:.2f}\nrecord {sample.record}, {sample.domain}\n"
