@@ -43,7 +43,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from .files import FileError, complete_lines, json_line, read_json, replacing, write_json
+from .files import FileError, complete_lines, is_number, json_line, read_json, replacing, write_json
 from .terminal import printable
 
 BASE_DIRECTORY = "base_model"
@@ -593,6 +593,23 @@ def save_instance_weights(folder: Path, weighting, samples, records) -> None:
         "visits": pyarrow.array(records.visits[rows].numpy()),
     }
     parquet.write_table(pyarrow.table(table), folder / INSTANCE_PARQUET)
+
+
+def read_named_weights(path: Path) -> dict[str, float]:
+    """Domain weights ``{domain: weight}`` from a ``domain_weights.json``.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else than finite numbers of at least 0.
+    """
+    weights = _load_object(path)
+    for name, weight in weights.items():
+        if not is_number(weight) or weight < 0:
+            raise CheckpointError(
+                f"{path}: the weight of '{printable(name)}' must be a number of at least 0"
+            )
+    if not any(weights.values()):
+        raise CheckpointError(f"{path}: holds no weight above 0")
+    return weights
 
 
 def domain_file(path: str | Path) -> Path:

@@ -14,19 +14,29 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
-from PIL import Image
 
 from . import terminal
 from .arguments import Parser
-from .checkpoints import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
-from .files import MEGAPIXELS, FileError, complete_lines, read_json
-from .images import allow_megapixels
+from .checkpoints import (
+    ARGUMENTS_FILE,
+    DOMAIN_JSON,
+    INSTANCE_PARQUET,
+    METRICS_FILE,
+    locate,
+    read_named_weights,
+)
+from .files import MEGAPIXELS, FileError, complete_lines, is_number, read_json, replacing
+from .images import allow_megapixels, load_pixels
 from .samples import RecordReader, TrainSample, load_train
+
+# Domains and records are quoted as they are: a "$" in them opens no formula.
+plt.rcParams["text.parse_math"] = False
 
 BLUE, GREY = "#2a6f97", "#8d99ae"
 # Lines of domains: told apart by readers who see no red or no green too, and each with a contrast
@@ -42,16 +52,36 @@ LABEL_POINTS = 10  # height of a line of names
 
 
 def read_metrics(directory: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``.
+    """The lines of ``metrics.jsonl``; a damaged one is warned of and left out.
 
     Raises:
         FileError: the directory holds no metrics.
     """
-    lines = complete_lines(directory / METRICS_FILE)
-    if not lines:
-        path = directory / METRICS_FILE
-        raise FileError(f"{path}: no such file, or it is empty; is this a run's directory?")
-    return lines
+    path = directory / METRICS_FILE
+    lines = complete_lines(path)
+    metrics = [line for line in lines if _is_metrics(line)]
+    if len(metrics) < len(lines):
+        terminal.warning(
+            f"{path}: {len(lines) - len(metrics):,} of {len(lines):,} lines are left out: they "
+            "hold no iteration with a loss, or a number of them is not finite"
+        )
+    if not metrics:
+        raise FileError(f"{path}: no such file, or no metrics in it; is this a run's directory?")
+    return metrics
+
+
+def _is_metrics(line: Any) -> bool:
+    """Whether the figures can use a line: what they show of it are finite numbers."""
+    if not isinstance(line, dict):
+        return False
+    weights = line.get("weights")
+    meta_loss = line.get("meta_loss")
+    return (
+        all(is_number(line.get(name)) for name in ("iteration", "loss"))
+        and (meta_loss is None or is_number(meta_loss))
+        and (weights is None or isinstance(weights, dict))
+        and all(map(is_number, (weights or {}).values()))
+    )
 
 
 def draw_weights(weights: dict[str, float], path: Path) -> None:
@@ -163,8 +193,7 @@ def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], 
     ):
         for row, axes in zip(chosen, row_of_panels, strict=True):
             sample = samples[table["record"][row]]
-            with Image.open(sample.image) as image:
-                axes.imshow(image.convert("RGB"))
+            axes.imshow(load_pixels(sample.image))
             axes.axis("off")
             axes.set_title(
                 f"{title}: {table['weight'][row]:.2f}\nrecord {sample.record}, {sample.domain}\n"
@@ -172,15 +201,12 @@ def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], 
                 fontsize=8,
             )
             text = "\n".join(
-                part
-                for line in sample.text.splitlines()
-                for part in textwrap.wrap(line.replace("$", r"\$"), 46)
+                part for line in sample.text.splitlines() for part in textwrap.wrap(line, 46)
             )
             axes.text(0, -0.06, "\n".join(text.splitlines()[:LINES]), fontsize=5.5, va="top",
                       transform=axes.transAxes)  # fmt: skip
     figure.subplots_adjust(hspace=1.1, top=0.9, bottom=0.2)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    plt.close(figure)
+    _write(figure, path)
 
 
 def draw_instances(directory: Path, output: Path) -> list[Path]:
@@ -253,20 +279,28 @@ def smoothed(values: Sequence[float]) -> list[float]:
 def _save(figure, axes, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    # Without a date in the file, the same run draws the same bytes.
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    _write(figure, path)
+
+
+def _write(figure, path: Path) -> None:
+    with replacing(path, "wb") as file:
+        # Without a date in the file, the same run draws the same bytes.
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)
 
 
 def draw_all(directory: Path, output: Path) -> list[Path]:
-    """Draw every figure the run has data for, and return their paths."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Draw every figure the run has data for, and return their paths.
+
+    Raises:
+        FileError: the run's files are damaged or missing, or ``output`` cannot be written.
+    """
     metrics = read_metrics(directory)
     drawn = [output / "losses.png"]
     draw_losses(metrics, drawn[0])
     directory = locate(directory)  # a copy may have lost the names at the top
     if (directory / DOMAIN_JSON).exists():
-        weights = read_json(directory / DOMAIN_JSON)
+        weights = read_named_weights(directory / DOMAIN_JSON)
         draw_weights(weights, output / "domain_weights.png")
         drawn.append(output / "domain_weights.png")
     if metrics[-1].get("weights"):

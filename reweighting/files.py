@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -256,6 +257,11 @@ def complete_lines(path: str | Path) -> list[Any]:
                 break
             values.append(value)
     return values
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
 
 
 def json_line(value: Any) -> str:

@@ -46,6 +46,8 @@ _SPECIAL_FILES = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a directory",
 }
+_GREY_SCALES = {"L;2": 85, "L;4": 17}  # by Pillow's names of a PNG's depths
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _DATA_URI = re.compile(
     r"data:(image/[\w.+-]{1,100})?(;[\w.+-]{1,100}=[\w.+-]{1,100}){0,8};base64,", re.IGNORECASE
 )
@@ -82,6 +84,7 @@ def open_image(source: Source) -> Image.Image:
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         # Pillow only warns up to twice its limit; training on such an image is never meant.
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    _scale_transparent_colour(image)
     image.load()
     return image
 
@@ -97,12 +100,14 @@ def to_pixels(image: Image.Image) -> Image.Image:
     It stands upright (EXIF orientation), what is transparent shows white, and more than 8 bits are
     scaled to 8. An RGB picture without such metadata is returned as it is.
     """
+    upright = image
     # A broken EXIF block does not spoil the picture.
     with suppress(Exception):
         if image.getexif().get(0x0112, 1) != 1:  # the orientation
-            image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
+            upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F" or upright.mode.startswith("I"):
+        upright = _eight_bits(upright, image)
+    image = upright
     if image.mode == "LAB":
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
@@ -274,18 +279,50 @@ def _array(source: Source) -> np.ndarray | None:
     return np.ascontiguousarray(array)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of more than 8 bits a pixel (``I;16``, ``I``, ``F``) in mode L.
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """Give the transparent colour of a PNG not yet decoded in the numbers its pixels will have.
 
-    16 bits run from 0 to 65535. For ``I`` and ``F`` no format says what is white: values within
-    [0, 1] (``F`` alone), [0, 255] or [0, 65535] are taken for shares of that range, others are
-    stretched from the smallest to the largest. A PNG in mode ``I`` has 16 bits.
+    Pillow spreads 2 and 4 bits over 0 to 255 and cuts 16-bit colours down to 8, but leaves the
+    transparent one as the file has it.
+
+    Raises:
+        OSError: among the colours left, the transparent one cannot be told from its neighbours.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0.0, neginf=0.0)
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or clear is None or not tiles:
+        return
+    raw_mode = tiles[0][3]
+    if raw_mode == "RGB;16B":
+        raise OSError(
+            "has 16 bits a colour and a transparent one, of which Pillow keeps 8; save it with 8 "
+            "bits or with an alpha channel"
+        )
+    if raw_mode in _GREY_SCALES:
+        image.info["transparency"] = clear * _GREY_SCALES[raw_mode]
+
+
+def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """A picture of more than 8 bits a pixel (``I;16``, ``I``, ``F``) in mode L, or LA of a PNG
+    with a transparent grey.
+
+    16 bits run from 0 to 65535, those that a TIFF says it has of them from 0 on. For ``I`` and
+    ``F`` no format says what is white: values within [0, 1] (``F`` alone), [0, 255] or [0, 65535]
+    are taken for shares of that range, others are stretched from the smallest to the largest. A PNG
+    in mode ``I`` has 16 bits. A TIFF may say that its smallest value is white.
+
+    Args:
+        opened: the picture as opened, which knows its format and tags.
+    """
+    tags = getattr(opened, "tag_v2", {})
+    pixels = np.asarray(image)
+    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+        pixels = pixels.view(np.uint32)  # Pillow takes them for signed
+    values = np.nan_to_num(pixels.astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    if sixteen and low >= 0 and high <= 65535:
-        high = 65535.0
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PNG")
+    full = 2.0 ** tags.get(_BITS, (16,))[0] - 1
+    if sixteen and low >= 0 and high <= full:
+        high = full
     elif image.mode == "F" and low >= 0 and high <= 1:
         high = 1.0
     elif low >= 0 and high <= 65535:
@@ -293,4 +330,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         values -= low
         high = high - low or 1.0
-    return Image.fromarray(np.round(values * (255 / high)).astype(np.uint8))
+    levels = np.round(values * (255 / high)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == 0:
+        levels = 255 - levels
+    grey = Image.fromarray(levels)
+    if isinstance(clear := opened.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+    return grey

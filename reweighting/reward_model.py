@@ -97,12 +97,14 @@ def must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
     """Processor and model belong together: with parts of another one any of ``errors`` may arise.
 
     Raises:
-        CheckpointError: one of them did.
+        CheckpointError: one of them did, or the model gives no finite score.
     """
     try:
         yield
     except (CheckpointError, torch.OutOfMemoryError):
         raise
+    except FloatingPointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except errors as error:
         reason = printable(str(error) or type(error).__name__)
         raise CheckpointError(
@@ -170,7 +172,8 @@ class RewardModel(nn.Module):
 
         Raises:
             CheckpointError: there is no such model, a file is damaged, weights do not fit the
-                architecture, or a directory written by training lacks its head.
+                architecture or give no finite score, or a directory written by training lacks its
+                head.
         """
         options = saved_head(path) | encoder_options
         source = base_source(path)
@@ -206,19 +209,30 @@ class RewardModel(nn.Module):
 
         If it does not, prompts go through the model one by one from now on. So no architecture that
         is added to the table, and no new version of its code, can score wrongly without a word.
+        Of an architecture without trees only the separate scores are looked at.
+
+        Raises:
+            FloatingPointError: the separate scores are not finite.
         """
-        if not self.packs_trees:
-            return True
         picture = Image.linear_gradient("L").resize((56, 56))
         prompts = response_prompts("Which half is dark?", ["Step 1: Look.", "Step 2: The upper."])
         packed = pack([self.encoder.encode(picture, prompts)]).to(self.device)
+        expects_trees = self.packs_trees
         with torch.no_grad():
-            try:
-                together = self(packed)
-            except Exception:  # the architecture cannot do with what stands in for a mask
-                together = torch.tensor(torch.nan, device=self.device)
-            self._forward_separately()
+            if expects_trees:
+                try:
+                    together = self(packed)
+                except Exception:  # the architecture cannot do with what stands in for a mask
+                    together = torch.tensor(torch.nan, device=self.device)
+                self._forward_separately()
             apart = self(packed)
+        if not bool(apart.isfinite().all()):
+            raise FloatingPointError(
+                "gives no finite score of a small prompt: its weights are damaged or too large for "
+                f"{self.base_model.dtype}"
+            )
+        if not expects_trees:
+            return True
         # A number with few bits cannot show more than a coarse error.
         bits = torch.finfo(self.base_model.dtype)
         error = (together - apart).abs() / apart.abs().clamp(min=1)

@@ -14,10 +14,11 @@ import warnings
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import main as program
-from reweighting import checkpoints
+from reweighting import checkpoints, figures
 from reweighting.arguments import parse_arguments
 from reweighting.diagnostics import ENOUGH_STEPS, WINDOW, MetaLosses, MovedShare, WeightHistory
 from reweighting.figures import PALETTE, smoothed, spread
@@ -325,3 +326,73 @@ def test_every_colour_of_a_line_can_be_read_on_white():
 
     assert len(set(PALETTE)) == 10
     assert all(1.05 / (luminance(colour) + 0.05) >= 4.5 for colour in PALETTE)
+
+
+# ---- figures of what a run wrote
+
+
+def write_metrics(run, *lines: str, domains: tuple[str, ...] = ("a", "b")):
+    """A run's metrics: three good lines, then ``lines`` as they are."""
+    run.mkdir(exist_ok=True)
+    weights = {domain: 1.0 for domain in domains}
+    (run / "domain_weights.json").write_text(json.dumps(weights))
+    good = [
+        json.dumps({"iteration": k, "loss": 0.1, "meta_loss": 0.2, "weights": weights})
+        for k in range(1, 4)
+    ]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in [*good, *lines]))
+    return run
+
+
+def draw(run, output) -> int:
+    return figures.main(["--weights_path", str(run), "--output_dir", str(output)])
+
+
+def test_names_that_hold_a_dollar_sign_are_drawn(tmp_path, capsys):
+    run = write_metrics(tmp_path / "run", domains=("costs $", "$a_b^$", r"\$"))
+    assert draw(run, tmp_path / "figures") == 0
+    for name in capsys.readouterr().out.split():
+        with Image.open(name) as picture:
+            assert len(picture.convert("RGB").getcolors(2**24)) > 10
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/figures"])
+def test_figures_that_cannot_be_written_cost_one_line(tmp_path, capsys, output):
+    (tmp_path / "file").write_text("kept")
+    assert draw(write_metrics(tmp_path / "run"), tmp_path / output) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / output}") and said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1, 2]",
+        "7",
+        '{"iteration": 9}',
+        '{"iteration": 9, "loss": "much"}',
+        '{"iteration": true, "loss": 0.1}',
+        '{"iteration": 9, "loss": 0.1, "meta_loss": [1]}',
+        '{"iteration": 9, "loss": 0.1, "weights": {"a": NaN, "b": 1}}',
+        '{"iteration": 9, "loss": 0.1, "weights": [1, 2]}',
+    ],
+)
+def test_damaged_metrics_are_named_and_left_out(tmp_path, capsys, line):
+    run = write_metrics(tmp_path / "run")
+    assert draw(run, tmp_path / "whole") == 0
+    assert capsys.readouterr().err == ""
+    assert draw(write_metrics(run, line), tmp_path / "damaged") == 0
+    said = capsys.readouterr().err
+    assert "metrics.jsonl: 1 of 4 lines are left out" in said and said.count("\n") == 1
+    for picture in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "damaged" / picture.name).read_bytes() == picture.read_bytes()
+
+
+@pytest.mark.parametrize("weights", ["[1]", '{"a": NaN}', '{"a": "1"}', "{}", '{"a": -1}', "{"])
+def test_damaged_domain_weights_are_named(tmp_path, capsys, weights):
+    run = write_metrics(tmp_path / "run")
+    (run / "domain_weights.json").write_text(weights)
+    assert draw(run, tmp_path / "figures") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {run / 'domain_weights.json'}") and said.count("\n") == 1

@@ -6,8 +6,10 @@ import base64
 import json
 import os
 import socket
+import struct
 import threading
 import time
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
@@ -95,6 +97,84 @@ def test_ranges_that_no_format_names(tmp_path, values, expected):
     Image.fromarray(values).save(tmp_path / "values.tiff")
     found = np.asarray(load_pixels(tmp_path / "values.tiff"))
     assert found.dtype == np.uint8 and found[0, :, 0].tolist() == expected
+
+
+def png(depth: int, colour: int, row: bytes, clear: bytes) -> bytes:
+    """A PNG of 16 equal rows of 16 pixels, with a tRNS chunk; Pillow writes not all of them."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    head = struct.pack(">IIBBBBB", 16, 16, depth, colour, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * 16))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"tRNS", clear) + body) + chunk(
+        b"IEND", b""
+    )
+
+
+@pytest.mark.parametrize(
+    "depth, clear, row, seen",
+    [
+        (1, 0, b"\x00\xff", [255, 255]),
+        (1, 1, b"\xff\x00", [255, 0]),
+        (2, 1, b"\x55\x55\xaa\xaa", [255, 170]),
+        (4, 5, b"\x55" * 4 + b"\x33" * 4, [255, 51]),
+        (8, 7, b"\7" * 8 + b"\x64" * 8, [255, 100]),
+        (16, 0, struct.pack(">16H", *[0] * 8, *[25_700] * 8), [255, 100]),
+        (16, 300, struct.pack(">16H", *[300] * 8, *[257] * 8), [255, 1]),
+    ],
+)
+def test_a_transparent_grey_shows_white_at_every_depth(tmp_path, depth, clear, row, seen):
+    path = tmp_path / "grey.png"
+    path.write_bytes(png(depth, 0, row, struct.pack(">H", clear)))
+    pixels = np.asarray(load_pixels(path))
+    assert pixels[3, [0, -1], 0].tolist() == seen
+    opened = Image.open(path)
+    for _ in range(2):  # a picture given twice is not scaled twice
+        assert (np.asarray(load_pixels(opened)) == pixels).all()
+
+
+def test_a_transparent_colour_of_16_bits_cannot_be_told(tmp_path):
+    """Pillow keeps 8 of them, by which opaque neighbours look the same."""
+    row = struct.pack(">48H", *[1000, 2000, 3000] * 8, *[25_700] * 24)
+    (tmp_path / "a.png").write_bytes(png(16, 2, row, struct.pack(">3H", 1000, 2000, 3000)))
+    assert "has 16 bits a colour and a transparent one" in image_problem(str(tmp_path / "a.png"))
+    (tmp_path / "b.png").write_bytes(png(8, 2, b"abc" * 8 + b"ddd" * 8, b"\0a\0b\0c"))
+    assert np.asarray(load_pixels(tmp_path / "b.png"))[3, [0, -1]].tolist() == [WHITE, [100] * 3]
+
+
+def tiff(body: bytes, bits: int, photometric: int, sample_format: int = 1) -> bytes:
+    """A TIFF of 16 by 16 grey pixels; Pillow writes neither all depths nor both directions."""
+    tags = [(256, 16), (257, 16), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 120 + 4)]
+    tags += [(277, 1), (278, 16), (279, len(body)), (339, sample_format)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + body
+
+
+@pytest.mark.parametrize(
+    "bits, sample_format, row",
+    [
+        (8, 1, bytes([0] * 8 + [255] * 8)),
+        (12, 1, bytes(12) + b"\xff" * 12),
+        (16, 1, struct.pack("<16H", *[0] * 8, *[65_535] * 8)),
+        (32, 1, struct.pack("<16I", *[0] * 8, *[2**32 - 1] * 8)),
+        (32, 2, struct.pack("<16i", *[-5] * 8, *[2**31 - 1] * 8)),
+        (32, 3, struct.pack("<16f", *[0] * 8, *[1] * 8)),
+    ],
+)
+def test_a_tiff_says_which_end_of_its_values_is_white(tmp_path, bits, sample_format, row):
+    read = 0
+    for photometric, seen in ((1, [0, 255]), (0, [255, 0])):
+        path = tmp_path / f"{photometric}.tiff"
+        path.write_bytes(tiff(row * 16, bits, photometric, sample_format))
+        problem = image_problem(str(path))
+        assert problem is None or "cannot identify" in problem  # Pillow reads not all of them
+        if problem is None:
+            assert np.asarray(load_pixels(path))[3, [0, -1], 0].tolist() == seen
+            read += 1
+    assert read
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

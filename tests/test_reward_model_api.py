@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from reweighting import reward_model as module
 from reweighting.best_of_n import AGGREGATIONS, aggregate
+from reweighting.checkpoints import CheckpointError
 from reweighting.images import to_pixels
 from reweighting.reward_model import RewardModel
 
@@ -151,3 +153,21 @@ def test_transparency_of_a_picture_in_memory_is_white(reward_model):
 def test_the_default_device_is_the_accelerator_where_there_is_one():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert RewardModel.from_pretrained(TINY).device.type == expected
+
+
+@pytest.mark.parametrize("spoilt", ["embedding", "head"])
+@pytest.mark.parametrize("trees", [True, False])
+def test_a_model_without_finite_scores_is_not_opened(tmp_path, monkeypatch, spoilt, trees):
+    """With packed trees and, as of other architectures, with separate forwards."""
+    monkeypatch.setattr(module, "packs_trees", lambda config: trees)
+    model = RewardModel.from_pretrained(TINY, device="cpu", fresh_head=True)
+    with torch.no_grad():
+        if spoilt == "head":
+            model.LN.weight.fill_(torch.nan)
+        else:
+            model.base_model.get_input_embeddings().weight.fill_(torch.nan)
+    path = tmp_path / "spoilt"
+    path.mkdir()
+    model.save_pretrained(path)
+    with pytest.raises(CheckpointError, match=f"^{path}: gives no finite score"):
+        RewardModel.from_pretrained(path, device="cpu")
