@@ -316,7 +316,8 @@ def to_vlmevalkit(lines: list[dict], output: Path) -> None:
     for number, line in enumerate(lines):
         own = line.get("benchmark") or {}
         if "index" not in own:
-            own = {"index": number, "question": line["question"], "answer": line.get("answer") or ""}
+            answer = line.get("answer") or ""
+            own = {"index": number, "question": line["question"], "answer": answer}
         rows.append({**own, "prediction": line["prediction"]})
     columns = dict.fromkeys(name for row in rows for name in row if name != "prediction")
     with files.replacing(output) as file:

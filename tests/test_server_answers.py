@@ -477,7 +477,7 @@ def test_unusable_keys_addresses_and_options_are_said_before_anything_is_sent(
     ):
         assert chains(tmp_path, address, output) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {address}: ")
-    for place in ("http://me:hunter2@a", "me:hunter2@a:8000", "http:/me:hunter2@a", "//me:hunter2@a"):
+    for place in ("http://me:hunter2@a", "me:hunter2@a:8", "http:/me:hunter2@a", "//me:hunter2@a"):
         for address in (f"{place}/v1", place.replace("//", "///")):
             assert chains(tmp_path, address, output) == 2
             assert "hunter2" not in (said := capsys.readouterr().err) and "OPENAI_API_KEY" in said
