@@ -109,7 +109,8 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         type=step_pattern,
         metavar="REGEX",
         help="what starts a step of a chain, as '^Part [A-Z]' or, for paragraphs, '\\A|\\n\\n', "
-        'instead of the markers known here ("Step 1", "1.", ...)',
+        'instead of the markers known here ("Step 1", "1.", ...); what it repeats is '
+        "taken 50 times at most, * and + too",
     )
 
 

@@ -22,7 +22,7 @@ import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,12 @@ def from_vlmevalkit(
         skip_missing: leave out questions that a run has no prediction for.
     """
     rows = read_table(benchmark, ("index", "question", "answer"))
-    runs = [
-        {row["index"]: row["prediction"] for row in read_table(path, ("index", "prediction"))}
-        for path in predictions
-    ]
+    _check_indices(benchmark, rows)
+    runs = []
+    for path in predictions:
+        table = read_table(path, ("index", "prediction"))
+        _check_indices(path, table)
+        runs.append({row["index"]: row["prediction"] for row in table})
     images = {row["index"]: row.get("image", "") for row in rows}
     records, missing, several = [], Counter(), 0
     for row in rows:
@@ -157,6 +159,13 @@ def from_vlmevalkit(
         said = _count(several, "question")
         notes.append(f"{benchmark}: {said} with several images: the first of them is taken")
     return records, notes
+
+
+def _check_indices(path: Path, rows: list[dict[str, str]]) -> None:
+    """Raises FormatError if an index is another row's too: what belongs to it could not be told."""
+    for index, count in Counter(row["index"] for row in rows).items():
+        if count > 1:
+            raise FormatError(f"{path}: column 'index': {index} is that of {count} rows")
 
 
 def _listed(cell: str) -> list[str]:
@@ -259,19 +268,39 @@ def _targets(target: Any) -> list[str]:
     return [str(value) for value in (target if isinstance(target, list) else [target])]
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+# Fields of a selection's lines that are read here, and what they must be.
+_SELECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "question": (lambda value: isinstance(value, str), "text"),
+    "answer": (lambda value: isinstance(value, str | None), "text or null"),
+    "candidates": (_is_texts, "a list of texts"),
+    "chosen": (lambda value: isinstance(value, dict), "an object"),
+    "benchmark": (lambda value: isinstance(value, dict | None), "an object or null"),
+    "choices": (lambda value: value is None or _is_texts(value), "a list of texts or null"),
+}
+
+
 def chosen(samples: Path, aggregation: str) -> list[dict]:
-    """Lines of ``samples.jsonl`` with the response an aggregation chose as ``prediction``."""
+    """Lines of ``samples.jsonl`` with the response an aggregation chose as ``prediction``.
+
+    Raises:
+        FormatError: a line is none of a selection, or has no choice by this aggregation.
+        FileError: the file is missing or broken.
+    """
     lines = []
     for number, _, line in files.read_json_lines(samples):
         where = f"{samples}: line {number}"
-        try:
-            choices, candidates = dict(line["chosen"]), list(line["candidates"])
-            line = {"question": line["question"], "answer": line["answer"], **line}
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"{where}: no line of a selection") from error
-        if aggregation not in choices:
-            raise FormatError(f"{where}: no '{aggregation}' among {', '.join(choices)}")
-        index = choices[aggregation]
+        if not isinstance(line, dict):
+            raise FormatError(f"{where}: no line of a selection: must be an object")
+        for name, (holds, kind) in _SELECTION.items():
+            if not holds(line.get(name)):
+                raise FormatError(f"{where}: no line of a selection: '{name}' must be {kind}")
+        if aggregation not in line["chosen"]:
+            raise FormatError(f"{where}: no '{aggregation}' among {', '.join(line['chosen'])}")
+        index, candidates = line["chosen"][aggregation], line["candidates"]
         if type(index) is not int or not 0 <= index < len(candidates):
             raise FormatError(f"{where}: the choice of '{aggregation}' is no candidate")
         lines.append({**line, "prediction": candidates[index]})
@@ -287,7 +316,8 @@ def to_vlmevalkit(lines: list[dict], output: Path) -> None:
     for number, line in enumerate(lines):
         own = line.get("benchmark") or {}
         if "index" not in own:
-            own = {"index": number, "question": line["question"], "answer": line["answer"] or ""}
+            answer = line.get("answer") or ""
+            own = {"index": number, "question": line["question"], "answer": answer}
         rows.append({**own, "prediction": line["prediction"]})
     columns = dict.fromkeys(name for row in rows for name in row if name != "prediction")
     with files.replacing(output) as file:
@@ -303,9 +333,10 @@ def to_lm_eval(lines: list[dict], output: Path) -> None:
     """
     with files.replacing(output) as file:
         for index, line in enumerate(lines):
-            answer = extract(line["prediction"])
+            choices = line.get("choices")
+            answer = extract(line["prediction"], choices)
             own = line.get("benchmark") or {}
-            target = own.get("target", line["answer"])
+            target = own.get("target", line.get("answer"))
             sample = {
                 "doc_id": own.get("doc_id", index),
                 "doc": own.get("doc", {"question": line["question"]}),
@@ -314,7 +345,9 @@ def to_lm_eval(lines: list[dict], output: Path) -> None:
                 "filtered_resps": [answer],
             }
             if target is not None:
-                sample["exact_match"] = float(any(same(answer, t) for t in _targets(target)))
+                sample["exact_match"] = float(
+                    any(same(answer, text, choices) for text in _targets(target))
+                )
             file.write(files.json_line(sample))
 
 

@@ -14,7 +14,10 @@ PART = 12  # characters of a secret in a row that must not be seen
 LEVELS = 4  # of escapes within escapes that are looked through
 INSTEAD = "[secret]"
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_BACKSLASHED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
+_BACKSLASHED = re.compile(
+    r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|U(00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4})"
+    r"|(?P<octal>[0-7]{1,3})|(?P<itself>.))"
+)
 
 
 def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
@@ -24,6 +27,9 @@ def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
     message), as they are or in base64 or hexadecimal, and behind escapes of URLs, HTML, JSON and
     Python. A text that holds a secret comes back with its escapes resolved, as a part of the secret
     may be among them; every other text is left alone.
+
+    This is against accidents. A server that wants to can write a key in a form that nobody knows
+    (backwards, with spaces, as words), and nothing here finds that.
     """
     parts: dict[int, set[str]] = defaultdict(set)  # by length
     halves: dict[int, set[str]] = defaultdict(set)
@@ -82,5 +88,6 @@ def _levels(text: str) -> Iterator[str]:
 
 
 def _character(match: re.Match) -> str:
-    code = match[1] or match[2]
-    return chr(int(code, 16)) if code else match[3]
+    if match["octal"]:
+        return chr(int(match["octal"], 8))
+    return match["itself"] or chr(int(match[1] or match[2] or match[3], 16))

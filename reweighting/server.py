@@ -151,9 +151,10 @@ class Server:
         if not (key.isascii() and key.isprintable()):  # it could not be sent
             raise MissingReasonerError("OPENAI_API_KEY holds characters that no key has")
         address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
-        if re.match("[^/]*//[^/]*@", address):  # not shown
+        if "@" in address.partition("?")[0]:  # wherever a mistyped address has it; not shown
             raise MissingReasonerError(
-                "a server's address holds no name and no password; the key is in OPENAI_API_KEY"
+                "a server's address holds no @, no name and no password; "
+                "the key is in OPENAI_API_KEY"
             )
         secrets = [key, *_passwords_of_proxies()]
         self._scrub, self._scrub_rollout = (

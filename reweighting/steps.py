@@ -16,14 +16,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 try:
+    from re import _compiler as compiler
     from re import _parser as parser
 except ImportError:  # Python 3.10
+    import sre_compile as compiler
     import sre_parse as parser
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 MAX_STEPS = 1000  # of one chain
 MAX_PATTERN = 200  # characters of a --step_pattern
-MAX_REPEATS = 3  # unbounded repetitions in a --step_pattern
+MAX_TIMES = 50  # that anything in a --step_pattern is repeated
+MAX_WAYS = 10_000  # in which a --step_pattern may be tried at one place
 MOST_SHOWN = 8  # step counts told apart in a summary
 
 # How chains name their steps; {n} is the number. A line more teaches another language.
@@ -265,34 +268,59 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
 def compiled(pattern: str) -> re.Pattern[str]:
     """A user's own pattern of what starts a step, read with MULTILINE: ``^`` is a line's start.
 
+    Whatever it repeats is taken at most :data:`MAX_TIMES` times, ``*`` and ``+`` too. So there are
+    so many ways to try it at a place of the text and no more, and its time is in proportion to the
+    length of the text.
+
     Raises:
         ValueError: it is no regular expression, too long, finds a step between any two letters, or
-            could take very long: it repeats what varies in length or has too many repetitions.
+            there are more than :data:`MAX_WAYS`.
     """
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"is {len(pattern)} characters long, at most {MAX_PATTERN} can be used")
     try:
         parsed = parser.parse(pattern, re.MULTILINE)
-        expression = re.compile(pattern, re.MULTILINE)
+        re.compile(pattern, re.MULTILINE)
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"is no regular expression: {error}") from error
-    bodies = list(unbounded(parsed))
-    if any(low != high for low, high in (body.getwidth() for body in bodies)):
-        raise ValueError("repeats something of varying length, as (a+)*, which can take for ever")
-    if len(bodies) > MAX_REPEATS:
-        raise ValueError(f"has {len(bodies)} unbounded repetitions, at most {MAX_REPEATS} may be")
+    if _bound(parsed) > MAX_WAYS:
+        raise ValueError(
+            f"can be tried in more than {MAX_WAYS:,} ways at one place, as (a+)+ or a*b*c*, which "
+            "takes too long: repeat less"
+        )
+    expression = compiler.compile(parsed, re.MULTILINE)
     if expression.match("ab", 1) and not expression.match("ab", 1).group():
         raise ValueError("finds the start of a step between any two letters")
     return expression
 
 
-def unbounded(parsed) -> Iterable[parser.SubPattern]:
-    """What is repeated without bound in a parsed regular expression, at any depth."""
-    if isinstance(parsed, tuple) and len(parsed) == 3 and parsed[1] is parser.MAXREPEAT:
-        yield parsed[2]
-    if isinstance(parsed, (tuple, list, parser.SubPattern)):
-        for part in parsed:
-            yield from unbounded(part)
+def _bound(parsed: parser.SubPattern) -> int:
+    """Let nothing in a parsed expression be repeated more than :data:`MAX_TIMES` times.
+
+    Returns:
+        In how many ways it can be tried at one place, at the most; as MAX_WAYS + 1 if more.
+    """
+    ways = 1
+    for index, (kind, value) in enumerate(parsed):
+        if "REPEAT" in str(kind):
+            low, high, body = value
+            if low > MAX_TIMES:
+                raise ValueError(f"repeats something {low:,} times, at most {MAX_TIMES} can be")
+            parsed[index] = (kind, (low, min(high, MAX_TIMES), body))
+            once = _bound(body)
+            ways *= sum(once**times for times in range(min(high, MAX_TIMES) + 1))
+        elif parts := list(_parts(value)):  # alternatives, or what a group or a look around holds
+            ways *= sum(map(_bound, parts))
+        ways = min(ways, MAX_WAYS + 1)
+    return ways
+
+
+def _parts(value: object) -> Iterable[parser.SubPattern]:
+    if isinstance(value, parser.SubPattern):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _parts(part)
 
 
 def describe_chains(chains: Iterable[tuple[int, bool]]) -> str:

@@ -71,6 +71,21 @@ def test_broken_tables_are_named(benchmark, tmp_path, capsys):
     assert not (tmp_path / "out.json").exists()
 
 
+def test_an_index_of_two_rows_is_refused(benchmark, tmp_path, capsys):
+    """The later row's image and prediction were those of both."""
+    flags = ["--image_dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.json")]
+    double = write_tsv(tmp_path / "double.tsv", ["index", "prediction"], *[["3", "B"]] * 2)
+    assert exchange.main([*benchmark, double, *flags]) == 2
+    assert "double.tsv: column 'index': 3 is that of 2 rows" in capsys.readouterr().err
+    header = ["index", "image_path", "question", "answer"]
+    rows = [["3", "a.png", "What?", "B"], ["3", "b.png", "Which?", "A"]]
+    table = write_tsv(tmp_path / "twice.tsv", header, *rows)
+    flags = ["from-vlmevalkit", "--benchmark", table, "--predictions", double, *flags]
+    assert exchange.main(flags) == 2
+    assert "twice.tsv: column 'index': 3 is that of 2 rows" in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_lm_eval_becomes_candidates(tmp_path, capsys):
     (tmp_path / "i.png").write_bytes(PNG)
     line = {
@@ -262,5 +277,33 @@ def test_lines_that_are_none_of_a_selection_are_named(tmp_path, capsys):
         samples.write_text(text)
         assert exchange.main(flags) == 2
         assert why in capsys.readouterr().err
+    good = {"question": "Q?", "answer": "B", "candidates": ["A"], "chosen": {"mean_log_odds": 0}}
+    for change in (
+        *({"benchmark": 5}, {"benchmark": ["index"]}, {"candidates": [7]}, {"candidates": "A"}),
+        *({"chosen": [["mean_log_odds", 0]]}, {"chosen": 0}, {"choices": "AB"}, {"question": None}),
+        *({"answer": 5}, {"chosen": {"mean_log_odds": 1}}, {"chosen": {"mean_log_odds": True}}),
+    ):
+        samples.write_text(json.dumps(good) + "\n" + json.dumps({**good, **change}) + "\n")
+        for direction in ("to-lm-eval", "to-vlmevalkit"):
+            assert exchange.main([direction, *flags[1:]]) == 2
+            [said] = capsys.readouterr().err.splitlines()
+            name = "choice of" if change.get("chosen") and "chosen" not in said else ""
+            assert "line 2: " in said and (name or next(iter(change))) in said
     assert exchange.main([*flags[:2], str(tmp_path / "none"), *flags[3:]]) == 2
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_option_s_text_is_right_in_samples_for_lm_eval_too(tmp_path):
+    line = {
+        "question": "Which?\nA. red\nB. dark blue",
+        "answer": "B",
+        "choices": ["red", "dark blue"],
+        "candidates": ["dark blue", "Final answer: dark blue"],
+    }
+    samples, output = tmp_path / "samples.jsonl", tmp_path / "out.jsonl"
+    rows = [{**line, "chosen": {"mean_log_odds": n}} for n in range(2)]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert exchange.main(["to-lm-eval", "--samples", str(samples), "--output", str(output)]) == 0
+    found = [json.loads(text) for text in output.read_text().splitlines()]
+    assert [row["filtered_resps"] for row in found] == [["dark blue"]] * 2
+    assert [row["exact_match"] for row in found] == [1.0, 1.0]

@@ -8,14 +8,14 @@ import importlib
 import pkgutil
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import reweighting
 from reweighting import answers, exchange, samples, steps, terminal
 from reweighting.rollouts import usable
-from reweighting.steps import compiled, unbounded
+from reweighting.steps import compiled
 
 from .conftest import REPOSITORY
 
@@ -150,6 +150,15 @@ def patterns() -> dict[str, re.Pattern[str]]:
     return found
 
 
+def unbounded(parsed) -> Iterator[steps.parser.SubPattern]:
+    """What is repeated without bound in a parsed regular expression, at any depth."""
+    if isinstance(parsed, tuple) and len(parsed) == 3 and parsed[1] is steps.parser.MAXREPEAT:
+        yield parsed[2]
+    if isinstance(parsed, tuple | list | steps.parser.SubPattern):
+        for part in parsed:
+            yield from unbounded(part)
+
+
 def nested(pattern: str) -> bool:
     """Whether something repeated without bound is repeated without bound."""
     bodies = unbounded(steps.parser.parse(pattern))
@@ -169,9 +178,15 @@ def test_no_pattern_repeats_a_repetition():
     "pattern, why",
     [
         ("(", "no regular expression"),
-        ("(a+)+b", "varying length"),
-        ("(?:a|bc)*d", "varying length"),
-        ("a*b*c*d*", "4 unbounded repetitions, at most 3"),
+        ("(a+)+b", "more than 10,000 ways"),
+        ("(?:a|bc)*d", "more than 10,000 ways"),
+        ("(?:a|b|ab){0,50}c", "more than 10,000 ways"),
+        ("(?:aa|[ab]a)*c", "more than 10,000 ways"),
+        (13 * "(?:aa|[ab]a)", "more than 10,000 ways"),
+        (r"(?=(?:a{50}){50})b", "more than 10,000 ways"),
+        (60 * "(" + "a" + 60 * ")+", "more than 10,000 ways"),
+        ("a*b*c*d*", "more than 10,000 ways"),
+        ("a{51}", "repeats something 51 times, at most 50"),
         ("x*", "between any two letters"),
         ("", "between any two letters"),
         ("a" * 201, "201 characters long, at most 200"),
@@ -180,3 +195,23 @@ def test_no_pattern_repeats_a_repetition():
 def test_own_patterns_that_could_take_for_ever_are_refused(pattern, why):
     with pytest.raises(ValueError, match=why):
         compiled(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern, unit",
+    [
+        (r".*Step \d", "x"),
+        (r"\w+\w+:", "x"),
+        (r"^[ \t]*Part \d+:", " "),
+        (r"(?:Part |Teil )?[A-Z]+\d*[.:]", "A"),
+        (r"(?:ab)*c", "ab"),
+    ],
+)
+def test_own_patterns_that_are_taken_are_quick(pattern, unit):
+    text = (unit * LONG)[:LONG] + "\nStep 1: a"
+    for _ in range(4):
+        start = time.process_time()
+        assert len(steps.step_starts(text, pattern)) < 2
+        if time.process_time() - start < CEILING:
+            return
+    pytest.fail(f"{time.process_time() - start:.1f} s")

@@ -362,6 +362,8 @@ ECHOES = {
     "base64 in lines": base64.encodebytes(f"Authorization: Bearer {KEY}".encode() * 2).decode(),
     "hexadecimal": KEY.encode().hex(),
     "JSON": escaped(KEY),
+    "Python, wide": "".join(f"\\U{ord(character):08x}" for character in KEY),
+    "Python, octal": "".join(f"\\{ord(character):o}" for character in KEY),
     "JSON in JSON": json.dumps(escaped(KEY)),
     "slashes": KEY.replace("/", "\\/"),
     "HTML": html.escape(KEY).replace("/", "&#x2F;"),
@@ -390,6 +392,7 @@ def hides(text: str) -> bool:
 
 def test_texts_without_secrets_are_left_alone_in_linear_time():
     scrub = scrubber([KEY, "EMPTY"])
+    assert scrub(r"\U00110000 \777 \8") == r"\U00110000 \777 \8"
     texts = [r"\frac{1}{2} of 50% &amp; a %41 \u0041", "sk-proj-", "", "É\u0130ß\ud83d", "empt y"]
     assert [scrub(text) for text in texts] == texts
     assert scrub("an empty key") == f"an {INSTEAD} key" and scrubber([])(KEY) == KEY
@@ -474,8 +477,10 @@ def test_unusable_keys_addresses_and_options_are_said_before_anything_is_sent(
     ):
         assert chains(tmp_path, address, output) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {address}: ")
-    assert chains(tmp_path, "http://me:hunter2@a/v1", output) == 2
-    assert "hunter2" not in (said := capsys.readouterr().err) and "OPENAI_API_KEY" in said
+    for place in ("http://me:hunter2@a", "me:hunter2@a:8", "http:/me:hunter2@a", "//me:hunter2@a"):
+        for address in (f"{place}/v1", place.replace("//", "///")):
+            assert chains(tmp_path, address, output) == 2
+            assert "hunter2" not in (said := capsys.readouterr().err) and "OPENAI_API_KEY" in said
     for name in ("n", "stream", "messages"):
         more = ("--request_options", json.dumps({name: 4}))
         assert chains(tmp_path, "http://a/v1", output, *more) == 2
