@@ -24,6 +24,7 @@ from .notation import (
     quantity,
     same_quantity,
     unit,
+    unit_of_expression,
     without_about,
     words,
 )
@@ -311,7 +312,7 @@ _WITH_UNIT = re.compile(
 def _without_unit(text: str) -> tuple[str, str]:
     """An expression and the unit after it, as in "2\\sqrt{3} cm"."""
     match = _WITH_UNIT.match(text)
-    if match and len(match[2]) <= 40 and (measure := unit(match[2].strip())):
+    if match and len(match[2]) <= 40 and (measure := unit_of_expression(match[2].strip())):
         return match[1].strip(), str(measure)
     if match := re.match(r"^(.*\S)\s*°$", text):
         return match[1], str(unit("°"))
@@ -341,11 +342,11 @@ def _same_expressions(left: str, right: str) -> bool:
     texts = [_latex(text) for text in (left, right)]
     if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
         return True
-    names = [_SYMBOL.fullmatch(text.strip()) is not None and "pi" not in text for text in texts]
-    # For math-verify case makes no difference in names; a name is no number.
-    if all(names) or (any(names) and (quantity(left) or quantity(right))):
-        return False
-    return mathematics.equal(*texts)
+    # math-verify knows no case in names, and takes a letter after a number for a unit.
+    names = [set(_LETTERS.findall(_COMMAND.sub(" ", text))) for text in texts]
+    names = [set("".join(found)) - set("ei") for found in names]
+    symbols = [_SYMBOL.fullmatch(text.strip()) is not None and "pi" not in text for text in texts]
+    return names[0] == names[1] and not all(symbols) and mathematics.equal(*texts)
 
 
 _PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_FUNCTIONS)})(?![a-z])")
@@ -374,13 +375,21 @@ def _latex(text: str) -> str:
 _SIGN = re.compile(r"\\pm(?![A-Za-z])")
 _CONNECTIVE = re.compile(r",\s*(?:and|or)\s+|\s+(?:and|or)\s+|[,;]|\\text\s*\{\s*(?:and|or)\s*\}")
 
+# "20-30 years", "20 to 30", "12:30", "3/4/2010": quantities that are not calculated with.
+_JOINED = (
+    ("-", re.compile(r"(?<=[\w%°)}])(?:\s*-\s*|\s+to\s+)(?=[\d.A-Z\\])"), 2),
+    (":", re.compile(r":"), 2),
+    ("/", re.compile(r"/"), 3),
+)
+_DIFFERENCE = re.compile(r"[^-]+ - [^-]+")
+
 
 @lru_cache(maxsize=16_384)
 def _list(text: str) -> tuple[str, tuple[str, ...]] | None:
     """The kind of a list and its parts.
 
-    Kinds are the brackets (``()``, ``[]``, ``(]``, ``[)``, ``{}``), ``:``, ``union`` and, without
-    brackets, "".
+    Kinds are the brackets (``()``, ``[]``, ``(]``, ``[)``, ``{}``), ``-`` (a range, a score, a
+    date), ``:``, ``/`` (a date), ``union`` and, without brackets, "".
     """
     text = text.strip()
     if len(_SIGN.findall(text)) == 1:
@@ -388,9 +397,10 @@ def _list(text: str) -> tuple[str, tuple[str, ...]] | None:
     union = _split(text, re.compile(r"\\cup(?![A-Za-z])"))
     if len(union) > 1:
         return "union", union
-    colon = _split(text, re.compile(r":"))
-    if len(colon) > 1 and all(quantity(part) for part in colon):
-        return ":", colon
+    for kind, separator, least in _JOINED:
+        if len(joined := _split(text, separator)) >= least and not quantity(text):
+            if all(quantity(part) or (_list(part) or " ")[0] == ":" for part in joined):
+                return kind, joined
     braces = text.startswith("\\{") and text.endswith("\\}")
     inner = text[2:-2] if braces else text[1:-1]
     if braces or (text[:1] in "([{" and text[-1:] in ")]}" and _encloses(text)):
@@ -433,6 +443,12 @@ def _in_number(text: str, match: re.Match[str]) -> bool:
 def _same_lists(left: str, right: str, depth: int) -> bool:
     lists = [_list(text) or ("one", (text,)) for text in (left, right)]
     (kind, parts), (other_kind, others) = lists
+    if {kind, other_kind} == {"-", "one"}:
+        # "10 - 3" is 7; "10-3" is a score, "10 - 20" a range.
+        text, (first, second) = (left, parts[:2]) if kind == "-" else (right, others[:2])
+        quantities = quantity(first), quantity(second)
+        falls = all(quantities) and quantities[0].value > quantities[1].value
+        return bool(falls and _DIFFERENCE.fullmatch(text)) and _same_expressions(left, right)
     if len(parts) != len(others) or len(parts) > MAX_PARTS:
         return False
 
@@ -516,7 +532,7 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
         ):
             return _same_lists(left, right, depth)
         # "x > 3" and "(3, ∞)": math-verify knows
-        return any(lists) and _same_expressions(left, right)
+        return any(lists) and mathematics.equal(_latex(left), _latex(right))
     if _list(left) or _list(right):
         return _same_lists(left, right, depth)
     (signs, parts), (other_signs, others) = relations

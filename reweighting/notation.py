@@ -11,6 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from string import ascii_lowercase
 
 MAX_CHARACTERS = 500  # of an answer that is more than text
 MAX_EXPONENT = 400  # of ten, in a number
@@ -53,8 +54,8 @@ _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", "\ue000"),  # an amount of money, no delimiter
-        (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
         (r"\\left\.|\\right\.|\\!", ""),
+        (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
         (r"\{,\}", ","),
         (r"(?<!\\)\\[,;: ]|\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|~|&nbsp;", " "),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
@@ -70,6 +71,7 @@ _LATEX = [
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:triangle|angle|overline|vec|bar|hat)(?![A-Za-z])", " "),
+        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
     )
 ]
 # Commands around words, of which the words are meant.
@@ -121,7 +123,7 @@ def _unwrapped(text: str) -> str:
 def _strip(text: str) -> str:
     while True:
         before = text
-        text = text.strip(" \"'*_`#\t").rstrip(".;,:?")
+        text = text.strip(" \"'*_`\t✅✔✓\ufe0f").lstrip("#").rstrip(".;,:?")
         if not re.search(r"[\d)a-z]!$", text) or re.search(r"[a-z]{2}!$", text):
             text = text.rstrip("!")  # "5!" and "n!" are no exclamations
         # Braces that enclose the whole, as "{B}"
@@ -186,17 +188,30 @@ F farad | µF 1e-6
 mol mole | mmol 1/1000
 bit | byte 8
 mph
+am AM
+pm PM
 unit units
 """
 _SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "万": 10**4, "亿": 10**8, "dozen": 12,
+    "万": 10**4, "亿": 10**8, "dozen": 12, "lakh": 10**5, "crore": 10**7, "mn": 10**6, "bn": 10**9,
+    **{
+        name + ending: Fraction(1, size)
+        for size, name in enumerate(
+            words("hal third quarter fifth sixth seventh eighth ninth tenth"), 2
+        )
+        for ending in (("f", "ves") if size == 2 else ("", "s"))
+    },
 }  # fmt: skip
 # Words after a number that make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
         "and or not no to of than times plus minus over under below above more less least most "
-        "squared cubed factorial is are was were if when where per x y z by versus vs divided"
+        "squared cubed factorial is are was were if when where per x y z by versus vs divided "
+        "root sqrt alpha beta gamma delta epsilon theta lambda sigma omega phi rho tau infinity "
+        "right wrong correct incorrect true false fewer larger smaller higher lower greater "
+        "before after past until january february march april may june july august september "
+        "october november december"
     )
 )
 
@@ -220,12 +235,14 @@ def _unit_table() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNIT = _unit_table()
-# Where case does not tell two units apart, as in "12 Cm".
+# Where case does not tell two units apart, as in "12 Cm": words, no symbols ("mW", "MW").
 _FOLDED = {
     name.casefold(): entry
     for name, entry in _UNIT.items()
-    if all(other == entry for n, other in _UNIT.items() if n.casefold() == name.casefold())
+    if (len(name) > 2 and name.islower()) or name in words("cm km kg in ft lb oz Hz kHz")
 }
+# One letter after a root, a bracket or a fraction is a variable, as in "\\sqrt{2} h".
+_NO_VARIABLE = re.compile(r"[^\W\d_]{2}|[°%]|.*/", re.S)
 # "12 cm long", "5 apples in total": said of the unit, no part of it.
 _SAID_OF_UNIT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|old|away|each|altogether|left|remaining|"
@@ -288,9 +305,15 @@ def _known_unit(text: str) -> Unit | None:
     return Unit(tuple(sorted((k, v) for k, v in powers.items() if v)), size)
 
 
+def unit_of_expression(text: str) -> Unit | None:
+    """The unit a text after a root, a bracket or a fraction is, where one letter is none."""
+    return unit(text) if _NO_VARIABLE.match(text) else None
+
+
 def _counted(text: str) -> Unit | None:
-    words = text.casefold().split()
-    if not 1 <= len(words) <= 3 or not all(w.isalpha() and len(w) > 1 for w in words):
+    # "MeV" is no "meV", "Apples" are "apples"; "AC" and "abc" are products.
+    words = [w if any(c.isupper() for c in w[1:]) else w.casefold() for w in text.split()]
+    if not 1 <= len(words) <= 3 or not all(w.isalpha() and _is_word(w) for w in words):
         return None
     if _NO_UNIT.intersection(words) or _SCALES.keys() & set(words):
         return None
@@ -298,6 +321,10 @@ def _counted(text: str) -> Unit | None:
     if len(last) > 3 and last[-1] == "s" and last[-2] != "s":
         last = last[:-1]
     return Unit(((" ".join([*words, last]), 1),), Fraction(1))
+
+
+def _is_word(text: str) -> bool:
+    return len(text) > 2 and not text.isupper() and text not in ascii_lowercase
 
 
 # ---- numbers
@@ -371,7 +398,7 @@ def quantity(text: str) -> Quantity | None:
         value, ulp, rest, glued = value * scale, ulp * scale, others.strip(), False
     if rest and glued and not _known_unit(rest) and not _DEGREES.match(rest):
         return None  # "2nd", "3x"
-    measure = unit(rest) if rest else None
+    measure = (unit_of_expression if text[:end].endswith("}") else unit)(rest) if rest else None
     if rest and measure is None:
         return None
     if currency:
@@ -392,9 +419,12 @@ def _number(text: str) -> tuple[Fraction, Fraction, int] | None:
                 exponent = int(_exponent(match.groupdict()))
                 ulp = Fraction(10) ** (exponent - (len(digits) - point - 1))
             return value, ulp, match.end()
-    word = re.match(r"[A-Za-z]+", text)
-    if word and word.group().lower() in _NUMBER_WORDS:
-        return Fraction(_NUMBER_WORDS[word.group().lower()]), Fraction(0), word.end()
+    word = re.match(r"([A-Za-z]+)(?:[- ]([A-Za-z]+))?", text)
+    if word and (first := _NUMBER_WORDS.get(word[1].lower())) is not None:
+        second = _NUMBER_WORDS.get((word[2] or "").lower(), 0)
+        if first >= 20 and 0 < second < 10:  # "twenty-five"
+            return Fraction(first + second), Fraction(0), word.end()
+        return Fraction(first), Fraction(0), word.end(1)
     return None
 
 
