@@ -10,7 +10,8 @@ use those.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from string import ascii_uppercase
 
@@ -29,9 +30,10 @@ from .notation import (
     words,
 )
 
-__all__ = ["extract", "is_right", "letter", "parties", "same", "unreadable", "unreadable_note"]
+__all__ = ["extract", "is_right", "parties", "same", "unreadable", "unreadable_note"]
 
 MAX_PARTS = 16  # of a list that is compared in any order
+MAX_UNKNOWN = 4  # comparisons of expressions that run out of time, of two answers
 MAX_DEPTH = 6  # of lists within tuples within unions …
 
 Choices = Sequence[str] | None
@@ -83,6 +85,29 @@ def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
         return False
     if predicted.strip() == true.strip():
         return True
+    _unknown.count = 0
+    try:
+        return _say_the_same_somehow(predicted, true, choices)
+    except _TooManyUnknownError:
+        return False
+
+
+_unknown = threading.local()  # how many comparisons of the two answers in hand ran out of time
+
+
+class _TooManyUnknownError(Exception):
+    """Passes through the caches, which would keep a value."""
+
+
+def _equal(left: str, right: str) -> bool:
+    found = mathematics.equal(left, right)
+    _unknown.count = getattr(_unknown, "count", 0) + (found is None)
+    if _unknown.count > MAX_UNKNOWN:
+        raise _TooManyUnknownError
+    return bool(found)
+
+
+def _say_the_same_somehow(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     predicted, true = (without_lead_in(clean(text)) for text in (predicted, true))
     if _say_the_same(predicted, true, choices):
         return True
@@ -92,12 +117,13 @@ def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
 
 # "C because the others are larger", "12 (since 3 × 4 = 12)", "0.75 (75%)"
 _REASON = re.compile(
-    r"[\s,]+(?:because|since)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))[^()]*\)$",
+    r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))[^()]*\)$",
     re.I | re.S,
 )
-# "The area of the square is 12 cm²": what is said last.
+# "The area of the square is 12 cm²", "x is 5": what is said last.
 _PREDICATE = re.compile(
-    r"^(?!.*\b(?:not|no|none|neither|never|nor|if|or)\b)(?!.*n't\b).{1,200}\b(?:is|are|equals)\s+(?=\S)",
+    r"^(?!.*\b(?:not?|none|neither|never|nor|if|or|cannot|impossible|wrong|incorrect|false|half|twice"
+    r"|whether|unsure|doubt)\b)(?!.*n't\b)(?:the\s.{1,200}|\w{1,2}\s+)\b(?:is|are|equals)\s+(?=\S)",
     re.I | re.S,
 )
 
@@ -105,6 +131,8 @@ _PREDICATE = re.compile(
 def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     found, wanted = (_options(text, choices) for text in (predicted, true))
     if found and wanted:
+        if choices is None and all(map(_TAIL.match, (predicted, true))):
+            return _same_labelled(predicted, true)
         return found == wanted
     if found or wanted:
         lettered, other = (predicted, true) if found else (true, predicted)
@@ -116,6 +144,25 @@ def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) ->
 
 
 # ---- options
+
+# "(a) 3; (b) 5": labels of options, or of parts of an answer
+_LABEL = re.compile(
+    r"(?:^|[\s,;]+(?:and\s+)?)(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])[.:)]|([A-Z])\s+-)(?:\s+|$)"
+)
+
+
+def _same_labelled(left: str, right: str) -> bool:
+    """Whether the texts after labels agree, label by label; one without text agrees with any."""
+    texts = []
+    for text in (left, right):
+        parts = _LABEL.split(f"{text} ")[1:]
+        labels = ("".join(filter(None, parts[i : i + 3])).upper() for i in range(0, len(parts), 4))
+        texts.append(dict(zip(labels, map(str.strip, parts[3::4]), strict=True)))
+    return texts[0].keys() == texts[1].keys() and all(
+        not text or not texts[1][label] or same_value(text, texts[1][label])
+        for label, text in texts[0].items()
+    )
+
 
 _A = r"[(\[{]?\s*(?:option |choice )?(?P<letter>[A-Za-z])\s*[)\]}]?"
 _ALONE = re.compile(rf"^{_A}[.:,]?$")
@@ -131,35 +178,29 @@ _OPTION = re.compile(
 )
 _SEPARATOR = re.compile(r"\s*(?:,\s*and\s|,|;|/|&|\.|\band\b|\s)\s*")
 _ANOTHER = re.compile(r"[(\[]([A-Z])[)\]]|(?:[,;]|\band)\s+([A-Z])[.):](?=\s)")
-_SPACED = re.compile(r"^([A-Z])\s+(\S.*)$", re.S)  # "B 45°", if the options say so
+# "B 45°", "B (45°)", "45° (B)": if the options say so
+_SPACED = re.compile(
+    r"^([A-Z])\s+(?:\((?=.*\)$))?(?P<text>\S.*?)\)?$|^(?P<first>.*\S)\s+\(([A-Z])\)$", re.S
+)
 _LAST = "J"  # letter of an option where nobody knows how many there are
 
 
 @lru_cache(maxsize=16_384)
 def _options(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | None:
     """The options that a cleaned answer names, by letters or, where known, by their texts."""
+    if choices and len(text) > 1 and (exact := _named(text, choices, _equally_plain)):
+        return exact  # "A and B" may be the text of option C
     found = _letters(text, choices)
     if found or not choices:
         return found
     if (whole := _named(text, choices)) is not None:
-        return frozenset(whole)
+        return whole
     parts = [part for part in re.split(r",\s*and\s|,\s|;\s*|\s+and\s+", text) if part.strip()]
     if 1 < len(parts) <= MAX_PARTS:
         each = [_letters(part, choices) or _named(part, choices) for part in parts]
         if all(each):
             return frozenset().union(*each)
     return None
-
-
-def letter(answer: str, choices: Choices = None) -> str | None:
-    """The one option letter an answer gives, in upper case; None if it gives none or several.
-
-    Args:
-        choices: texts of the options; without them A to J are letters.
-    """
-    known = None if choices is None else tuple(choices)
-    found = _letters(without_lead_in(clean(answer)), known) or ()
-    return next(iter(found)) if len(found) == 1 else None
 
 
 def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | None:
@@ -191,8 +232,10 @@ def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | Non
         more = {m[1] or m[2] for m in _ANOTHER.finditer(rest)}
         if known(letter) and not (match["inside"] and re.match(r"[-+*/^=<>]", rest)):
             return frozenset({letter, *filter(known, more)})
-    if choices and (match := _SPACED.match(text)) and _is_text_of(*match.groups(), choices):
-        return frozenset(match[1])
+    if choices and (match := _SPACED.match(text)):
+        letter = match[1] or match[4]
+        if _is_text_of(letter, match["text"] or match["first"], choices):
+            return frozenset(letter)
     return None
 
 
@@ -201,19 +244,16 @@ def _is_text_of(letter: str, text: str, choices: tuple[str, ...]) -> bool:
     return index < len(choices) and same_value(text, clean(choices[index]))
 
 
-def _named(text: str, choices: tuple[str, ...]) -> frozenset[str] | None:
+def _named(
+    text: str, choices: tuple[str, ...], alike: Callable[[str, str], bool] | None = None
+) -> frozenset[str] | None:
     """The one option whose text this is, to the letter or else in value."""
     texts = [without_lead_in(clean(choice)) for choice in choices]
     texts = [_unlettered(choice, index) for index, choice in enumerate(texts)]
-    for alike in (
-        lambda choice: _plain(choice) == _plain(text),
-        lambda choice: same_value(text, choice),
-    ):
-        found = [index for index, choice in enumerate(texts) if alike(choice)]
-        if len(found) == 1:
-            return frozenset(chr(ord("A") + found[0]))
+    for agree in [alike] if alike else [_equally_plain, same_value]:
+        found = [index for index, choice in enumerate(texts) if agree(text, choice)]
         if found:
-            return None
+            return frozenset(chr(ord("A") + found[0])) if len(found) == 1 else None
     return None
 
 
@@ -238,6 +278,10 @@ def _plain(text: str) -> str:
     folded = text if "\\" in text else text.casefold()
     folded = _INDEX.sub(r"\1", folded)
     return _SPACED_SIGN.sub(r"\1", " ".join(_ARTICLE.sub("", folded).split())) or text
+
+
+def _equally_plain(left: str, right: str) -> bool:
+    return _plain(left) == _plain(right)
 
 
 @lru_cache(maxsize=65_536)
@@ -346,7 +390,7 @@ def _same_expressions(left: str, right: str) -> bool:
     names = [set(_LETTERS.findall(_COMMAND.sub(" ", text))) for text in texts]
     names = [set("".join(found)) - set("ei") for found in names]
     symbols = [_SYMBOL.fullmatch(text.strip()) is not None and "pi" not in text for text in texts]
-    return names[0] == names[1] and not all(symbols) and mathematics.equal(*texts)
+    return names[0] == names[1] and not all(symbols) and _equal(*texts)
 
 
 _PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(_FUNCTIONS)})(?![a-z])")
@@ -398,9 +442,9 @@ def _list(text: str) -> tuple[str, tuple[str, ...]] | None:
     if len(union) > 1:
         return "union", union
     for kind, separator, least in _JOINED:
-        if len(joined := _split(text, separator)) >= least and not quantity(text):
-            if all(quantity(part) or (_list(part) or " ")[0] == ":" for part in joined):
-                return kind, joined
+        joined = () if quantity(text) else _split(text, separator)
+        if len(joined) >= least and all(quantity(p) or (_list(p) or " ")[0] == ":" for p in joined):
+            return kind, joined
     braces = text.startswith("\\{") and text.endswith("\\}")
     inner = text[2:-2] if braces else text[1:-1]
     if braces or (text[:1] in "([{" and text[-1:] in ")]}" and _encloses(text)):
@@ -532,7 +576,7 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
         ):
             return _same_lists(left, right, depth)
         # "x > 3" and "(3, ∞)": math-verify knows
-        return any(lists) and mathematics.equal(_latex(left), _latex(right))
+        return any(lists) and _equal(_latex(left), _latex(right))
     if _list(left) or _list(right):
         return _same_lists(left, right, depth)
     (signs, parts), (other_signs, others) = relations

@@ -1,9 +1,10 @@
 """Where the final answer of a response stands.
 
-Endings are looked for from the surest to the least sure, and of each kind the last one that holds
-an answer counts: what follows "Final answer"; a box or an answer tag; what follows "the answer is",
-"Answer:" and their like in other languages; a line that is a letter or a number and nothing else.
-Delimiters, fences, tags and markup are never an answer.
+Answers are announced by "Final answer", by a box or an answer tag, and by "the answer is" and
+"Answer:", in several languages. The last announcement of a letter, a number, mathematics or a few
+words counts; else an option that is called the right one; else, from the surest kind of
+announcement to the least sure, the last one of anything; else a line that is a letter or a number
+and nothing else. Delimiters, fences, tags and markup are never an answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .notation import clean, closing, quantity, words
 MAX_CHARACTERS = 100_000  # of a response, from its end
 MAX_MARKERS = 50  # of a kind that are looked at, from the end
 MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
+FEW_WORDS = 5  # of an answer that an earlier number does not replace
 MAX_WORD = 40  # characters of a bare word that is an answer
 
 # Further languages are further words. Sure ones first: they announce nothing but a final answer.
@@ -37,23 +39,8 @@ MARKERS = (
 # What stands between a marker and its answer, at the least one of these. "is", "为" and so on.
 IS = (
     *("is", "are", "was", "would be", "will be", "should be", "must be", "comes to", "equals"),
-    *(
-        "est",
-        "es",
-        "ist",
-        "lautet",
-        "é",
-        "è",
-        "是",
-        "为",
-        "為",
-        "は",
-        "は、",
-        "은",
-        "는",
-        "là",
-        "adalah",
-    ),
+    *("est", "es", "ist", "lautet", "é", "è", "là", "adalah"),
+    *("是", "为", "為", "は", "は、", "은", "는", "选"),
 )
 NO_ANSWER = frozenset(
     ("none", "n/a", "na", "unknown", "null", "unclear", "nothing", "unanswerable")
@@ -67,9 +54,10 @@ def _any_of(phrases: Sequence[str]) -> str:
     return "|".join(re.escape(word).replace(r"\ ", r"[ \t]{1,20}") for word in ordered)
 
 
+_LATIN = "[A-Za-zÀ-ÿ]"
 _JOIN = (
-    rf"(?:[*_\"' \t]{{0,20}}(?:[:：=]|\b(?:{_any_of(IS)})(?![A-Za-z])"
-    r"|(?:是|为|為|は|은|는|选)){1,2})"
+    rf"(?:[*_\"' \t]{{0,20}}(?:[:：=】]|(?<![A-Za-z])(?:{_any_of(IS)})"
+    rf"(?:(?<!{_LATIN})|(?!{_LATIN}))){{1,2}})"
 )
 _LINE_START = r"^[ \t#>*_\-•]*"
 _SURE = re.compile(
@@ -89,13 +77,27 @@ _LIKELY = re.compile(
     rf"|[ \t]+(?:to|for|of|choice|option)\b[^\n.:=]{{0,80}}?(?=[ \t]+is\b|[:：]))?{_JOIN}",
     re.I,
 )
-# "(B) is correct", "option B is the right one", "I choose B"
+# "(B) 14 cm is the correct answer", "option B is correct", "I choose B"
 _CHOSEN = re.compile(
-    r"(?P<is>\([A-Z]\)|(?:^|(?<=[a-z] ))[A-Z])[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?"
-    r"(?:correct|right|best|answer)\b"
+    r"(?<![A-Za-z'])(?P<is>\([A-Z]\)(?:[^\S\n][^.\n]{0,60}?)?|[A-Z])[*_]*[ \t]+is[ \t]+"
+    r"(?:the[ \t]+)?(?:correct|best|right[ \t]+(?:answer|option|choice|one)|answer)\b"
+    r"(?![ \t]*(?:,|if\b|only\b|but\b))"
     r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?[*_]*(?P<choose>\(?[A-Z]\)?)(?![A-Za-z'])"
-    r"|[选選][ \t]*[:：]?[ \t]*(?P<chosen>[A-Z])(?![A-Za-z])",
+    r"(?![*_]*,?[ \t]+(?:as|since|if|only|to|for)\b)"
+    r"|(?:[选選][ \t]*[:：]?|选项)[ \t]*[(（]?(?P<chosen>[A-Z])[)）]?(?![A-Za-z点])",
     re.M,
+)
+# Words before an announcement, in its clause, after which it announces something else.
+_SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
+_NOT_ANNOUNCED = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|common|whether|students|not|cannot)|n't|不|没|未|错误)"
+    + _SAME_CLAUSE,
+    re.I,
+)
+_NOT_CHOSEN = re.compile(
+    r"\b(?:angle|point|statement|vertex|line|side|type|vitamin|if|suppose|assume|that|saying|many"
+    rf"|most)\b{_SAME_CLAUSE}",
+    re.I,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
@@ -109,7 +111,13 @@ _SENTENCE = re.compile(
     r"(?<=[\w)\]}$°%*\"'])[.!?][*_\"']*\s+(?=[*_\"']*[A-Z][A-Za-z']*[\s,])|[。！？](?=\S)"
 )
 _COPULA = re.compile(r"\s*(?:です|입니다|이다)[.。]?$")  # stands after the answer
-_ELSEWHERE = re.compile(r"^(?:in|from|see|at)\s+(?:the\s+)?(?:step|previous|next|last|end)\b", re.I)
+# What stands after an announcement and is no answer: "in step 5", "wrong because", "rounded to"
+_ELSEWHERE = re.compile(
+    r"^(?:(?:in|from|see|at)\s+(?:the\s+)?(?:step|previous|next|last|end|above|below)"
+    r"|(?:wrong|incorrect|clear|rounded|given)\s+(?:because|since|as|from|that|to|in|by)"
+    r"|explanation|reasoning)\b",
+    re.I,
+)
 _ABBREVIATIONS = frozenset(words("mrs prof gen col capt sgt rev hon ave dept approx"))
 
 
@@ -122,10 +130,32 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
     text = response[-MAX_CHARACTERS:]
     if thoughts := list(_THOUGHT.finditer(text)):
         text = text[thoughts[-1].end() :].strip() or text
-    for endings in (_announced, _boxed, _likely):
-        if found := next(filter(_is_answer, endings(text)), ""):
-            return found
+    found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
+    every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
+    short = next((value for _, surely, value in every if _is_short(value, surely)), "")
+    if short or (short := _chosen(text)):
+        return short
+    for endings in found.values():
+        if endings:
+            return max(endings)[2]
     return _bare(text, choices)
+
+
+_Ending = tuple[int, bool, str]  # where it ends, whether a few words of it count, the value
+
+
+def _is_ending(ending: _Ending) -> bool:
+    return _is_answer(ending[2])
+
+
+def _is_short(value: str, surely: bool) -> bool:
+    """Whether this is a letter, a number or mathematics, or a few words where those count."""
+    plain = clean(value)
+    if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
+        return True
+    if _MATHEMATICS.match(value.strip()) or _is_expression(plain):
+        return True
+    return surely and len(plain.split()) <= FEW_WORDS
 
 
 def _is_answer(text: str) -> bool:
@@ -137,14 +167,14 @@ def _is_answer(text: str) -> bool:
     )  # fmt: skip
 
 
-def _announced(text: str) -> Iterator[str]:
-    """What follows "Final answer", the last one first, as in the two below."""
+def _announced(text: str) -> Iterator[_Ending]:
+    """What follows "Final answer", from the first of the last ones, as in the two below."""
     starts = {match.end() for match in _SURE.finditer(text)}
     starts |= {match.end() for match in _SURE_LINE.finditer(text)}
-    return (_value(text, start) for start in sorted(starts)[: -MAX_MARKERS - 1 : -1])
+    return ((start, True, _value(text, start)) for start in sorted(starts)[-MAX_MARKERS:])
 
 
-def _boxed(text: str) -> Iterator[str]:
+def _boxed(text: str) -> Iterator[_Ending]:
     found: list[tuple[int, int, str]] = []
     for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
         if match.group().rstrip().endswith("{"):
@@ -162,7 +192,7 @@ def _boxed(text: str) -> Iterator[str]:
             found.append((match.start(), end, value.strip()))
     tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
     every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
-    return (_inner(value) for _, value in reversed(every))
+    return ((start, True, _inner(value)) for start, value in every)
 
 
 def _inner(value: str) -> str:
@@ -179,14 +209,19 @@ def _braced(text: str, start: int) -> str:
     return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
 
 
-def _likely(text: str) -> Iterator[str]:
-    found: list[tuple[int, str]] = [(match.end(), "") for match in _LIKELY.finditer(text)]
-    found += [
-        (match.end(), match["is"] or match["choose"] or match["chosen"])
-        for match in _CHOSEN.finditer(text)
-    ]
-    last = sorted(found)[: -MAX_MARKERS - 1 : -1]
-    return (value or _value(text, start) for start, value in last)
+def _likely(text: str) -> Iterator[_Ending]:
+    for match in [*_LIKELY.finditer(text)][-MAX_MARKERS:]:
+        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - 40), match.start()):
+            yield match.end(), match.group()[-1] in ":：】", _value(text, match.end())
+
+
+def _chosen(text: str) -> str:
+    """The last option that is called the right one, "" if none is."""
+    for match in [*_CHOSEN.finditer(text)][: -MAX_MARKERS - 1 : -1]:
+        before = max(0, match.start() - 40), match.start()
+        if not any(p.search(text, *before) for p in (_NOT_ANNOUNCED, _NOT_CHOSEN)):
+            return match["is"] or match["choose"] or match["chosen"]
+    return ""
 
 
 def _value(text: str, start: int) -> str:
@@ -204,6 +239,7 @@ def _value(text: str, start: int) -> str:
     for line in rest.split("\n"):
         line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
         line = line.replace("**", "") if line.count("**") % 2 else line
+        line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
         if _is_answer(line):
             return _unboxed(_COPULA.sub("", _sentence(line)))
         if line and not re.fullmatch(r"[\W_]*", line):
@@ -212,21 +248,8 @@ def _value(text: str, start: int) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What boxes in a value hold, if they are all there is."""
-    boxes = list(_boxed_only(text))
-    return ", ".join(boxes) if boxes else text
-
-
-def _boxed_only(text: str) -> Iterator[str]:
-    position = 0
-    while box := _BOX.search(text, position):
-        if box.group().rstrip().endswith("{"):
-            value = _braced(text, box.end())
-            position = box.end() + len(value)
-        else:
-            value = text[box.end() :].split()[0].rstrip("$.")
-            position = len(text)
-        yield value.strip()
+    """What boxes in a value hold, if it has any."""
+    return ", ".join(value for _, _, value in _boxed(text)) or text
 
 
 def _sentence(line: str) -> str:
@@ -269,6 +292,9 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
         return last
     whole = text.strip()
     if len(lines) > 1:
+        first = lines[0].strip()
+        if first.startswith("**") and _OPTION_LINE.match(clean(first)):
+            return first.strip("* ")  # "**B**", then an explanation
         return whole if _MATHEMATICS.match(whole) else ""
     word = re.fullmatch(r"[\w'-]+", plain)
     if plain.casefold() in NO_ANSWER:
@@ -277,10 +303,14 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
         return last
     if choices and any(clean(choice).casefold() == plain.casefold() for choice in choices):
         return last
-    expression = (
-        len(plain) <= 100 and re.search(r"\d", plain) and not re.search(r"[A-Za-z]{3}", plain)
+    return last if _is_expression(plain) else ""
+
+
+def _is_expression(plain: str) -> bool:
+    digits = len(plain) <= 100 and re.search(r"\d", plain)
+    return bool(digits and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3}", plain)) or (
+        plain.startswith("\\") and " " not in plain
     )
-    return last if expression or (plain.startswith("\\") and " " not in plain) else ""
 
 
 # ---- lead-ins
@@ -288,7 +318,7 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
 _LEAD_IN = re.compile(
     r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:the\s+)?(?:correct\s+|final\s+|right\s+){0,3}"
     rf"(?:{_any_of(['answer', 'option', 'choice', 'result', 'value', *FINAL_MARKERS, *MARKERS])})"
-    rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*(?:是|为|為|は)\s*)",
+    rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*[是为為は]\s*)",
     re.I,
 )
 _IT_IS = re.compile(

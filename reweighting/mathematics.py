@@ -6,7 +6,7 @@ the first expression is met. The kernel ends an attempt that uses up :data:`SECO
 one long operation; nothing the library prints reaches the screen.
 
 The helper imports math-verify once and forks; the fork answers, one line of JSON a pair. Where the
-kernel ended a fork, the helper says "not equal" for it and forks anew, which takes milliseconds.
+kernel ended a fork, the helper says "not known" for it and forks anew, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_MEMORY = 2 * 2**30  # bytes of address space of the helper
 
 
 @lru_cache(maxsize=65_536)
-def equal(left: str, right: str) -> bool:
-    """Whether two LaTeX expressions are equal; what is not known in time is not.
+def equal(left: str, right: str) -> bool | None:
+    """Whether two LaTeX expressions are equal; None if that is not known in time.
 
     Raises:
         RuntimeError: the helper process does not run.
@@ -48,7 +48,7 @@ class _Helper:
         # A process forked from this one must neither share the pipe nor inherit a held lock.
         os.register_at_fork(after_in_child=self.__init__)
 
-    def ask(self, left: str, right: str) -> bool:
+    def ask(self, left: str, right: str) -> bool | None:
         with self._lock:
             for _ in range(2):  # someone may have ended the helper since it was last asked
                 if self._process is None or self._process.poll() is not None:
@@ -110,7 +110,7 @@ def main() -> None:
         _, status = os.waitpid(fork, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
             return
-        print("false", file=answers, flush=True)
+        print("null", file=answers, flush=True)
 
 
 def _answer(verified, answers) -> None:
