@@ -57,6 +57,8 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "a chain on one line": numbered("Step {}: a. "),
     "a chain in one sentence": numbered("Step {}: "),
     "a chain of lines": numbered("\nStep {}: a."),
+    "a chain of verdicts": numbered("\nStep {}: Final answer"),
+    "a chain of thoughts": numbered("</think>\nStep {}: , so the "),
     "a numbered chain": numbered("\n{}. It is."),
     "a chain downwards": lambda n: "".join(f"\nStep {k}: a." for k in range(n // 12, 0, -1)),
     "a fence of spaces": lambda length: "Step" + " " * length + "1",
