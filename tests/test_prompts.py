@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reweighting.extraction import extract
 from reweighting.steps import (
+    VERDICT_NAMES,
     Prompt,
     chain_prompts,
     describe_chains,
@@ -126,6 +128,12 @@ def test_a_step_that_is_nothing_but_the_verdict_is_none(verdict):
     # Nothing would be left.
     alone = verdict.replace("Step 3", "Step 1")
     assert split_steps(alone) == [alone] and split_steps(f"It is.\n{alone}") == ["It is."]
+
+
+@pytest.mark.parametrize("name", VERDICT_NAMES)
+def test_what_is_cut_as_the_verdict_is_read_as_the_answer(name):
+    assert split_steps(f"Step 1: it is 5.\n{name}: 3") == ["Step 1: it is 5."]
+    assert extract(f"Step 1: it is 5.\n{name}: 3\nThe answer is 5") == "3"
 
 
 def test_numbers_and_mentions_around_a_verdict():
