@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from .notation import clean, closing, quantity, words
+from .steps import VERDICT_NAMES
 
 MAX_CHARACTERS = 100_000  # of a response, from its end
 MAX_MARKERS = 50  # of a kind that are looked at, from the end
@@ -21,12 +22,7 @@ FEW_WORDS = 5  # of an answer that an earlier number does not replace
 MAX_WORD = 40  # characters of a bare word that is an answer
 
 # Further languages are further words. Sure ones first: they announce nothing but a final answer.
-FINAL_MARKERS = (
-    *("final answer", "final result"),
-    *("最终答案", "最后答案", "最終答案", "最終的な答え"),
-    *("réponse finale", "respuesta final", "endgültige antwort", "resposta final"),
-    *("risposta finale", "окончательный ответ", "최종 답", "최종 정답", "đáp án cuối cùng"),
-)
+FINAL_MARKERS = VERDICT_NAMES
 MARKERS = (
     *("correct answer", "correct option", "correct choice", "right answer", "best answer"),
     *("best choice", "best option", "respuesta correcta", "resposta correta", "正解", "正确选项"),

@@ -37,12 +37,15 @@ STEP_NAMES = (
     *("adım {n}", "langkah {n}", "bước {n}", "चरण {n}", "ขั้นตอนที่ {n}", "الخطوة {n}"),
     *("步骤 {n}", "步驟 {n}", "第 {n} 步", "ステップ {n}", "手順 {n}", "단계 {n}", "{n} 단계"),
 )
-# What opens the verdict, after which nothing is shown to the reward model.
+# What opens the verdict, after which nothing is shown to the reward model; the final answer is read
+# after it (extraction.py).
 VERDICT_NAMES = (
-    *("final answer", "réponse finale", "endgültige antwort", "finale antwort", "endantwort"),
+    *("final answer", "final result"),
+    *("réponse finale", "endgültige antwort", "finale antwort", "endantwort"),
     *("respuesta final", "resposta final", "risposta finale", "eindantwoord"),
-    *("окончательный ответ", "итоговый ответ"),
-    *("最终答案", "最終答案", "最終的な答え", "最終回答", "최종 답변", "최종 답"),
+    *("окончательный ответ", "итоговый ответ", "đáp án cuối cùng"),
+    *("最终答案", "最后答案", "最終答案", "最終的な答え", "最終回答"),
+    *("최종 정답", "최종 답변", "최종 답"),
 )
 
 # Inside character classes: spaces that do not end a line (also those without width), what ends
@@ -93,13 +96,29 @@ _NUMBERED_LINE = re.compile(
 _SENTENCE_END = re.compile(r"[.!?](?!\S)|[。！？]|[.!?][*_)\"”]")
 
 _VERDICT_NAME = "(?:" + "|".join(_words(name, r"\s+") for name in VERDICT_NAMES) + ")"
-_COPULA = r"[\s*_]*(?:(?:is|ist|est|es|é|è)\b|[是为為は:：])"
+# What states it: neither "must be whole" nor "should be checked" does.
+_COPULA = (
+    r"[\s*_]*(?:(?:is|would be|will be|ist|lautet|est|es|é|è|là)\b"
+    r"|[是为為は은는:：])"
+)
+_THEREFORE = rf"(?:therefore|thus|hence|so|所以|因此)[,，{_SPACE}]*"
+_STATED = rf"(?:(?:the|our|my)[{_SPACE}]+)?{_VERDICT_NAME}{_COPULA}"
 _VERDICT = re.compile(
-    rf"(?:{_LINE_START}|{_SENTENCE_START})"
-    rf"(?:(?:therefore|thus|hence|so)[,{_SPACE}]+)?(?:the[{_SPACE}]+)?{_VERDICT_NAME}{_COPULA}"
+    rf"(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
+    # "it reads 3, so the final answer is 3": what comes before is reasoning.
+    rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}"
     rf"|{_LINE_START}{_VERDICT_NAME}(?!\w)",
     re.IGNORECASE,
 )
+# After the marker of a step that is none: "Step 3: Final answer: 3", "### Step 2: Final Answer".
+_HEADED = re.compile(
+    rf"[{_DECORATION}:.)\]}}>】）：．、]*"
+    rf"(?:(?:{_THEREFORE})?{_STATED}|{_VERDICT_NAME}[{_DECORATION}.)\]}}$]*(?![^{_BREAK}]))",
+    re.IGNORECASE,
+)
+# What a model thought before it responded ends here; extraction.py reads no answer in it either.
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT_START = re.compile(_THOUGHT.pattern.replace("/", ""), re.IGNORECASE)
 # A blank line, and what after it still belongs to the question.
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
 _QUESTION_PART = re.compile(r"(question|options?|choices|hint|\(?[A-J][).:])", re.IGNORECASE)
@@ -113,11 +132,13 @@ class Layout:
         steps: of the markers of the steps, in order; empty if none are marked.
         verdict: of what gives the final answer, or the text's length.
         numbered: whether the steps are marked by plain numbers only.
+        start: of the response, which is after what the model thought before (``</think>``).
     """
 
     steps: list[int]
     verdict: int
     numbered: bool = False
+    start: int = 0
 
 
 def layout(text: str, pattern: str | None = None) -> Layout:
@@ -128,20 +149,39 @@ def layout(text: str, pattern: str | None = None) -> Layout:
     counts, the last of equal ones; those that start on a line of their own come first. Plain
     numbers ("1.", "(1)") count where no step is named, see :func:`_numbered`.
 
+    The verdict is looked for in the last step: a chain that states a final answer and goes on with
+    a further step has that as reasoning. It opens a line or a sentence, or follows ", so" and the
+    like; a last step that is nothing but the verdict ("Step 3: Final answer: 3") is none.
+
+    What comes before ``</think>`` has neither steps nor a verdict, unless nothing comes after it.
+
     Args:
         pattern: a regular expression that matches at the start of every step, instead of the
             markers known here; see :func:`compiled`.
     """
-    numbered = False
+    start = _response_start(text)
+    text, numbered, opening = text[start:], False, _MARKER
     if pattern is not None:
-        steps = [match.start() for match in compiled(pattern).finditer(text)]
+        opening = compiled(pattern)
+        steps = [match.start() for match in opening.finditer(text)]
     else:
         steps = _longest_run(_markers(text))
         if not steps:
             steps = _numbered(text)
-            numbered = bool(steps)
-    verdict = _VERDICT.search(text, steps[-1] if steps else 0)
-    return Layout(steps, verdict.start() if verdict else len(text), numbered)
+            numbered, opening = bool(steps), _NUMBERED_LINE
+    end = len(text)
+    while steps and _HEADED.match(text, opening.match(text, steps[-1]).end()):
+        end = steps.pop()
+    verdict = _VERDICT.search(text, steps[-1] if steps else 0, end)
+    end = verdict.start() if verdict else end
+    return Layout([start + step for step in steps], start + end, numbered, start)
+
+
+def _response_start(text: str) -> int:
+    """The offset after a thought and the space that follows; 0 if nothing else does."""
+    *_, end = (0, *(match.end() for match in _THOUGHT.finditer(text)))
+    rest = text[end:].lstrip()
+    return len(text) - len(rest) if end and rest else 0
 
 
 def _markers(text: str) -> list[tuple[int, int, bool]]:
@@ -220,8 +260,9 @@ def step_starts(text: str, pattern: str | None = None) -> list[int]:
 def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     """The steps of a response, each with the space before it: put together, its longest prefix.
 
-    A step ends before the marker of the next one and the last one before the verdict, which is
-    never shown to the reward model. Text before step 1 belongs to it. A response without markers is
+    A step ends before the marker of the next one and the last one before the verdict, which is not
+    shown to the reward model in the forms that :func:`layout` knows. Text before step 1 belongs to
+    it, but for a thought (all up to ``</think>``), which is left out. A response without markers is
     one step. One that is nothing but a verdict is one step as well, taken whole.
 
     Raises:
@@ -230,15 +271,16 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     found = layout(response, pattern)
     if len(found.steps) > MAX_STEPS:
         raise ValueError(f"has {len(found.steps):,} steps, at most {MAX_STEPS:,} can be scored")
+    whole = response[found.start :].strip()
     if not found.steps:
-        return (response[: found.verdict].strip() or response.strip(),)
-    pieces, start = [], 0
+        return (response[found.start : found.verdict].strip() or whole,)
+    pieces, start = [], found.start
     for end in [*found.steps[1:], found.verdict]:
         piece = response[start:end].rstrip()
         if piece:
             pieces.append(piece)
             start += len(piece)
-    return tuple(pieces) or (response.strip(),)
+    return tuple(pieces) or (whole,)
 
 
 def split_steps(response: str, pattern: str | None = None) -> list[str]:
@@ -253,8 +295,11 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
     The response starts at its first step (see :func:`layout`). Without a named step it is what
     follows the first blank line that does not open answer options or another part of the question:
     plain numbers and own patterns may well be found in a question too. The response is empty when
-    there is none.
+    there is none. Where the response opens with a thought in tags, the question ends before it.
     """
+    start = _response_start(text)
+    if start and (thought := _THOUGHT_START.search(text, 0, start)):
+        return text[: thought.start()].rstrip(), text[start:].strip()
     steps = _longest_run(_markers(text)) if pattern is None else []
     if steps:
         return text[: steps[0]].rstrip(), text[steps[0] :].strip()
@@ -380,10 +425,11 @@ def chain_prompts(question: str, response: str, pattern: str | None = None) -> l
 
 
 def record_prompt(question: str, prefix: str, pattern: str | None = None) -> Prompt:
-    """The prompt of a train record's ``prefix``, which is kept to the letter.
+    """The prompt of a train record's ``prefix``, kept to the letter (but for a thought before it).
 
     Raises:
         ValueError: it has more than :data:`MAX_STEPS`.
     """
     steps = cut_steps(prefix, pattern)[:-1]
+    prefix = prefix[_response_start(prefix) :]
     return Prompt(question, (*steps, prefix[sum(map(len, steps)) :]))

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reweighting.extraction import extract
 from reweighting.steps import (
+    VERDICT_NAMES,
     Prompt,
     chain_prompts,
     describe_chains,
+    record_prompt,
     split_question,
     split_steps,
 )
@@ -61,6 +64,22 @@ def test_the_verdict_is_cut_from_a_response_without_steps_too():
     ):
         assert split_steps(f"It is so.\n{verdict}") == ["It is so."]
         assert split_steps(f"Step 1: it is so.\n\n{verdict}") == ["Step 1: it is so."]
+    for verdict in (
+        "Therefore, the final answer would be 4",
+        "So, our final answer is 4.",
+        "Final result: 4",
+        "最后答案：4",
+        "최종 정답은 4",
+        "Đáp án cuối cùng là 4",
+    ):
+        for before in ("It is so.", "Step 1: a.\nStep 2: it is so."):
+            assert split_steps(f"{before}\n{verdict}")[-1] == before
+    chain = "Step 1: a.\nStep 2: it is 3{} final answer is 3. Indeed."
+    for text in (", so the", "; therefore, our", ", and thus the"):
+        assert split_steps(chain.format(text))[-1] == "Step 1: a.\nStep 2: it is 3"
+    # A chain that goes on after it has stated it.
+    chain = "Step 1: a.\nFinal answer: 3\nStep 2: verify it."
+    assert split_steps(f"{chain}\nFinal answer: 3")[-1] == chain
     mention = "Step 1: the final answer must be whole.\nSo final answers differ."
     assert split_steps(mention) == [mention]
 
@@ -86,6 +105,58 @@ def test_the_usual_numberings_are_steps(first):
     for space in ("\n", "\r\n", "\n\n", "\u2028"):
         chain = space.join([*parts, "Final answer: B"])
         assert split_steps(chain) == [space.join(parts[:count]) for count in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        *(
+            "Step 3: Final answer: 3",
+            "### Step 3: Final Answer\nThe answer is C",
+            "Step 3: 最终答案：3",
+        ),
+        *("**Step 3: Final Answer**\nC", "Step 3 - Final answer\n3", "(Step 3) Final answer: 3"),
+        *("Step 3: Therefore, the final answer is 3.", "Step 3. The final answer would be 3."),
+        "Step 3: Final answer: 3\nFinal answer: 3",
+    ],
+)
+def test_a_step_that_is_nothing_but_the_verdict_is_none(verdict):
+    steps = ["Step 1: a.", "Step 1: a.\nStep 2: b."]
+    assert split_steps(f"{steps[1]}\n{verdict}") == steps
+    pattern = r"^\W*(?:Step \d)"
+    assert split_steps(f"{steps[1]}\n{verdict}", pattern) == steps
+    # Nothing would be left.
+    alone = verdict.replace("Step 3", "Step 1")
+    assert split_steps(alone) == [alone] and split_steps(f"It is.\n{alone}") == ["It is."]
+
+
+@pytest.mark.parametrize("name", VERDICT_NAMES)
+def test_what_is_cut_as_the_verdict_is_read_as_the_answer(name):
+    assert split_steps(f"Step 1: it is 5.\n{name}: 3") == ["Step 1: it is 5."]
+    assert extract(f"Step 1: it is 5.\n{name}: 3\nThe answer is 5") == "3"
+
+
+def test_numbers_and_mentions_around_a_verdict():
+    assert split_steps("1. It is.\n2. It was.\n3. Final answer: 3.") == [
+        "1. It is.",
+        "1. It is.\n2. It was.",
+    ]
+    mention = "Step 1: a.\nStep 2: Final answer formats differ, it must be whole."
+    assert split_steps(mention)[-1] == mention
+
+
+def test_what_a_model_thought_is_no_part_of_its_response():
+    thought = "<think>\nStep 1: p.\nStep 2: q.\nStep 3: r.\nFinal answer: 5\n</think>\n\n"
+    response = "Step 1: a.\nStep 2: b.\nFinal answer: 3"
+    assert split_steps(thought + response) == split_steps(response)
+    assert split_steps(thought.replace("<think>", "") + response) == split_steps(response)
+    assert split_steps(thought + "It is 3.") == ["It is 3."]
+    assert len(split_steps(thought)) == 3  # there is nothing else
+    assert split_question(f"How much?\n\n{thought}{response}") == ("How much?", response)
+    assert record_prompt("Q", f"{thought}Step 1: a.\nStep 2: b. ").steps == (
+        "Step 1: a.",
+        "\nStep 2: b. ",
+    )
 
 
 def test_chinese_numerals_and_sentences():
