@@ -379,8 +379,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--init_domain_weights",
         metavar="DIR_OR_FILE",
-        help="start the domain weights from a domain_weights.pt, matched by the domains' names "
-        "(a published file has none and is taken in order), instead of from 1",
+        help="start the domain weights from a domain_weights.pt or domain_weights.json, matched by "
+        "the domains' names (a published file has none and is taken in order), instead of from 1",
     )
     add(
         "--weight_bounds",

@@ -29,6 +29,7 @@ import errno
 import filecmp
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -613,25 +614,32 @@ def read_named_weights(path: Path) -> dict[str, float]:
 
 
 def domain_file(path: str | Path) -> Path:
-    """The file of raw domain weights that ``path`` is, or that a run or published folder holds."""
+    """The file of domain weights that ``path`` is, or that a run or published folder holds."""
     path = Path(path)
     return locate(path) / DOMAIN_FILE if path.is_dir() else path
 
 
 def names_domains(path: Path) -> bool:
-    """Whether a file of raw domain weights says whose they are."""
-    return "domains" in load_tensors(path)
+    """Whether a file of domain weights says whose they are."""
+    return _is_table(path) or "domains" in load_tensors(path)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix == ".json"
 
 
 def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:
-    """Raw weights for ``domains`` from a ``domain_weights.pt``, ours or the published one.
+    """Raw weights for ``domains`` from a ``domain_weights.pt``, ours or the published one, or from
+    a ``domain_weights.json``.
 
-    Ours names its domains and is matched by name, unknown domains starting at 0. The published
+    Ours name their domains and are matched by name, unknown domains starting at 0. The published
     file holds a bare vector in the order of first appearance, which must have as many entries.
 
     Raises:
         CheckpointError: the file does not fit.
     """
+    if _is_table(path):
+        return _matched(_raw_weights(read_named_weights(path)), domains, path)
     state = load_tensors(path)
     module = state.get("module", state)
     raw = module.get("raw_weights") if isinstance(module, dict) else None
@@ -643,16 +651,28 @@ def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:
         names = state["domains"]
         if not isinstance(names, list) or len(names) != len(raw):
             raise CheckpointError(f"{path}: holds {len(raw)} weights, but not as many names")
-        known = dict(zip(names, raw.tolist(), strict=True))
-        if not known.keys() & set(domains):
-            raise CheckpointError(f"{path}: holds none of the train file's domains")
-        return torch.tensor([known.get(domain, 0.0) for domain in domains])
+        return _matched(dict(zip(names, raw.tolist(), strict=True)), domains, path)
     if len(raw) != len(domains):
         raise CheckpointError(
             f"{path}: holds {len(raw)} weights without names, the train file has "
             f"{len(domains)} domains"
         )
     return raw.float()
+
+
+def _raw_weights(weights: dict[str, float]) -> dict[str, float]:
+    """The raw weights that give ``weights``; of the average weight it is 0."""
+    values = torch.tensor(list(weights.values()), dtype=torch.float64)
+    positive = values / values.mean() * math.log(2)  # softplus(0) = log 2
+    positive = positive.clamp(min=1e-30)  # a weight of 0 has no raw one
+    raw = positive + (-torch.expm1(-positive)).log()  # the inverse of softplus
+    return dict(zip(weights, raw.tolist(), strict=True))
+
+
+def _matched(raw: dict[str, float], domains: list[str], path: Path) -> torch.Tensor:
+    if not raw.keys() & set(domains):
+        raise CheckpointError(f"{path}: holds none of the train file's domains")
+    return torch.tensor([raw.get(domain, 0.0) for domain in domains])
 
 
 # --- the rest ----------------------------------------------------------------------------------

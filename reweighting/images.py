@@ -64,7 +64,7 @@ def open_image(source: Source) -> Image.Image:
             :data:`MAX_FILE_BYTES`; a URL gives more than :data:`MAX_BODY_BYTES` or takes longer
             than :data:`URL_SECONDS`.
         ValueError: an array or tensor has another shape, type or range than :data:`ACCEPTED` says;
-            a ``data:`` URI is not base64.
+            a picture has no pixels; a ``data:`` URI is not base64.
         TypeError: ``source`` is none of the things that :data:`ACCEPTED` names.
         PIL.Image.DecompressionBombError: it unpacks to more pixels than are held for safe.
     """
@@ -80,10 +80,14 @@ def open_image(source: Source) -> Image.Image:
             if isinstance(stream, Path):
                 raise
             raise OSError("holds no image that Pillow can read") from None
+        except Image.DecompressionBombError:  # whose words name neither sides nor remedy
+            raise _too_large("more than twice the pixels that are held for safe") from None
     width, height = image.size
+    if not width * height:
+        raise ValueError(f"a picture of {width} x {height} pixels: {ACCEPTED}")
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
         # Pillow only warns up to twice its limit; training on such an image is never meant.
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
+        raise _too_large(f"{width} x {height} pixels")
     _scale_transparent_colour(image)
     image.load()
     return image
@@ -182,11 +186,18 @@ def image_problem(source: str) -> str | None:
     except FileNotFoundError:
         return f"{name} does not exist"
     except Image.DecompressionBombError as error:
-        return f"{name} is too large to be safe: {error}; see {MEGAPIXELS_FLAG}"
+        return f"{name} is too large to be safe: {error}"
     except Exception as error:  # Pillow's plugins raise whatever a broken file provokes
         size = os.path.getsize(source) if os.path.isfile(source) else None
         return f"{name} is empty" if size == 0 else f"{name} cannot be read: {error}"
     return None
+
+
+def _too_large(pixels: str) -> Image.DecompressionBombError:
+    bound = f"{Image.MAX_IMAGE_PIXELS / 1e6:.4g} million"
+    return Image.DecompressionBombError(
+        f"{pixels}, the bound is {bound}; see {MEGAPIXELS_FLAG}, in Python images.allow_megapixels"
+    )
 
 
 def _stream(source: Source) -> Path | BytesIO:
@@ -260,12 +271,11 @@ def _array(source: Source) -> np.ndarray | None:
     """An array or tensor as uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``; None: it is none."""
     torch = sys.modules.get("torch")  # without it there are no tensors
     if torch is not None and isinstance(source, torch.Tensor):
-        array = source.detach().cpu()
-        if array.is_floating_point():
-            if not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
-                raise ValueError(f"a tensor with values outside [0, 1]: {ACCEPTED}")
-            array = (array.float() * 255).round().to(torch.uint8)
-        array = array.movedim(0, -1).numpy() if array.dim() == 3 else array.numpy()
+        try:
+            array = _tensor_array(source)
+        except (RuntimeError, TypeError):  # no operation knows all types, layouts and devices
+            held = f"{source.dtype}, {source.layout}, on {source.device}, {list(source.shape)}"
+            raise ValueError(f"Tensor of {held}: {ACCEPTED}") from None
     elif isinstance(source, np.ndarray):
         array = source
     else:
@@ -277,6 +287,16 @@ def _array(source: Source) -> np.ndarray | None:
         shape = list(source.shape)
         raise ValueError(f"{type(source).__name__} of {source.dtype}, {shape}: {ACCEPTED}")
     return np.ascontiguousarray(array)
+
+
+def _tensor_array(source: torch.Tensor) -> np.ndarray:
+    array = source.detach().cpu()
+    if array.is_floating_point():
+        array = array.float()
+        if not (array.isfinite().all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(f"a tensor with values outside [0, 1]: {ACCEPTED}")
+        array = (array * 255).round().byte()
+    return (array.movedim(0, -1) if array.dim() == 3 else array).numpy()
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from statistics import fmean
 
 import torch
+from transformers import PretrainedConfig
 
 from .batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from .construction import make_scheduler
@@ -17,7 +18,7 @@ from .reports import peak_memory_gib
 from .reward_model import SEPARATE_FORWARDS, must_fit, packs_trees
 from .run_data import Data, total_steps, train_units
 from .samples import describe_meta
-from .terminal import printable
+from .terminal import printable, warning
 from .weighting import DomainTable, InstanceNet, InstanceTable
 
 TOKENISED = 200  # records looked at for the token statistics
@@ -103,12 +104,16 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
 
     train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)
     print(f"tokens a train record      {_summary(train_tokens)}")
+    meta_tokens: list[int] = []
     if data.meta:
         right = sum(sample.true_false for sample in data.meta)
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
         print(f"steps of meta chains       {describe_meta(data.meta)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
+    config = load_config(arguments.reward_model)
+    for name, tokens in (("train records", train_tokens), ("meta chains", meta_tokens)):
+        _warn_of_long(name, tokens, config)
     units = train_units(arguments, data.train)
     if arguments.batch_by == "cot":
         print(f"train chains               {len(units):,}")
@@ -133,7 +138,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
                 f"{share:.2f}: weights may follow the domains' mean accuracies instead of quality"
             )
 
-    if not packs_trees(load_config(arguments.reward_model)):
+    if not packs_trees(config):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
     train, meta = largest_batches(arguments, data, encoder)
     with must_fit(arguments.reward_model, Exception):
@@ -188,6 +193,17 @@ def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[i
         for index in chosen
         for ids in encoder.encode(samples[index].image, prompts[index]).token_ids
     ]
+
+
+def _warn_of_long(name: str, lengths: list[int], config: PretrainedConfig) -> None:
+    """Say how many prompts of ``lengths`` tokens go beyond the positions that the model knows."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    long = 0 if limit is None else sum(length > limit for length in lengths)
+    if long:
+        warning(
+            f"{long:,} of the {len(lengths):,} {name} looked at have more tokens than the "
+            f"{limit:,} positions of the model (max_position_embeddings): their scores mean little"
+        )
 
 
 def _summary(values: list[int]) -> str:

@@ -26,6 +26,7 @@ from .steps import (  # noqa: F401 (scripts find two more of them here)
     LABELS,
     Prompt,
     chain_prompts,
+    check_count,
     join,
     split_question,
     split_steps,
@@ -76,9 +77,13 @@ def response_prompts(
     Args:
         response: its text, or its steps, which are put on lines of their own and not looked into.
         pattern: of the step markers of a text, see :func:`~.steps.layout`.
+
+    Raises:
+        ValueError: it has more than :data:`~.steps.MAX_STEPS`.
     """
     if isinstance(response, str):
         return chain_prompts(question, response, pattern) if response.strip() else []
+    check_count(len(response))
     steps = [step.strip("\n") for step in response]
     return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
 

@@ -53,7 +53,7 @@ from .layers import (
 from .prefix_tree import PackedTrees, pack
 from .prompts import PromptEncoder, response_prompts
 from .samples import CandidatesSample, text_fault, without_image_tags
-from .steps import Prompt
+from .steps import Prompt, check_count, layout
 from .terminal import printable
 
 IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
@@ -433,11 +433,17 @@ class RewardModel(nn.Module):
 
         Args:
             max_tokens_per_batch: questions share a forward pass up to this many tokens.
+
+        Raises:
+            TypeError: an item is no such triple; and what :meth:`log_odds` raises.
         """
         from .selection import score_candidates  # which is built on this module
 
         samples = []
-        for number, (image, question, responses) in enumerate(items, start=1):
+        for number, item in enumerate(items, start=1):
+            if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 3:
+                raise TypeError(f"item {number} must be an image, a question and its responses")
+            image, question, responses = item
             question, responses = self._texts(question, responses, f"item {number}: ")
             samples.append(
                 CandidatesSample(
@@ -499,9 +505,10 @@ class RewardModel(nn.Module):
             ValueError: there are no responses, or as :meth:`log_odds`.
         """
         _check_aggregation(aggregation)
-        if not len(responses):
+        log_odds = self.log_odds(image, question, responses)
+        if not log_odds:
             raise ValueError("there are no responses to select from")
-        return select(self.log_odds(image, question, responses), aggregation)
+        return select(log_odds, aggregation)
 
     @torch.no_grad()
     def _scored(self, image: Source, prompts: list[Prompt]) -> list[float]:
@@ -521,13 +528,21 @@ class RewardModel(nn.Module):
             raise TypeError(f"{where}responses must be a list of responses, is {kind}")
         cleaned: list[str | list[str]] = []
         for number, response in enumerate(responses, start=1):
-            name = f"{where}response {number}"
-            if isinstance(response, Sequence) and not isinstance(response, str):
-                steps = enumerate(response, start=1)
-                cleaned.append([self._text(step, f"{name}: step {k}") for k, step in steps])
-            else:
-                cleaned.append(self._text(response, name))
+            cleaned.append(self._response(response, f"{where}response {number}"))
         return self._text(question, f"{where}the question"), cleaned
+
+    def _response(self, response: Response, name: str) -> str | list[str]:
+        apart = isinstance(response, Sequence) and not isinstance(response, str)
+        if not apart:
+            response = self._text(response, name)
+        steps = response if apart else layout(response, self.encoder.step_pattern).steps
+        try:
+            check_count(len(steps))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        if not apart:
+            return response
+        return [self._text(step, f"{name}: step {k}") for k, step in enumerate(steps, start=1)]
 
     def _text(self, text: str, name: str) -> str:
         if not isinstance(text, str):

@@ -269,8 +269,7 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
         ValueError: there are more than :data:`MAX_STEPS`.
     """
     found = layout(response, pattern)
-    if len(found.steps) > MAX_STEPS:
-        raise ValueError(f"has {len(found.steps):,} steps, at most {MAX_STEPS:,} can be scored")
+    check_count(len(found.steps))
     whole = response[found.start :].strip()
     if not found.steps:
         return (response[found.start : found.verdict].strip() or whole,)
@@ -281,6 +280,16 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
             pieces.append(piece)
             start += len(piece)
     return tuple(pieces) or (whole,)
+
+
+def check_count(steps: int) -> None:
+    """Every score reads all steps before it, so the work grows with their square.
+
+    Raises:
+        ValueError: there are more than :data:`MAX_STEPS`.
+    """
+    if steps > MAX_STEPS:
+        raise ValueError(f"has {steps:,} steps, at most {MAX_STEPS:,} can be scored")
 
 
 def split_steps(response: str, pattern: str | None = None) -> list[str]:

@@ -373,9 +373,24 @@ def test_large_scans_are_let_in_when_asked_for(dataset, tmp_path, capsys):
     for main, flags in ((program.main, train), (selection.main, select), (rollouts.main, chains)):
         assert main([*flags, flag, "1.1"]) == 2
         said = capsys.readouterr().err
-        assert f"scan.png is too large to be safe: 1200 x 1000 pixels; see {flag}" in said
+        assert "scan.png is too large to be safe: 1200 x 1000 pixels, the bound is 1.1 m" in said
+        assert f"see {flag}, in Python images.allow_megapixels" in said
         assert main([*flags, flag, "1.3"]) != 2
         assert "too large" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [110, 1000])
+def test_what_is_too_large_says_the_bound_and_the_remedy(tmp_path, side):
+    """Pillow itself stops at twice its bound, with words of its own."""
+    images.allow_megapixels(0.01)
+    Image.new("1", (side, side)).save(tmp_path / "scan.png")
+    with pytest.raises(Image.DecompressionBombError) as error:
+        load_pixels(tmp_path / "scan.png")
+    assert "the bound is 0.01 million; see --max_image_megapixels" in str(error.value)
+    assert "images.allow_megapixels" in str(error.value)
+    images.allow_megapixels(1.1)
+    assert load_pixels(tmp_path / "scan.png").size == (side, side)
 
 
 # ---- other sources than files
@@ -421,6 +436,8 @@ def test_sources_of_python_give_the_pixels_of_the_file(tmp_path):
     sources = [path, str(path), path.read_bytes(), Image.open(path), array, tensor, tensor / 255]
     for source in sources:
         assert (np.asarray(load_pixels(source)) == array).all()
+    few_bits = torch.full((3, 4, 4), 0.5).to(torch.float8_e4m3fn)
+    assert load_pixels(few_bits).getpixel((0, 0)) == (128, 128, 128)
     gray = array[..., 0]
     for source in (gray, gray[..., None], torch.from_numpy(gray)[None]):
         assert (np.asarray(load_pixels(source)) == gray[..., None]).all()
@@ -437,6 +454,12 @@ def test_sources_of_python_give_the_pixels_of_the_file(tmp_path):
         (np.zeros((0, 28, 3), dtype=np.uint8), ValueError),
         (torch.full((3, 28, 28), 255.0), ValueError),
         (torch.zeros(1, 3, 28, 28), ValueError),
+        (torch.zeros(3, 28, 28, device="meta"), ValueError),
+        (torch.zeros(3, 28, 28, dtype=torch.uint8, device="meta"), ValueError),
+        (torch.zeros(3, 28, 28).to_sparse(), ValueError),
+        (torch.zeros(3, 0, 28), ValueError),
+        (torch.full((3, 28, 28), 9.0).to(torch.float8_e4m3fn), ValueError),
+        (Image.new("RGB", (0, 10)), ValueError),
     ],
 )
 def test_what_is_no_image_is_told_what_is(source, error):

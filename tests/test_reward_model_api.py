@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from reweighting import reward_model as module
+from reweighting import steps as step_limit
 from reweighting.best_of_n import AGGREGATIONS, aggregate
 from reweighting.checkpoints import CheckpointError
 from reweighting.images import to_pixels
+from reweighting.prompts import response_prompts
 from reweighting.reward_model import RewardModel
 
 from .conftest import TINY
@@ -38,6 +40,24 @@ def test_steps_may_be_given_apart(reward_model):
         PICTURE, QUESTION, RESPONSES[0]
     )
     assert len(reward_model.score(PICTURE, QUESTION, ["no", "marker", "at all"])) == 3
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_response_has_so_many_steps_at_most(reward_model, monkeypatch, apart):
+    monkeypatch.setattr(step_limit, "MAX_STEPS", 3)
+
+    def response(count: int):
+        steps = [f"Step {k}: it is red." for k in range(1, count + 1)]
+        return steps if apart else "\n".join(steps)
+
+    assert len(reward_model.score(PICTURE, QUESTION, response(3))) == 3
+    said = "response 2 has 4 steps, at most 3 can be scored"
+    with pytest.raises(ValueError, match=rf"^{said}"):
+        reward_model.log_odds(PICTURE, QUESTION, [response(1), response(4)])
+    with pytest.raises(ValueError, match=rf"^item 1: {said}"):
+        reward_model.log_odds_many([(PICTURE, QUESTION, [response(1), response(4)])])
+    with pytest.raises(ValueError, match=r"^has 4 steps"):
+        response_prompts(QUESTION, response(4))
 
 
 def test_tags_of_the_image_are_left_out_as_in_training(reward_model):
@@ -87,6 +107,11 @@ def test_wrong_arguments_are_told_what_is_accepted(reward_model):
         reward_model.score(PICTURE, QUESTION, 7)
     with pytest.raises(ValueError, match="holds half of a surrogate pair"):
         reward_model.score(PICTURE, QUESTION, "Step 1: \ud83d")
+    with pytest.raises(TypeError, match="responses must be a list of responses, is generator"):
+        reward_model.select(PICTURE, QUESTION, (response for response in RESPONSES))
+    for item in ((PICTURE, QUESTION), "abc", None, (PICTURE, QUESTION, RESPONSES, 1)):
+        with pytest.raises(TypeError, match="item 2 must be an image, a question and its resp"):
+            reward_model.log_odds_many([(PICTURE, QUESTION, RESPONSES), item])
     with pytest.raises(ValueError, match="aggregation 'median' is none of mean_log_odds"):
         reward_model.select(PICTURE, QUESTION, RESPONSES, aggregation="median")
 

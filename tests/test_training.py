@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ import main as program
 from reweighting import checkpoints
 from reweighting.arguments import build_parser
 from reweighting.reward_model import RewardModel
+from reweighting.weighting import DomainTable
 
-from .conftest import DOMAINS, REPOSITORY, command
+from .conftest import DOMAINS, REPOSITORY, TINY, command
 
 TIMES = ("samples_per_second", "peak_memory_gib", "waiting")
 
@@ -214,6 +216,32 @@ def test_domain_weights_are_matched_by_name(tmp_path):
         checkpoints.load_domain_weights(path, ["a", "b", "c"])
 
 
+def test_domain_weights_of_a_json_file_come_back(dataset, tmp_path):
+    path = tmp_path / "domain_weights.json"
+    wanted = {"chart": 0.25, "table": 2.5, "map": 0.25}
+    path.write_text(json.dumps(wanted))
+    weighting = DomainTable([*wanted])
+    weighting.raw_weights.data = checkpoints.load_domain_weights(path, weighting.domains)
+    assert weighting.named_weights() == pytest.approx(wanted)
+    # As from a domain_weights.pt, a domain that it does not name starts as one of the average.
+    assert checkpoints.load_domain_weights(path, ["new", "map"])[0] == 0
+    for weight in (0, 1e-20, 2.9):
+        path.write_text(json.dumps({"a": weight, "b": 1e3, "c": 1}))
+        weighting = DomainTable(["a", "b", "c"])
+        weighting.raw_weights.data = checkpoints.load_domain_weights(path, weighting.domains)
+        found = weighting.named_weights()
+        assert found["a"] == pytest.approx(weight * 3 / (1001 + weight), rel=1e-4, abs=1e-29)
+
+    path.write_text(json.dumps(wanted))
+    still = ("--iteration_num", "2", "--meta_lr", "1e-9", "--init_domain_weights", str(path))
+    run = train(dataset, tmp_path / "run", *still)
+    found = json.loads((run / "domain_weights.json").read_text())
+    assert found == pytest.approx(wanted, rel=1e-4)
+    path.write_text(json.dumps({"elsewhere": 1}))
+    with pytest.raises(ValueError, match="holds none of the train file's domains"):
+        checkpoints.load_domain_weights(path, ["a"])
+
+
 def test_the_baseline_trains_without_weights(dataset, tmp_path):
     run = train(dataset, tmp_path / "run", "--baseline")
     assert not (run / "domain_weights.pt").exists()
@@ -365,6 +393,34 @@ def test_help_lists_every_flag_with_its_default():
     assert (defaults.batch_size, defaults.unroll_steps, defaults.precision) == (1, 5, "bf16")
     assert (defaults.scheduler_step_size, defaults.scheduler_gamma) == (5000, 0.5)
     assert (defaults.save_every_iterations, defaults.max_epoch, defaults.seed) == (1000, 120, 1)
+
+
+def test_a_dry_run_warns_of_prompts_beyond_the_models_positions(dataset, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+
+    def said(positions: int) -> tuple[str, str]:
+        config = json.loads((base / "config.json").read_text())
+        config["text_config"]["max_position_embeddings"] = positions
+        (base / "config.json").write_text(json.dumps(config))
+        flags = ("--dry_run", "--reward_model", str(base))
+        assert program.main(command(dataset, tmp_path / "run", *flags)) == 0
+        return capsys.readouterr()
+
+    out, err = said(4096)
+    assert "positions of the model" not in err
+    median, longest = map(
+        int, re.search(r"a train record +median (\d+), longest (\d+)", out).groups()
+    )
+    assert median < longest
+    _, err = said(median)
+    long, all_of_them = map(
+        int, re.search(r"(\d+) of the (\d+) train records looked", err).groups()
+    )
+    assert 0 < long <= all_of_them // 2
+    assert f"more tokens than the {median} positions of the model" in err
+    _, err = said(longest)
+    assert "train records looked at" not in err
 
 
 def test_figures_are_drawn_from_a_run(finished, dataset, tmp_path):
