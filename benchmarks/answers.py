@@ -11,12 +11,14 @@ the same is known from how it was made. The rules were tuned on seed 1; seed 2 i
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections import defaultdict
@@ -609,13 +611,17 @@ class Generator:
 
 
 def old_rules(revision: str = OLD) -> types.ModuleType:
-    """``reweighting/answers.py`` as it was."""
-    command = ["git", "-C", str(ROOT), "show", f"{revision}:reweighting/answers.py"]
-    source = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    module = types.ModuleType("reweighting.old_answers")
-    module.__package__ = "reweighting"
-    exec(compile(source, "old answers.py", "exec"), module.__dict__)
-    return module
+    """``reweighting/answers.py`` as it was, with what it used, in a package of another name."""
+    command = ["git", "-C", str(ROOT), "archive", revision, "reweighting"]
+    archive = subprocess.run(command, check=True, capture_output=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+        (Path(folder) / "reweighting").rename(Path(folder) / "reweighting_before")
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module("reweighting_before.answers")
+        finally:
+            sys.path.remove(folder)
 
 
 def math_verify_alone() -> Callable[[str, str, list[str] | None], bool]:

@@ -128,7 +128,7 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
         text = text[thoughts[-1].end() :].strip() or text
     found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
-    short = next((value for _, surely, value in every if _is_short(value, surely)), "")
+    short = next((value for _, words, value in every if _counts(value, words)), "")
     if short or (short := _chosen(text)):
         return short
     for endings in found.values():
@@ -137,21 +137,21 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
     return _bare(text, choices)
 
 
-_Ending = tuple[int, bool, str]  # where it ends, whether a few words of it count, the value
+_Ending = tuple[int, int, str]  # where it ends, how many words of it count, the value
 
 
 def _is_ending(ending: _Ending) -> bool:
     return _is_answer(ending[2])
 
 
-def _is_short(value: str, surely: bool) -> bool:
-    """Whether this is a letter, a number or mathematics, or a few words where those count."""
+def _counts(value: str, words: int) -> bool:
+    """Whether this is a letter, a number or mathematics, or not more words than count."""
     plain = clean(value)
     if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
         return True
     if _MATHEMATICS.match(value.strip()) or _is_expression(plain):
         return True
-    return surely and len(plain.split()) <= FEW_WORDS
+    return len(plain.split()) <= words
 
 
 def _is_answer(text: str) -> bool:
@@ -165,9 +165,10 @@ def _is_answer(text: str) -> bool:
 
 def _announced(text: str) -> Iterator[_Ending]:
     """What follows "Final answer", from the first of the last ones, as in the two below."""
-    starts = {match.end() for match in _SURE.finditer(text)}
-    starts |= {match.end() for match in _SURE_LINE.finditer(text)}
-    return ((start, True, _value(text, start)) for start in sorted(starts)[-MAX_MARKERS:])
+    starts = {match.end(): FEW_WORDS for match in _SURE_LINE.finditer(text)}
+    for match in _SURE.finditer(text):  # all words after "Final answer:"
+        starts[match.end()] = MAX_ENDING if match.group()[-1] in ":：】" else FEW_WORDS
+    return ((s, starts[s], _value(text, s)) for s in sorted(starts)[-MAX_MARKERS:])
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
@@ -188,7 +189,7 @@ def _boxed(text: str) -> Iterator[_Ending]:
             found.append((match.start(), end, value.strip()))
     tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
     every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
-    return ((start, True, _inner(value)) for start, value in every)
+    return ((start, FEW_WORDS, _inner(value)) for start, value in every)
 
 
 def _inner(value: str) -> str:
@@ -208,7 +209,8 @@ def _braced(text: str, start: int) -> str:
 def _likely(text: str) -> Iterator[_Ending]:
     for match in [*_LIKELY.finditer(text)][-MAX_MARKERS:]:
         if not _NOT_ANNOUNCED.search(text, max(0, match.start() - 40), match.start()):
-            yield match.end(), match.group()[-1] in ":：】", _value(text, match.end())
+            few = FEW_WORDS if match.group()[-1] in ":：】" else 0
+            yield match.end(), few, _value(text, match.end())
 
 
 def _chosen(text: str) -> str:
