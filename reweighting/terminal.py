@@ -59,8 +59,12 @@ def quiet() -> None:
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A Python warning in our own form: to who types a command, the line of code says nothing."""
-    warning(message)
+    """A Python warning in our own form: to who types a command, the line of code says nothing.
+
+    What is deprecated concerns developers alone.
+    """
+    if not issubclass(category, (DeprecationWarning, FutureWarning)):
+        warning(message)
 
 
 def _matters(record: logging.LogRecord) -> bool:
