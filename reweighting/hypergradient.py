@@ -267,7 +267,11 @@ def directional_derivatives(
     model's attention is not ours (:func:`~reweighting.layers.attention_along`).
     """
     unpack = torch.autograd.forward_ad.unpack_dual
-    with torch.autograd.forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        without_checkpoints(lower.module),
+        torch.autograd.forward_ad.dual_level(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         dual = {
             name: torch.autograd.forward_ad.make_dual(value, direction[name])
             for name, value in parameters.items()
@@ -280,6 +284,20 @@ def directional_derivatives(
         if lower.weighting.detached:
             return Alongside(along)
         return Alongside(along, unpack(features).tangent, values)
+
+
+@contextlib.contextmanager
+def without_checkpoints(module: torch.nn.Module) -> Iterator[None]:
+    """Gradient checkpointing off, as transformers has it in training mode only.
+
+    A pass that builds no graph has nothing to keep, and torch 2.11 has no forward derivative of it.
+    """
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:

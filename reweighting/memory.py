@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .batches import MetaBatch, TrainBatch
 from .checkpoints import base_source
+from .hypergradient import without_checkpoints
 from .prefix_tree import PackedTrees
 from .prompts import PromptEncoder
 from .reward_model import RewardModel, autocast
@@ -207,7 +208,12 @@ def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, alon
             with autocast("cpu", precision):
                 model(packed)
             return
-        with forward_ad.dual_level(), autocast("cpu", precision), sdpa_kernel(SDPBackend.MATH):
+        with (
+            without_checkpoints(model),
+            forward_ad.dual_level(),
+            autocast("cpu", precision),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             dual = {name: forward_ad.make_dual(value, value) for name, value in named.items()}
             functional_call(model, dual, (packed,))
 
