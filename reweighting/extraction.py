@@ -10,6 +10,7 @@ and nothing else. Delimiters, fences, tags and markup are never an answer.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from .notation import clean, closing, quantity, words
@@ -156,11 +157,19 @@ def _counts(value: str, words: int) -> bool:
 
 def _is_answer(text: str) -> bool:
     """Whether something is left when decoration is taken off."""
+    if _is_symbol(text):
+        return True
     if _ELSEWHERE.match(text):
         return False
     return any(c.isalnum() or c in "∅∞°π√" for c in clean(text)) and clean(text).casefold() not in (
         "text", "boxed", "latex", "answer", "final answer",
     )  # fmt: skip
+
+
+def _is_symbol(text: str) -> bool:
+    """Whether a text is nothing but a sign, as "<", "→" or "△" may be an answer."""
+    kinds = {unicodedata.category(character) for character in text if character != "\ufe0f"}
+    return text in ("-", "–", "%") or (len(text) <= 2 and kinds in ({"Sm"}, {"So"}))
 
 
 def _announced(text: str) -> Iterator[_Ending]:
@@ -234,6 +243,8 @@ def _value(text: str, start: int) -> str:
         block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
         tail = after.split("\n")[0].strip(" .*_") if closed else ""
         return _unboxed(f"{block} {tail}".strip())
+    if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
+        return sign
     for line in rest.split("\n"):
         line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
         line = line.replace("**", "") if line.count("**") % 2 else line
@@ -280,8 +291,8 @@ _MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re
 def _bare(text: str, choices: Sequence[str] | None) -> str:
     """A response, or the last line of one, that is nothing but an answer."""
     lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
-    if not lines:
-        return ""
+    if not lines or not any(character.isalnum() for character in lines[-1]):
+        return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""
     last = re.sub(r"^[\s*_#>\-•]+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
     plain = clean(last)
     if conclusion := _CONCLUSION.match(plain):

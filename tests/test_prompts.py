@@ -133,7 +133,7 @@ def test_a_step_that_is_nothing_but_the_verdict_is_none(verdict):
 @pytest.mark.parametrize("name", VERDICT_NAMES)
 def test_what_is_cut_as_the_verdict_is_read_as_the_answer(name):
     assert split_steps(f"Step 1: it is 5.\n{name}: 3") == ["Step 1: it is 5."]
-    assert extract(f"Step 1: it is 5.\n{name}: 3\nThe answer is 5") == "3"
+    assert extract(f"The answer is 5, I think.\nStep 1: it is 5.\n{name}: 3") == "3"
 
 
 def test_numbers_and_mentions_around_a_verdict():
