@@ -32,6 +32,7 @@ from .files import (
     DirectoryLock,
     FileError,
     complete_lines,
+    is_number,
     json_line,
     read_json,
     replacing,
@@ -128,7 +129,7 @@ def run(
     Lines are kept by whole batches: what a question is packed with can change its last digits, and
     a resumed run is to write the same file as an undisturbed one.
     """
-    lines = _complete_batches(path)
+    lines = _complete_batches(path, samples)
     with replacing(path) as file:
         file.writelines(map(json_line, lines))
     batch_number = lines[-1]["batch"][0] + 1 if lines else 0
@@ -178,8 +179,36 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
     return line
 
 
-def _complete_batches(path: Path) -> list[dict]:
+def _is_line_of(line: object, sample: CandidatesSample) -> bool:
+    """Whether ``line`` has what later lines and the table are made from, for this question."""
+    if not isinstance(line, dict):
+        return False
+    batch, log_odds, chosen = (line.get(name) for name in ("batch", "step_log_odds", "chosen"))
+    return (
+        all(line.get(n) == getattr(sample, n) for n in ("record", "question", "candidates"))
+        and line.get("true_false") == sample.true_false
+        and line.get("choices") == sample.choices
+        and isinstance(batch, list)
+        and len(batch) == 2
+        and all(type(number) is int and number >= 0 for number in batch)
+        and isinstance(log_odds, list)
+        and len(log_odds) == len(sample.candidates)
+        and all(isinstance(z, list) and all(is_number(value) for value in z) for z in log_odds)
+        and isinstance(chosen, dict)
+        and bool(chosen.keys() <= AGGREGATIONS.keys())
+    )
+
+
+def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of whole batches that are there already.
+
+    Raises:
+        FileError: a line is not what was written for its question.
+    """
     lines = complete_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if number > len(samples) or not _is_line_of(line, samples[number - 1]):
+            raise FileError(f"{path}: line {number} is damaged; delete the file to start anew")
     if lines:
         number, size = lines[-1]["batch"]
         last = [line for line in lines if line["batch"][0] == number]

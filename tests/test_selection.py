@@ -352,7 +352,7 @@ def test_torn_and_unusual_lines_are_continued(run, candidates, tmp_path):
         whole.index(b"\n") + 1,
     ):
         (folder / "samples.jsonl").write_bytes(whole[:end])
-        kept = selection._complete_batches(folder / "samples.jsonl")
+        kept = complete_lines(folder / "samples.jsonl")
         assert len(kept) == whole[:end].count(b"\n")
         assert selection.main(flags(run, candidates, tmp_path / "out", *limit)) == 0
         assert (folder / "samples.jsonl").read_bytes() == whole
@@ -464,3 +464,16 @@ def test_a_table_says_what_it_leaves_out():
         "half: the table covers 1 of 2 questions: of the others, no right and wrong is known"
     ]
     assert selection.remarks({"all": lines[:1]}) == []
+
+
+def test_a_damaged_line_of_earlier_results_is_named(run, candidates, tmp_path, capsys):
+    command = flags(run, candidates, tmp_path)
+    assert selection.main(command) == 0
+    [path] = tmp_path.rglob("samples.jsonl")
+    whole = path.read_text()
+    for old, new in (('"batch"', '"botch"'), ('"record": 1,', '"record": 7,')):
+        path.write_text(whole.replace(old, new, 1))
+        assert selection.main(command) == 2
+        assert "samples.jsonl: line 1 is damaged" in capsys.readouterr().err
+    path.write_text(whole)
+    assert selection.main(command) == 0
