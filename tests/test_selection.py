@@ -14,6 +14,7 @@ from PIL import Image
 from reweighting import best_of_n, selection
 from reweighting.answers import extract
 from reweighting.best_of_n import Pool, evaluate, interval, select, sizes, subsets
+from reweighting.files import complete_lines
 from reweighting.samples import CandidatesSample
 from reweighting.steps import chain_prompts
 
