@@ -223,7 +223,9 @@ def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, alon
 def allocated_bytes(function: Callable[[], None]) -> tuple[int, int]:
     """Bytes of tensors that ``function`` makes on the processor: the most at a time, and left."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints that it started
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    activities = [ProfilerActivity.CPU]
+    # One cycle is all there is; torch 2.11 warns of what it would forget between several.
+    with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
