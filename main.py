@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 from reweighting import terminal
-from reweighting.arguments import parse_arguments  # without torch: --help comes at once
+from reweighting.training.arguments import parse_arguments  # without torch: --help comes at once
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -34,13 +34,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"Betty is not installed. Install it with\n\n    {BETTY_INSTALL}\n", file=sys.stderr)
         return 2
 
-    from reweighting import training
-    from reweighting.construction import SetupError, check_start, make_encoder
+    from reweighting.bilevel.problems import NonFiniteLoss
     from reweighting.files import DirectoryLock, FileError
-    from reweighting.plan import advice, print_plan
-    from reweighting.problems import NonFiniteLoss
-    from reweighting.run_data import load_data
-    from reweighting.samples import DataError, describe_meta
+    from reweighting.records.dataset import load_data
+    from reweighting.records.samples import DataError, describe_meta
+    from reweighting.training import engine as training
+    from reweighting.training.build import SetupError, check_start, make_encoder
+    from reweighting.training.dry_run import advice, print_plan
 
     try:
         data = load_data(arguments)

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reweighting import answers, best_of_n
-from reweighting.notation import words
+from reweighting.records.answers import comparison as answers
+from reweighting.records.answers.notation import words
+from reweighting.selection import best_of_n
 
 ROOT = Path(__file__).resolve().parents[1]
 OLD = "30d997c"  # the last revision with the rules before

@@ -43,13 +43,20 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import main as program
 from benchmarks.hypergradient import build
-from reweighting.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
-from reweighting.layers import PatchProjection
-from reweighting.memory import allocated_bytes
-from reweighting.prompts import PromptEncoder
-from reweighting.reward_model import RewardModel, autocast
-from reweighting.samples import MetaSample, TrainSample
-from reweighting.steps import chain_prompts
+from reweighting.bilevel.batches import (
+    CollateTrain,
+    EncodedDataset,
+    MetaBatch,
+    TrainBatch,
+    collate_meta,
+)
+from reweighting.records.samples import MetaSample, TrainSample
+from reweighting.records.steps import chain_prompts
+from reweighting.reward_model import RewardModel
+from reweighting.reward_model.attention import PatchProjection
+from reweighting.reward_model.encoder import PromptEncoder
+from reweighting.reward_model.network import autocast
+from reweighting.training.memory import allocated_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"

@@ -18,9 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.small_world import clean_records, prefix_auroc
-from reweighting.best_of_n import interval
-from reweighting.reproduce import DEMO
-from reweighting.study import Study
+from reweighting.reproduce.__main__ import DEMO
+from reweighting.reproduce.study import Study
+from reweighting.selection.best_of_n import interval
 from reweighting.terminal import quiet
 
 

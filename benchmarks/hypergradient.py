@@ -30,14 +30,14 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
-from reweighting.objectives import aggregate, chain_losses, record_losses
-from reweighting.prefix_tree import PackedTrees
-from reweighting.problems import Lower, Upper
+from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
+from reweighting.bilevel.objectives import chain_losses, mean_log_odds, record_losses
+from reweighting.bilevel.problems import Lower, Upper
+from reweighting.bilevel.weighting import DomainTable, make_meta_optimizer
+from reweighting.records.samples import RecordReader
 from reweighting.reward_model import RewardModel
-from reweighting.samples import RecordReader
+from reweighting.reward_model.prefix_tree import PackedTrees
 from reweighting.terminal import quiet
-from reweighting.weighting import DomainTable, make_meta_optimizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -115,7 +115,7 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
         after[name] = parameter.detach() * (1 - rate * group["weight_decay"]) - rate * change
     assert list(after) == names
     log_odds = functional_call(module, after, (as_double(meta.prompts),))
-    aggregated = aggregate(log_odds, meta.chain, len(meta.true_false))
+    aggregated = mean_log_odds(log_odds, meta.chain, len(meta.true_false))
     loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
     return flat(torch.autograd.grad(loss, weighting.parameters()))
 

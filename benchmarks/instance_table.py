@@ -19,12 +19,12 @@ from betty.logging.logger_base import get_logger as betty_logger
 
 from benchmarks.bilevel import allocated, now
 from benchmarks.hypergradient import build
-from reweighting.batches import CollateTrain, EncodedDataset, collate_meta
-from reweighting.reproduce import DEMO
+from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
+from reweighting.bilevel.weighting import InstanceTable
+from reweighting.records.samples import RecordReader
+from reweighting.reproduce.__main__ import DEMO
 from reweighting.reward_model import RewardModel
-from reweighting.samples import RecordReader
 from reweighting.terminal import quiet
-from reweighting.weighting import InstanceTable
 
 
 def main() -> int:

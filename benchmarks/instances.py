@@ -25,14 +25,14 @@ from scipy.stats import mannwhitneyu
 
 import main as program
 from benchmarks.small_world import DATA, clean_records
-from reweighting import checkpoints
-from reweighting.batches import CollateTrain, EncodedDataset
-from reweighting.checkpoints import INSTANCE_FILE, INSTANCE_PARQUET
-from reweighting.reproduce import DEMO
+from reweighting.bilevel.batches import CollateTrain, EncodedDataset
+from reweighting.bilevel.weighting import InstanceNet
+from reweighting.checkpoints import finding
+from reweighting.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
+from reweighting.records.samples import RecordReader, load_train
+from reweighting.reproduce.__main__ import DEMO
 from reweighting.reward_model import RewardModel
-from reweighting.samples import RecordReader, load_train
 from reweighting.terminal import quiet
-from reweighting.weighting import InstanceNet
 
 CORRUPTED = 0.4  # of the chains
 COMMON = [
@@ -137,7 +137,7 @@ def main() -> int:
                     *("--train_json_file", str(train), "--meta_json_file", str(DEMO.meta)),
                     *("--image_root", str(DATA), "--reward_model", DEMO.reward_model),
                     *("--weights_path", str(run), "--seed", str(seed), *flags),
-                    *(["--resume"] if checkpoints.exists(run) else []),
+                    *(["--resume"] if finding.exists(run) else []),
                 ])  # fmt: skip
             if code:
                 return code

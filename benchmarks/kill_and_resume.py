@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 import main as program
-from reweighting import checkpoints
+from reweighting.checkpoints import finding, opening
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "peak_memory_gib", "waiting")
@@ -45,7 +45,7 @@ def flags(run: Path, steps: int, workers: int) -> list[str]:
         *("--device", "cpu", "--precision", "fp32", "--num_workers", str(workers)),
         *("--batch_size", "2", "--meta_batch_size", "2", "--unroll_steps", "2", "--lr", "1e-4"),
         *("--iteration_num", str(steps), "--save_every_iterations", "1", "--logging_steps", "3"),
-        *(["--resume"] if checkpoints.exists(run) else []),
+        *(["--resume"] if finding.exists(run) else []),
     ]
 
 
@@ -68,7 +68,7 @@ def start(run: Path, steps: int, workers: int) -> multiprocessing.Process:
 
 def learned(run: Path) -> dict[str, torch.Tensor]:
     """All weights of the current checkpoint."""
-    folder = checkpoints.current(run)
+    folder = finding.current(run)
     return {
         **load_file(folder / "base_model" / "model.safetensors"),
         **torch.load(folder / "LN_weights.pt", weights_only=True),
@@ -83,18 +83,18 @@ def metrics(run: Path) -> list[dict]:
 
 def intact(run: Path) -> int | None:
     """The step of the current checkpoint, or None before the first; raises if it is torn."""
-    if not checkpoints.exists(run):
+    if not finding.exists(run):
         return None
-    iteration = checkpoints.load_state(run)["iteration"]
+    iteration = opening.load_state(run)["iteration"]
     # The run's own folder, if only its top level was copied.
-    assert checkpoints.current(run).name in (run.name, f"step-{iteration:08d}")
+    assert finding.current(run).name in (run.name, f"step-{iteration:08d}")
     assert all(value.isfinite().all() for value in learned(run).values())
     return iteration
 
 
 def reached(run: Path) -> int | None:
     """The step of the newest complete checkpoint, by its folder's name, while it may be moving."""
-    folder = checkpoints.find(run)
+    folder = finding.find(run)
     return int(folder.name.split("-")[1]) if folder and folder.name[:5] == "step-" else None
 
 
@@ -180,7 +180,7 @@ def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folde
         process.join()
         step = intact(killed)
         COPIES[way](killed, copy)
-        found = intact(copy) if checkpoints.exists(copy) else None
+        found = intact(copy) if finding.exists(copy) else None
         process = start(copy, steps, workers)
         process.join()
         same = process.exitcode == 0 and found is not None

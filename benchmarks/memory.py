@@ -18,13 +18,13 @@ import tempfile
 import torch
 
 from benchmarks.bilevel import EIGHT, SHAPES, allocated, demo_run, in_a_process, make_model
-from reweighting import training
-from reweighting.arguments import parse_arguments
-from reweighting.construction import make_encoder
-from reweighting.memory import estimate_memory
-from reweighting.plan import largest_batches
-from reweighting.run_data import load_data
+from reweighting.records.dataset import load_data
 from reweighting.terminal import quiet
+from reweighting.training import engine as training
+from reweighting.training.arguments import parse_arguments
+from reweighting.training.build import make_encoder
+from reweighting.training.dry_run import largest_batches
+from reweighting.training.memory import estimate_memory
 
 CONFIGURATIONS = {
     "batch 1": [],

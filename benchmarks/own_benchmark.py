@@ -19,7 +19,8 @@ from pathlib import Path
 
 import main as program
 from data.make_questions import write_questions
-from reweighting import rollouts, selection
+from reweighting.rollouts import __main__ as rollouts
+from reweighting.selection import __main__ as selection
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REASONER = REPOSITORY / "weights" / "tiny-reasoner"

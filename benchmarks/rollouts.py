@@ -28,16 +28,25 @@ from pathlib import Path
 import numpy as np
 
 from data.make_demo import DOMAINS, MIXED, draw_question, stream
-from data.reasoner import Chain, Profile, Question, Trap, chance, rollout, sample_chain, set_trap
-from reweighting import rollouts
-from reweighting.journal import Journal
-from reweighting.labelling import Adaptive, Schedule, posterior_accuracies
-from reweighting.reasoners import Prompt
-from reweighting.rollouts import write_records
-from reweighting.sampling import Sampler, for_each
-from reweighting.server import Server
-from tests.model_server import model_server
-from tests.test_rollouts import write_questions
+from data.world.simulated_reasoner import (
+    Chain,
+    Profile,
+    Question,
+    Trap,
+    chance,
+    rollout,
+    sample_chain,
+    set_trap,
+)
+from reweighting.rollouts import __main__ as rollouts
+from reweighting.rollouts.__main__ import write_records
+from reweighting.rollouts.journal import Journal
+from reweighting.rollouts.openai_server import Server
+from reweighting.rollouts.reasoner import Prompt
+from reweighting.rollouts.sampler import Sampler, for_each
+from reweighting.rollouts.schedules import Adaptive, Schedule, posterior_accuracies
+from tests.rollouts.test_rollouts import write_questions
+from tests.support.model_server import model_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REASONER = REPOSITORY / "weights" / "tiny-reasoner"

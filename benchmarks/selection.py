@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.bilevel import allocated, in_a_process, now
-from reweighting.best_of_n import LogOdds
-from reweighting.prefix_tree import pack
+from reweighting.records.samples import CandidatesSample, RecordReader, load_candidates
+from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
-from reweighting.samples import CandidatesSample, RecordReader, load_candidates
-from reweighting.selection import score_candidates
-from reweighting.steps import chain_prompts
+from reweighting.reward_model.aggregation import LogOdds
+from reweighting.reward_model.prefix_tree import pack
+from reweighting.reward_model.scoring import score_candidates
 from reweighting.terminal import quiet
 
 REPOSITORY = Path(__file__).resolve().parents[1]

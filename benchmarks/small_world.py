@@ -28,9 +28,10 @@ import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
 from data import make_demo
-from reweighting.best_of_n import LogOdds, interval
-from reweighting.reproduce import DEMO
-from reweighting.study import REPOSITORY, Study
+from reweighting.reproduce.__main__ import DEMO
+from reweighting.reproduce.study import REPOSITORY, Study
+from reweighting.reward_model.aggregation import LogOdds
+from reweighting.selection.best_of_n import interval
 from reweighting.terminal import quiet
 
 DATA = REPOSITORY / "data"

@@ -17,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.reasoner import (
+from data.world.scenes import png
+from data.world.simulated_reasoner import (
     MIXED,
     SEEING,
     STEPS,
@@ -28,8 +29,7 @@ from data.reasoner import (
     sample_chain,
     set_trap,
 )
-from data.scenes import png
-from data.tasks import TASKS, Question, draw_question
+from data.world.tasks import TASKS, Question, draw_question
 
 CANDIDATES = 8
 

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.make_demo import DOMAINS, stream
-from data.scenes import png
-from data.tasks import draw_question
+from data.world.scenes import png
+from data.world.tasks import draw_question
 
 
 def write_questions(folder: Path, name: str, count: int, seed: int = 1) -> Path:

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from . import files, terminal
-from .answers import extract, is_right, same
-from .arguments import Parser
+from .records.answers.comparison import extract, is_right, same
+from .terminal import Parser
 
 EXAMPLES = """examples:
   python -m reweighting.exchange from-vlmevalkit --benchmark MathVista.tsv \\

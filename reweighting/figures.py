@@ -22,18 +22,12 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
 from . import terminal
-from .arguments import Parser
-from .checkpoints import (
-    ARGUMENTS_FILE,
-    DOMAIN_JSON,
-    INSTANCE_PARQUET,
-    METRICS_FILE,
-    locate,
-    read_named_weights,
-)
+from .checkpoints.finding import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
+from .checkpoints.weight_tables import read_named_weights
 from .files import MEGAPIXELS, FileError, complete_lines, is_number, read_json, replacing
-from .images import allow_megapixels, load_pixels
-from .samples import RecordReader, TrainSample, load_train
+from .records.images import allow_megapixels, load_pixels
+from .records.samples import RecordReader, TrainSample, load_train
+from .terminal import Parser
 
 # Domains and records are quoted as they are: a "$" in them opens no formula.
 plt.rcParams["text.parse_math"] = False

@@ -379,3 +379,15 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def unwritable(path: str) -> str | None:
+    """Why a directory could not be created or written at ``path``, or None."""
+    present = os.path.abspath(path)
+    while not os.path.lexists(present):
+        present = os.path.dirname(present)
+    if not os.path.isdir(present):
+        return f"{present} is no directory"
+    if not os.access(present, os.W_OK | os.X_OK):
+        return f"no permission in {present}"
+    return None

@@ -1,11 +1,14 @@
-"""The one place where text of users, files and servers becomes a line on the terminal."""
+"""What a command says: untrusted text made safe for a terminal, errors of one line, help."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import math
 import os
 import sys
 import warnings
+from typing import NoReturn
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
 MAX_LINE = 1000  # characters of a message
@@ -69,3 +72,46 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def _matters(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Every flag with its default, unless the help text already says it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default is None or isinstance(action, argparse._StoreTrueAction):
+            return text
+        return text if action.default == argparse.SUPPRESS else f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line; subcommands' parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {printable(message, MAX_LINE)}\n")
+
+
+def whole(minimum: int):
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, is {value}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def real(minimum: float = 0.0, positive: bool = False):
+    def parse(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or value < minimum or (positive and value == minimum):
+            bound = "above" if positive else "at least"
+            raise argparse.ArgumentTypeError(f"must be {bound} {minimum:g}, is {text}")
+        return value
+
+    parse.__name__ = "number"
+    return parse

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .conftest import command, write_dataset
+from tests.conftest import command, write_dataset
 
 CPU_SECONDS, SECONDS, MEGABYTES = 5.0, 120.0, 500
 # Values that have broken programs, this one among them.
@@ -183,7 +183,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         import main
-        from reweighting import selection
+        from reweighting.selection import __main__ as selection
 
         self.data = write_dataset(self.root / "data", self.questions)
         train = json.loads((self.data / "train.json").read_text())
@@ -288,7 +288,7 @@ def _spoiled_records(rng: random.Random, good: list[dict]) -> bytes:
 
 def candidates(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """A candidates file: ``reweighting.selection``."""
-    from reweighting import selection
+    from reweighting.selection import __main__ as selection
 
     path = folder / "spoiled_candidates.json"
     path.write_bytes(_spoiled_records(rng, shop.candidates))
@@ -358,7 +358,7 @@ def spoil_image(rng: random.Random, path: Path) -> None:
 def checkpoints(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """A file of a finished run: resumed, scored with, or started from."""
     import main
-    from reweighting import selection
+    from reweighting.selection import __main__ as selection
 
     files = sorted(path for path in shop.run.resolve().rglob("*") if path.is_file())
     path = rng.choice(sorted({file.resolve() for file in files if file.name != ".lock"}))
@@ -389,7 +389,7 @@ def checkpoints(rng: random.Random, shop: Workshop, folder: Path) -> Case:
 
 def results(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """What an earlier selection left: the same command goes on from it."""
-    from reweighting import selection
+    from reweighting.selection import __main__ as selection
 
     files = sorted(path for path in shop.chosen.rglob("*") if path.is_file())
     path = rng.choice([file for file in files if file.name != ".lock"])
@@ -443,7 +443,7 @@ def exchange(rng: random.Random, shop: Workshop, folder: Path) -> Case:
 
 def servers(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """The answers of a server, or the journal: ``reweighting.rollouts chains``."""
-    from reweighting import rollouts
+    from reweighting.rollouts import __main__ as rollouts
 
     if shop.server is None:
         shop.server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
@@ -498,8 +498,8 @@ class _Answers(BaseHTTPRequestHandler):
 
 def texts(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """Texts that are no file's: steps, answers, scores from Python."""
-    from reweighting.answers import extract, same
-    from reweighting.steps import chain_prompts, split_question
+    from reweighting.records.answers.comparison import extract, same
+    from reweighting.records.steps import chain_prompts, split_question
 
     parts = [_text(odd(rng))[:5000] for _ in range(rng.randrange(1, 6))]
     text = rng.choice(["\n", " ", "\n\n", ""]).join(parts)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -32,8 +31,7 @@ from reweighting.files import (
     write_text,
 )
 from reweighting.terminal import printable
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.conftest import REPOSITORY
 
 
 def nested(levels: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fuzz
+from tests import fuzz
 
 CASES = 300
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import main as program
-from reweighting.batches import CollateTrain, EncodedDataset
-from reweighting.reward_model import autocast
-from reweighting.samples import RecordReader, load_train
-
-from .conftest import DOMAINS, command
+from reweighting.bilevel.batches import CollateTrain, EncodedDataset
+from reweighting.records.samples import RecordReader, load_train
+from reweighting.reward_model.network import autocast
+from tests.conftest import DOMAINS, command
 
 pytestmark = pytest.mark.gpu
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from reweighting import training
-from reweighting.arguments import parse_arguments
-from reweighting.construction import make_encoder
-from reweighting.prefix_tree import pack
-from reweighting.reports import _flat
-from reweighting.reward_model import RewardModel, autocast
-from reweighting.run_data import load_data
-from reweighting.steps import chain_prompts
-
-from .backbones import BACKBONES, make_backbone
-from .conftest import TINY, command
+from reweighting.records.dataset import load_data
+from reweighting.records.steps import chain_prompts
+from reweighting.reward_model import RewardModel
+from reweighting.reward_model.network import autocast
+from reweighting.reward_model.prefix_tree import pack
+from reweighting.training import engine as training
+from reweighting.training.arguments import parse_arguments
+from reweighting.training.build import make_encoder
+from reweighting.training.reports import _flat
+from tests.conftest import TINY, command
+from tests.support.backbones import BACKBONES, make_backbone
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def elsewhere():
 
 def refused() -> list[str]:
     """Which of some operations on both devices the second device refuses."""
-    from . import second_device
+    from tests.support import second_device
 
     there, here = torch.ones(3, device=second_device.NAME), torch.ones(3)
     number = torch.zeros(1, dtype=torch.long)
@@ -64,7 +64,7 @@ def test_the_second_device_refuses_what_a_gpu_would(elsewhere):
 
 def metrics_and_waits(argv: list[str], device: str) -> tuple[list[dict], float]:
     """The lines of ``metrics.jsonl``, and how often a bilevel cycle waits, over its parameters."""
-    from . import second_device
+    from tests.support import second_device
 
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
@@ -115,7 +115,7 @@ def test_training_there_is_training_here(elsewhere, dataset, tmp_path, flags):
 
 def scores(path, pictures: list[Image.Image], device: str, precision: str) -> list[float]:
     """Of every step prefix of two chains about every picture."""
-    from . import second_device  # noqa: F401, brings the device
+    from tests.support import second_device  # noqa: F401, brings the device
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -142,8 +142,7 @@ def test_scores_there_are_scores_here(elsewhere, tmp_path, name, precision, tole
 def benchmark(device: str) -> dict[str, list[dict[str, float]]]:
     """Seconds of the straightforward loop and of ours."""
     from benchmarks import bilevel
-
-    from . import second_device  # noqa: F401, brings the device
+    from tests.support import second_device  # noqa: F401, brings the device
 
     arguments = argparse.Namespace(shape="tiny", device=device, precision="fp32", repetitions=1)
     return bilevel.measure(arguments)

@@ -115,7 +115,7 @@ def test_the_clone_is_a_package(tmp_path: Path) -> None:
     assert SpecifierSet(re.search(r"^Requires-Python: (.+)$", metadata, re.M)[1]).contains("3.10")
     use = (
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-        "import reweighting.reward_model as found; print(found.__file__)"
+        "import reweighting.reward_model.model as found; print(found.__file__)"
     )
     used = python("-c", use, folder=tmp_path)
     assert used.returncode == 0, used.stderr

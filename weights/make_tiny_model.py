@@ -77,8 +77,8 @@ def corpus(count: int = 3000) -> list[str]:
     Both wordings, both grid sizes, stated and unstated evidence, one and two questions at a time:
     with all of them a word of the world is one token, and a chain stays about a hundred long.
     """
-    from data.reasoner import MIXED, draw
-    from data.tasks import TASKS
+    from data.world.simulated_reasoner import MIXED, draw
+    from data.world.tasks import TASKS
 
     rng = random.Random("tokenizer")
     lines = ["You are a helpful assistant.", "system", "user", "assistant", *VERDICTS] * 50

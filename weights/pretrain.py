@@ -5,7 +5,7 @@
 
 Every batch is drawn afresh from a random stream named after its step, so a run that was stopped
 goes on from its state file as if it had not been, and none of its scenes comes from the streams of
-the demo data. `weights/evaluate.py` says what the result can do.
+the demo data. `weights/evaluate_tiny_model.py` says what the result can do.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGene
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from weights.curriculum import CAPTIONS, CHAINS, CLAIMS, LOOKUPS, SPOKEN, Batch, Layout, draw_sheet  # noqa: E402
 from weights.make_tiny_model import make_model  # noqa: E402
-from weights.sheets import CAPTIONS, CHAINS, CLAIMS, LOOKUPS, SPOKEN, Batch, Layout, draw_sheet  # noqa: E402
 
 
 def see(model: Qwen2VLForConditionalGeneration, patches: Tensor, grid: int) -> Tensor:

@@ -3,10 +3,10 @@
     python weights/teach_reasoner.py
 
 It goes on from `tiny-qwen2-vl/`, which looks things up and judges but was never asked for a chain,
-and imitates the simulated reasoner of the demo world (`data/reasoner.py`, mixed profile), as a
-whole answer and as the continuation of a given beginning, in the words of `reweighting.reasoners`.
-Sampled at temperature 1 it then makes mistakes about as often as the one it imitates; it cannot
-know which questions have a trap.
+and imitates the simulated reasoner of the demo world (`data/world/simulated_reasoner.py`, mixed
+profile), as a whole answer and as the continuation of a given beginning, in the words of
+`reweighting.rollouts.reasoner`. Sampled at temperature 1 it then makes mistakes about as often as
+the one it imitates; it cannot know which questions have a trap.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from data.reasoner import MIXED, STEPS, sample_chain, set_trap  # noqa: E402
-from data.scenes import draw_scene  # noqa: E402
-from data.tasks import TASKS  # noqa: E402
-from reweighting.reasoners import user_text  # noqa: E402
+from data.world.scenes import draw_scene  # noqa: E402
+from data.world.simulated_reasoner import MIXED, STEPS, sample_chain, set_trap  # noqa: E402
+from data.world.tasks import TASKS  # noqa: E402
+from reweighting.rollouts.reasoner import user_text  # noqa: E402
+from weights.curriculum import Layout, Sheet, Spoken, ask  # noqa: E402
 from weights.pretrain import forward, make_optimizer, rate  # noqa: E402
-from weights.sheets import Layout, Sheet, Spoken, ask  # noqa: E402
 
 TINY = REPOSITORY / "weights" / "tiny-qwen2-vl"
 OUT = REPOSITORY / "weights" / "tiny-reasoner"

@@ -1,0 +1,220 @@
+"""From samples to batches: a resumable random order, workers, collation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from ..records.samples import MetaSample, TrainSample
+from ..reward_model.encoder import EncodedPrompts, PromptEncoder
+from ..reward_model.prefix_tree import ByValue, PackedTrees, pack
+
+
+@dataclass
+class TrainBatch(ByValue):
+    """B records with R prompts in all: one each, or one a labelled step of a conversation."""
+
+    prompts: PackedTrees
+    accuracy: torch.Tensor  # [R], Monte-Carlo accuracy in [0, 1]
+    domains: torch.Tensor  # [B], domain index
+    records: torch.Tensor  # [B], record number in the file, from 1
+    record_of_prompt: torch.Tensor  # [R], which of the B records a prompt belongs to
+    features: torch.Tensor | None = None  # [R, F], what an instance net saw when it weighed them
+
+    def to(self, device: torch.device | str) -> TrainBatch:
+        return replace(
+            self,
+            prompts=self.prompts.to(device),
+            accuracy=self.accuracy.to(device, non_blocking=True),
+            domains=self.domains.to(device, non_blocking=True),
+            record_of_prompt=self.record_of_prompt.to(device, non_blocking=True),
+        )
+
+    def records_of_trees(self) -> list[set[int]]:
+        """For every tree of prompts, which of the B records it serves."""
+        found: list[set[int]] = [set() for _ in self.prompts.trees]
+        trees, records = self.prompts.tree_of_prompt().tolist(), self.record_of_prompt.tolist()
+        for tree, record in zip(trees, records, strict=True):
+            found[tree].add(record)
+        return found
+
+    def trees_by_weight(self, sharing: torch.Tensor) -> dict[int, list[int]]:
+        """The trees whose records all have one number in ``sharing``, ``[B]``, by that number."""
+        numbers, found = sharing.tolist(), {}
+        for tree, records in enumerate(self.records_of_trees()):
+            shared = {numbers[record] for record in records}
+            if len(shared) == 1:
+                found.setdefault(shared.pop(), []).append(tree)
+        return found
+
+    def part(self, trees: Sequence[int]) -> tuple[TrainBatch, torch.Tensor]:
+        """The records that some trees serve, and which of the B they are."""
+        tree_of_prompt = self.prompts.tree_of_prompt()
+        chosen = torch.isin(tree_of_prompt, torch.tensor(trees, device=tree_of_prompt.device))
+        records, record_of_prompt = self.record_of_prompt[chosen].unique(return_inverse=True)
+        part = TrainBatch(
+            prompts=self.prompts.part(trees),
+            accuracy=self.accuracy[chosen],
+            domains=self.domains[records],
+            records=self.records[records.cpu()],
+            record_of_prompt=record_of_prompt,
+            features=None if self.features is None else self.features[chosen],
+        )
+        return part, records
+
+    def pin_memory(self) -> TrainBatch:
+        return replace(
+            self,
+            prompts=self.prompts.pin_memory(),
+            accuracy=self.accuracy.pin_memory(),
+            domains=self.domains.pin_memory(),
+            record_of_prompt=self.record_of_prompt.pin_memory(),
+        )
+
+
+@dataclass
+class MetaBatch(ByValue):
+    """M whole chains of thought with R step prefixes in all."""
+
+    prompts: PackedTrees
+    chain: torch.Tensor  # [R], which of the M chains a prefix belongs to
+    true_false: torch.Tensor  # [M], 1 right, 0 wrong
+    records: torch.Tensor  # [M], record number in the file, from 1
+
+    def to(self, device: torch.device | str) -> MetaBatch:
+        return replace(
+            self,
+            prompts=self.prompts.to(device),
+            chain=self.chain.to(device, non_blocking=True),
+            true_false=self.true_false.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> MetaBatch:
+        return replace(
+            self,
+            prompts=self.prompts.pin_memory(),
+            chain=self.chain.pin_memory(),
+            true_false=self.true_false.pin_memory(),
+        )
+
+
+class EncodedDataset(Dataset):
+    """Samples with their prompts tokenised and their image processed, inside the worker.
+
+    Args:
+        units: what is drawn together, samples about one image each: single records, or whole
+            chains of train records.
+        encoder: of the reward model.
+    """
+
+    def __init__(
+        self, units: Sequence[Sequence[TrainSample | MetaSample]], encoder: PromptEncoder
+    ) -> None:
+        self.units = units
+        self.encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def __getitem__(self, index: int) -> tuple[Sequence[TrainSample | MetaSample], EncodedPrompts]:
+        unit = self.units[index]
+        prompts = [prompt for sample in unit for prompt in sample.prompts]
+        return unit, self.encoder.encode(unit[0].image, prompts)
+
+
+class CollateTrain:
+    """Pack records into a :class:`TrainBatch`; ``domains`` fixes the domain indices."""
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.index = {domain: index for index, domain in enumerate(domains)}
+
+    def __call__(self, items: list[tuple[Sequence[TrainSample], EncodedPrompts]]) -> TrainBatch:
+        samples = [sample for unit, _ in items for sample in unit]
+        accuracies = [accuracy for sample in samples for accuracy in sample.accuracies]
+        return TrainBatch(
+            prompts=pack([prompts for _, prompts in items]),
+            accuracy=torch.tensor(accuracies, dtype=torch.float32),
+            domains=torch.tensor([self.index[sample.domain] for sample in samples]),
+            records=torch.tensor([sample.record for sample in samples]),
+            record_of_prompt=torch.repeat_interleave(
+                torch.tensor([len(sample.prompts) for sample in samples])
+            ),
+        )
+
+
+def collate_meta(items: list[tuple[Sequence[MetaSample], EncodedPrompts]]) -> MetaBatch:
+    """Pack whole chains into a :class:`MetaBatch`."""
+    samples = [sample for unit, _ in items for sample in unit]
+    steps = torch.tensor([len(sample.prompts) for sample in samples])
+    return MetaBatch(
+        prompts=pack([prompts for _, prompts in items]),
+        chain=torch.repeat_interleave(steps),
+        true_false=torch.tensor([float(sample.true_false) for sample in samples]),
+        records=torch.tensor([sample.record for sample in samples]),
+    )
+
+
+class ShuffledStream(Sampler[list[int]]):
+    """Endless batches of indices: one random permutation after the other.
+
+    Batches run across the border of two epochs, so all have the same size. The order depends on
+    the seed alone; ``start`` skips that many batches, which is how a run resumes mid-epoch.
+
+    Args:
+        size: number of items.
+        batch_size: items a batch.
+        seed: of the order; epoch e is permuted by the generator seeded with (seed, e).
+        start: number of batches already used.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self.start * self.batch_size
+        epoch, order = -1, []
+        while True:
+            batch = []
+            for index in range(position, position + self.batch_size):
+                if index // self.size != epoch:
+                    epoch = index // self.size
+                    order = self._permutation(epoch)
+                batch.append(order[index % self.size])
+            position += self.batch_size
+            yield batch
+
+    def _permutation(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.size, generator=generator).tolist()
+
+
+def batch_loader(
+    units: Sequence[Sequence[TrainSample | MetaSample]],
+    encoder: PromptEncoder,
+    collate,
+    stream: ShuffledStream,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """A loader over ``stream``; ``workers`` = 0 encodes in the training process."""
+    return DataLoader(
+        EncodedDataset(units, encoder),
+        batch_sampler=stream,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker, and its share of the image cache."""
+    torch.set_num_threads(1)
+    info = get_worker_info()
+    info.dataset.encoder.cache_bytes //= info.num_workers

@@ -1,0 +1,58 @@
+"""The losses of both levels, all computed from log-odds z (V = sigmoid(z)): nothing overflows."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def record_losses(log_odds: torch.Tensor, accuracy: torch.Tensor, loss: str) -> torch.Tensor:
+    """Lower-level loss of every prefix against its Monte-Carlo accuracy.
+
+    Args:
+        log_odds: z, ``[R]``.
+        accuracy: share of right completions in [0, 1], ``[R]``: a soft target.
+        loss: ``bce`` (cross-entropy) or ``mse`` (squared error of V, as published).
+    """
+    return _losses(log_odds, accuracy, loss)
+
+
+def mean_log_odds(log_odds: torch.Tensor, chain: torch.Tensor, chains: int) -> torch.Tensor:
+    """Mean log-odds of the prefixes of each chain: the aggregation function of DreamPRM.
+
+    log(V / (1 - V)) is z itself, so the mean of the log-odds is the mean of the logits.
+
+    Args:
+        log_odds: z of all prefixes, ``[R]``.
+        chain: the chain each prefix belongs to, ``[R]``, values in 0 … ``chains`` - 1.
+
+    Returns:
+        ``[chains]``
+    """
+    return group_means(log_odds, chain, chains)
+
+
+def group_means(values: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+    """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, numbers below ``groups``."""
+    members = torch.bincount(group, minlength=groups)
+    total = torch.zeros(groups, dtype=values.dtype, device=values.device)
+    return total.index_add(0, group, values) / members
+
+
+def chain_losses(aggregated: torch.Tensor, true_false: torch.Tensor, loss: str) -> torch.Tensor:
+    """Upper-level loss of every meta chain: σ(mean log-odds) against right (1) or wrong (0).
+
+    Args:
+        aggregated: mean log-odds, ``[M]``.
+        true_false: ``[M]``, 0 or 1.
+        loss: ``mse`` (as published) or ``bce``.
+    """
+    return _losses(aggregated, true_false, loss)
+
+
+def _losses(log_odds: torch.Tensor, target: torch.Tensor, loss: str) -> torch.Tensor:
+    if loss == "bce":
+        return F.binary_cross_entropy_with_logits(log_odds, target, reduction="none")
+    if loss == "mse":
+        return (torch.sigmoid(log_odds) - target).square()
+    raise ValueError(f"unknown loss {loss!r}: bce or mse")

@@ -1,0 +1,342 @@
+"""Where the final answer of a response stands.
+
+Answers are announced by "Final answer", by a box or an answer tag, and by "the answer is" and
+"Answer:", in several languages. The last announcement of a letter, a number, mathematics or a few
+words counts; else an option that is called the right one; else, from the surest kind of
+announcement to the least sure, the last one of anything; else a line that is a letter or a number
+and nothing else. Delimiters, fences, tags and markup are never an answer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from ..steps import VERDICT_NAMES
+from .notation import clean, closing, quantity, words
+
+MAX_CHARACTERS = 100_000  # of a response, from its end
+MAX_MARKERS = 50  # of a kind that are looked at, from the end
+MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
+FEW_WORDS = 5  # of an answer that an earlier number does not replace
+MAX_WORD = 40  # characters of a bare word that is an answer
+
+# Further languages are further words. Sure ones first: they announce nothing but a final answer.
+FINAL_MARKERS = VERDICT_NAMES
+MARKERS = (
+    *("correct answer", "correct option", "correct choice", "right answer", "best answer"),
+    *("best choice", "best option", "respuesta correcta", "resposta correta", "正解", "正确选项"),
+    *("故选", "答案选", "选项"),
+    *("answer", "ans", "correct", "answer choice"),
+    *("正确答案", "答案", "答え", "答", "정답", "답", "ответ", "правильный ответ"),
+    *("réponse", "respuesta", "antwort", "lösung", "resposta", "risposta"),
+    *("الإجابة", "الجواب", "उत्तर", "đáp án", "jawaban", "cevap", "antwoord", "svar", "odpowiedź"),
+)
+# What stands between a marker and its answer, at the least one of these. "is", "为" and so on.
+IS = (
+    *("is", "are", "was", "would be", "will be", "should be", "must be", "comes to", "equals"),
+    *("est", "es", "ist", "lautet", "é", "è", "là", "adalah"),
+    *("是", "为", "為", "は", "は、", "은", "는", "选"),
+)
+NO_ANSWER = frozenset(
+    ("none", "n/a", "na", "unknown", "null", "unclear", "nothing", "unanswerable")
+)
+
+_DECORATION = r"[\s*_#>\"'`]"
+
+
+def _any_of(phrases: Sequence[str]) -> str:
+    ordered = sorted(phrases, key=len, reverse=True)
+    return "|".join(re.escape(word).replace(r"\ ", r"[ \t]{1,20}") for word in ordered)
+
+
+_LATIN = "[A-Za-zÀ-ÿ]"
+_JOIN = (
+    rf"(?:[*_\"' \t]{{0,20}}(?:[:：=】]|(?<![A-Za-z])(?:{_any_of(IS)})"
+    rf"(?:(?<!{_LATIN})|(?!{_LATIN}))){{1,2}})"
+)
+_LINE_START = r"^[ \t#>*_\-•]*"
+_SURE = re.compile(
+    rf"(?<![A-Za-z])(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])"
+    rf"[ \t*_]{{0,20}}(?:\([^()\n]{{0,40}}\)[ \t*_]{{0,20}})?{_JOIN}",
+    re.I,
+)
+# At the start of a line it needs no colon: "Final answer isosceles"
+_SURE_LINE = re.compile(
+    rf"{_LINE_START}(?:the[ \t]+)?(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])[*_ \t]*"
+    r"(?=[^\s,;.*_]|\n)",
+    re.I | re.M,
+)
+_LIKELY = re.compile(
+    rf"(?<![A-Za-z])(?:{_any_of(MARKERS)})(?![A-Za-z])"
+    rf"(?:,[^,\n]{{1,20}},(?=[ \t]+is\b)"
+    rf"|[ \t]+(?:to|for|of|choice|option)\b[^\n.:=]{{0,80}}?(?=[ \t]+is\b|[:：]))?{_JOIN}",
+    re.I,
+)
+# "(B) 14 cm is the correct answer", "option B is correct", "I choose B"
+_CHOSEN = re.compile(
+    r"(?<![A-Za-z'])(?P<is>\([A-Z]\)(?:[^\S\n][^.\n]{0,60}?)?|[A-Z])[*_]*[ \t]+is[ \t]+"
+    r"(?:the[ \t]+)?(?:correct|best|right[ \t]+(?:answer|option|choice|one)|answer)\b"
+    r"(?![ \t]*(?:,|if\b|only\b|but\b))"
+    r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?[*_]*(?P<choose>\(?[A-Z]\)?)(?![A-Za-z'])"
+    r"(?![*_]*,?[ \t]+(?:as|since|if|only|to|for)\b)"
+    r"|(?:[选選][ \t]*[:：]?|选项)[ \t]*[(（]?(?P<chosen>[A-Z])[)）]?(?![A-Za-z点])",
+    re.M,
+)
+# Words before an announcement, in its clause, after which it announces something else.
+_SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
+_NOT_ANNOUNCED = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|common|whether|students|not|cannot)|n't|不|没|未|错误)"
+    + _SAME_CLAUSE,
+    re.I,
+)
+_NOT_CHOSEN = re.compile(
+    r"\b(?:angle|point|statement|vertex|line|side|type|vitamin|if|suppose|assume|that|saying|many"
+    rf"|most)\b{_SAME_CLAUSE}",
+    re.I,
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
+_TAGGED = re.compile(
+    r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
+    re.I,
+)
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.I)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
+# A sentence after the answer's own: "5. This holds because ..."
+_SENTENCE = re.compile(
+    r"(?<=[\w)\]}$°%*\"'])[.!?][*_\"']*\s+(?=[*_\"']*[A-Z][A-Za-z']*[\s,])|[。！？](?=\S)"
+)
+_COPULA = re.compile(r"\s*(?:です|입니다|이다)[.。]?$")  # stands after the answer
+# What stands after an announcement and is no answer: "in step 5", "wrong because", "rounded to"
+_ELSEWHERE = re.compile(
+    r"^(?:(?:in|from|see|at)\s+(?:the\s+)?(?:step|previous|next|last|end|above|below)"
+    r"|(?:wrong|incorrect|clear|rounded|given)\s+(?:because|since|as|from|that|to|in|by)"
+    r"|explanation|reasoning)\b",
+    re.I,
+)
+_ABBREVIATIONS = frozenset(words("mrs prof gen col capt sgt rev hon ave dept approx"))
+
+
+def extract(response: str, choices: Sequence[str] | None = None) -> str:
+    """The final answer of a response, as written; empty if there is none that can be read.
+
+    Args:
+        choices: texts of the options, of which a response may be nothing but one.
+    """
+    text = response[-MAX_CHARACTERS:]
+    if thoughts := list(_THOUGHT.finditer(text)):
+        text = text[thoughts[-1].end() :].strip() or text
+    found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
+    every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
+    short = next((value for _, words, value in every if _counts(value, words)), "")
+    if short or (short := _chosen(text)):
+        return short
+    for endings in found.values():
+        if endings:
+            return max(endings)[2]
+    return _bare(text, choices)
+
+
+_Ending = tuple[int, int, str]  # where it ends, how many words of it count, the value
+
+
+def _is_ending(ending: _Ending) -> bool:
+    return _is_answer(ending[2])
+
+
+def _counts(value: str, words: int) -> bool:
+    """Whether this is a letter, a number or mathematics, or not more words than count."""
+    plain = clean(value)
+    if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
+        return True
+    if _MATHEMATICS.match(value.strip()) or _is_expression(plain):
+        return True
+    return len(plain.split()) <= words
+
+
+def _is_answer(text: str) -> bool:
+    """Whether something is left when decoration is taken off."""
+    if _is_symbol(text):
+        return True
+    if _ELSEWHERE.match(text):
+        return False
+    return any(c.isalnum() or c in "∅∞°π√" for c in clean(text)) and clean(text).casefold() not in (
+        "text", "boxed", "latex", "answer", "final answer",
+    )  # fmt: skip
+
+
+def _is_symbol(text: str) -> bool:
+    """Whether a text is nothing but a sign, as "<", "→" or "△" may be an answer."""
+    kinds = {unicodedata.category(character) for character in text if character != "\ufe0f"}
+    return text in ("-", "–", "%") or (len(text) <= 2 and kinds in ({"Sm"}, {"So"}))
+
+
+def _announced(text: str) -> Iterator[_Ending]:
+    """What follows "Final answer", from the first of the last ones, as in the two below."""
+    starts = {match.end(): FEW_WORDS for match in _SURE_LINE.finditer(text)}
+    for match in _SURE.finditer(text):  # all words after "Final answer:"
+        starts[match.end()] = MAX_ENDING if match.group()[-1] in ":：】" else FEW_WORDS
+    return ((s, starts[s], _value(text, s)) for s in sorted(starts)[-MAX_MARKERS:])
+
+
+def _boxed(text: str) -> Iterator[_Ending]:
+    found: list[tuple[int, int, str]] = []
+    for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
+        if match.group().rstrip().endswith("{"):
+            value = _braced(text, match.end())
+            end = match.end() + len(value) + 1
+        else:
+            value = re.match(r"\S*", text[match.end() : match.end() + 60]).group()
+            end = match.end() + len(value)
+        if found and match.start() < found[-1][1]:
+            continue  # within the last one
+        between = text[found[-1][1] : match.start()] if found else "far away"
+        if found and re.fullmatch(r"[\s,$]*(?:and|or)?[\s,$]*", between) and "\n\n" not in between:
+            found[-1] = (found[-1][0], end, f"{found[-1][2]}, {value.strip()}")
+        else:
+            found.append((match.start(), end, value.strip()))
+    tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
+    every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
+    return ((start, FEW_WORDS, _inner(value)) for start, value in every)
+
+
+def _inner(value: str) -> str:
+    """A box within a tag, a marker within a box."""
+    if box := _BOX.search(value):
+        return _braced(value, box.end()).strip()
+    return without_lead_in(value)
+
+
+def _braced(text: str, start: int) -> str:
+    """From ``start`` to the brace that closes the one before it; to the end of the line without."""
+    ending = text[start - 1 : start + MAX_ENDING]
+    end = closing(ending, 0)
+    return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
+
+
+def _likely(text: str) -> Iterator[_Ending]:
+    for match in [*_LIKELY.finditer(text)][-MAX_MARKERS:]:
+        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - 40), match.start()):
+            few = FEW_WORDS if match.group()[-1] in ":：】" else 0
+            yield match.end(), few, _value(text, match.end())
+
+
+def _chosen(text: str) -> str:
+    """The last option that is called the right one, "" if none is."""
+    for match in [*_CHOSEN.finditer(text)][: -MAX_MARKERS - 1 : -1]:
+        before = max(0, match.start() - 40), match.start()
+        if not any(p.search(text, *before) for p in (_NOT_ANNOUNCED, _NOT_CHOSEN)):
+            return match["is"] or match["choose"] or match["chosen"]
+    return ""
+
+
+def _value(text: str, start: int) -> str:
+    """The answer that stands after a marker: of a line, a display, a fence or a tag."""
+    rest = _FENCE.sub("", text[start : start + MAX_ENDING])
+    if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
+        return _inner(tag["value"].strip())
+    opening = re.match(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)", rest)
+    if opening:
+        end = {"$$": "$$", "\\[": "\\]"}[opening["display"]]
+        block, closed, after = rest[opening.end() :].partition(end)
+        block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
+        tail = after.split("\n")[0].strip(" .*_") if closed else ""
+        return _unboxed(f"{block} {tail}".strip())
+    if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
+        return sign
+    for line in rest.split("\n"):
+        line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
+        line = line.replace("**", "") if line.count("**") % 2 else line
+        line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
+        if _is_answer(line):
+            return _unboxed(_COPULA.sub("", _sentence(line)))
+        if line and not re.fullmatch(r"[\W_]*", line):
+            break
+    return ""
+
+
+def _unboxed(text: str) -> str:
+    """What boxes in a value hold, if it has any."""
+    return ", ".join(value for _, _, value in _boxed(text)) or text
+
+
+def _sentence(line: str) -> str:
+    """The first sentence of a line; the text of an option after its letter is not another one."""
+    for match in _SENTENCE.finditer(line):
+        before = line[: match.start()]
+        word = re.search(r"([A-Za-z]*)$", before).group()
+        option = re.fullmatch(r"\W*[A-Z]\W*", before)
+        if option and not re.match(
+            r"(?:The|This|That|It|Because|Since|So|As)\b", line[match.end() :]
+        ):
+            continue
+        if option or (len(word) != 1 and len(word) != 2 and word.lower() not in _ABBREVIATIONS):
+            return before + match.group().rstrip()
+    return line
+
+
+# ---- bare answers
+
+_OPTION_LINE = re.compile(r"^[(\[]?[A-J][)\]]?[.:]?$|^(?:option|choice) [(\[]?[A-J][)\]]?$", re.I)
+_OPTION_TEXT = re.compile(r"^(?:\([A-J]\)|[A-J][.):])\s*\S", re.S)
+# "Hence, x = 5": the value must be a number to count
+_CONCLUSION = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?\\?[A-Za-z][\w()']{0,10}\s*=\s*(?P<value>[^=]+)$",
+    re.I,
+)
+_MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re.S)
+
+
+def _bare(text: str, choices: Sequence[str] | None) -> str:
+    """A response, or the last line of one, that is nothing but an answer."""
+    lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
+    if not lines or not any(character.isalnum() for character in lines[-1]):
+        return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""
+    last = re.sub(r"^[\s*_#>\-•]+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
+    plain = clean(last)
+    if conclusion := _CONCLUSION.match(plain):
+        plain = last = conclusion["value"]
+    if _OPTION_LINE.match(plain) or quantity(plain) or _MATHEMATICS.match(last.strip()):
+        return last
+    whole = text.strip()
+    if len(lines) > 1:
+        first = lines[0].strip()
+        if first.startswith("**") and _OPTION_LINE.match(clean(first)):
+            return first.strip("* ")  # "**B**", then an explanation
+        return whole if _MATHEMATICS.match(whole) else ""
+    word = re.fullmatch(r"[\w'-]+", plain)
+    if plain.casefold() in NO_ANSWER:
+        return ""
+    if (word and len(plain) <= MAX_WORD) or _OPTION_TEXT.match(plain):
+        return last
+    if choices and any(clean(choice).casefold() == plain.casefold() for choice in choices):
+        return last
+    return last if _is_expression(plain) else ""
+
+
+def _is_expression(plain: str) -> bool:
+    digits = len(plain) <= 100 and re.search(r"\d", plain)
+    return bool(digits and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3}", plain)) or (
+        plain.startswith("\\") and " " not in plain
+    )
+
+
+# ---- lead-ins
+
+_LEAD_IN = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:the\s+)?(?:correct\s+|final\s+|right\s+){0,3}"
+    rf"(?:{_any_of(['answer', 'option', 'choice', 'result', 'value', *FINAL_MARKERS, *MARKERS])})"
+    rf"(?:\s*[:：=]\s*|\s+(?:{_any_of(IS)})(?![A-Za-z])\s*[:：]?\s*|\s*[是为為は]\s*)",
+    re.I,
+)
+_IT_IS = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?|(?:it|there|this|that|they)(?:'s|\s+(?:is|are|was|equals)))\s+(?=\S)",
+    re.I,
+)
+
+
+def without_lead_in(text: str) -> str:
+    """``text`` without "The answer is" and the like before it."""
+    match = _LEAD_IN.match(text) or _IT_IS.match(text)
+    return text[match.end() :].strip() if match and text[match.end() :].strip() else text

@@ -1,0 +1,261 @@
+"""From text and an image to token ids: one code path for training and for selection.
+
+A *prefix* is a question followed by the first i steps of a chain of thought; the reward is read at
+the last position of its prompt. For the head ``linear`` a prefix is one chat turn, ``<image>
+question\\n\\nsteps``, closed by the generation prompt (DreamPRM, section 3). For ``plus_minus``
+(DreamPRM-1.5) the steps are turns of their own with a label after each, and the generation prompt
+is where the label of the last one will stand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from qwen_vl_utils import smart_resize
+
+from ..records.images import Source, content_key, load_pixels, shrunk_size, source_key
+from ..records.steps import (  # noqa: F401 (scripts find two more of them here)
+    LABELS,
+    Prompt,
+    chain_prompts,
+    check_count,
+    join,
+    split_question,
+    split_steps,
+    step_prompts,
+)
+
+# The system turn of the head plus_minus, where the data bring none.
+INSTRUCTION = (
+    "You are given a question about an image and a solution of it, step by step. After each step "
+    "say whether the solution is right so far: answer + if it is and - if it is not, nothing else."
+)
+# What a processor returns beside the inputs of the image.
+_TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
+
+
+@dataclass
+class EncodedImage:
+    """An image as the model takes it.
+
+    Args:
+        inputs: by the names of the model's arguments; those of several images go one after the
+            other along the first dimension.
+        placeholder: what stands for the image in a prompt, one token for each visual feature.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    placeholder: str
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.placeholder) + sum(value.nbytes for value in self.inputs.values())
+
+
+@dataclass
+class EncodedPrompts:
+    """Prompts about one image; ``image_key`` tells equal images apart from different ones."""
+
+    image_key: str
+    image: EncodedImage
+    token_ids: list[list[int]]  # one list per prompt, image placeholders already expanded
+
+
+def response_prompts(
+    question: str, response: str | Sequence[str], pattern: str | None = None
+) -> list[Prompt]:
+    """A prompt for every step of a response, shortest first; none where it is empty.
+
+    Args:
+        response: its text, or its steps, which are put on lines of their own and not looked into.
+        pattern: of the step markers of a text, see :func:`~..records.steps.layout`.
+
+    Raises:
+        ValueError: it has more than :data:`~..records.steps.MAX_STEPS`.
+    """
+    if isinstance(response, str):
+        return chain_prompts(question, response, pattern) if response.strip() else []
+    check_count(len(response))
+    steps = [step.strip("\n") for step in response]
+    return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
+
+
+class PromptEncoder:
+    """Turns an image and prompts into the model's inputs, with the checkpoint's own processor.
+
+    Args:
+        processor: the checkpoint's ``AutoProcessor``.
+        max_image_size: longest side in pixels; larger images are shrunk first (the paper: 512).
+        min_pixels, max_pixels: area bounds after rounding to whole visual tokens; ``None`` keeps
+            the processor's own.
+        cache_bytes: processed images kept in memory, least recently used ones dropped first.
+        score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
+            with a label after it, up to where the last label will stand.
+        system: first turn of every ``plus_minus`` prompt.
+        step_pattern: what starts a step in the chains it is for, see
+            :func:`~..records.steps.layout`; goes with the model, as its scores depend on it.
+
+    Raises:
+        ValueError: the processor lacks what this takes.
+    """
+
+    def __init__(
+        self,
+        processor,
+        max_image_size: int = 512,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        cache_bytes: int = 0,
+        score_head: str = "linear",
+        system: str = INSTRUCTION,
+        step_pattern: str | None = None,
+    ) -> None:
+        self.processor = processor
+        self.max_image_size = max_image_size
+        # Qwen's processors resize to whole visual tokens; others to sizes of their own.
+        self.resizes = hasattr(processor.image_processor, "merge_size")
+        if self.resizes:
+            size = processor.image_processor.size
+            self.min_pixels = min_pixels or size["shortest_edge"]
+            self.max_pixels = max_pixels or size["longest_edge"]
+        elif min_pixels or max_pixels:
+            raise ValueError("its image processor knows no bounds of the number of pixels")
+        self.cache_bytes = cache_bytes
+        self.score_head = score_head
+        self.system = system
+        self.step_pattern = step_pattern
+        self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._cached = 0
+
+    @property
+    def label_ids(self) -> tuple[int, int]:
+        """Token ids of ``+`` and ``-``.
+
+        Raises:
+            ValueError: one of them is not a single token.
+        """
+        found = []
+        for label in LABELS:
+            ids = self.processor.tokenizer(label, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise ValueError(f"its tokenizer makes {len(ids)} tokens of the label '{label}'")
+            found += ids
+        return found[0], found[1]
+
+    def control_token(self, text: str) -> str | None:
+        """The first part of ``text`` that the tokenizer takes for a special token or an image."""
+        found = self._control_tokens.search(text)
+        return found.group() if found else None
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        added = self.processor.tokenizer.added_tokens_decoder.values()
+        tokens = {token.content for token in added if token.special} | {self.processor.image_token}
+        return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))
+
+    def check(self) -> None:
+        """Make a small prompt, to see that the processor can.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.score_head == "plus_minus":
+            _ = self.label_ids
+        try:
+            self.encode(Image.new("RGB", (56, 56)), [Prompt("Q", ("Step 1: a", "Step 2: b"))])
+        except Exception as error:  # processors and templates raise whatever they miss
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(f"its processor makes no prompt: {reason}") from error
+
+    def encode(self, image: Source, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts`` about ``image``.
+
+        Raises what :func:`~..records.images.open_image` does.
+        """
+        key, encoded = self._encoded(image)
+        image_token = self.processor.image_token
+        texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
+        # The chat template has written the special tokens.
+        token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return EncodedPrompts(key, encoded, token_ids)
+
+    def encode_image(self, image: Source) -> EncodedImage:
+        """Decode, shrink and normalise one image."""
+        return self._encoded(image)[1]
+
+    def _encoded(self, image: Source) -> tuple[str, EncodedImage]:
+        """The image with its key: equal keys, equal pictures."""
+        pixels = None
+        if isinstance(image, (str, Path)):
+            key = source_key(image)
+        else:  # an object may take the place, and the id, of one that is gone
+            pixels = load_pixels(image)
+            key = content_key(pixels)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return key, self._cache[key]
+        encoded = self._process(pixels or load_pixels(image))
+        if encoded.nbytes <= self.cache_bytes:
+            self._cache[key] = encoded
+            self._cached += encoded.nbytes
+            while self._cached > self.cache_bytes:
+                self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return key, encoded
+
+    def _process(self, image: Image.Image) -> EncodedImage:
+        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        options = {"add_special_tokens": False, "return_tensors": "pt"}
+        if self.resizes:
+            image = self._whole_tokens(image)
+            options["do_resize"] = False
+        # The processor knows how many tokens stand for an image: it is asked for those alone.
+        image_token = self.processor.image_token
+        inputs = dict(self.processor(images=[image], text=[image_token], **options))
+        placeholder = self.processor.tokenizer.decode(inputs.pop("input_ids")[0])
+        for name in _TEXT_INPUTS:
+            inputs.pop(name, None)
+        if "token_type_ids" in inputs:
+            raise ValueError("it needs token types, which prompts here do not have")
+        if inputs["pixel_values"].dim() == 5:  # images with their tiles, padded to equal numbers
+            inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
+        return EncodedImage(inputs, placeholder)
+
+    def _whole_tokens(self, image: Image.Image) -> Image.Image:
+        """The image in a size of whole visual tokens within the bounds of its area."""
+        processor = self.processor.image_processor
+        token = processor.patch_size * processor.merge_size  # pixels along a visual token
+        height, width = (
+            max(side, token)  # qwen-vl-utils rounds the short side of a long strip down to nothing
+            for side in smart_resize(
+                image.height, image.width, token, self.min_pixels, self.max_pixels
+            )
+        )
+        return image.resize((width, height))
+
+    def _chat(self, prompt: Prompt) -> str:
+        """The conversation up to where the model would speak next, one placeholder an image."""
+        if self.score_head == "linear":
+            turns = [_turn("user", prompt.text, image=True)]
+        else:
+            first, *later = [step.strip() for step in prompt.steps] or [""]
+            turns = [
+                _turn("system", self.system),
+                _turn("user", join(prompt.question, first), image=True),
+            ]
+            for step, label in itertools.zip_longest(later, prompt.labels, fillvalue=True):
+                turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
+        return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def _turn(role: str, text: str, image: bool = False) -> dict:
+    content = [{"type": "text", "text": text}]
+    return {"role": role, "content": [{"type": "image"}, *content] if image else content}

@@ -1,0 +1,292 @@
+"""The reward model for people: opened and saved by name, images and texts in, scores out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from ..checkpoints.finding import (
+    BASE_DIRECTORY,
+    HEAD_FILE,
+    SCORE_HEAD_FILE,
+    CheckpointError,
+    base_source,
+)
+from ..checkpoints.opening import load_head, open_base, open_processor, saved_head
+from ..files import json_line, write_text
+from ..records.images import Source
+from ..records.samples import CandidatesSample, text_fault, without_image_tags
+from ..records.steps import Prompt, check_count, layout
+from ..terminal import printable
+from .aggregation import AGGREGATIONS, aggregate, select
+from .encoder import PromptEncoder, response_prompts
+from .network import RewardNetwork
+from .prefix_tree import pack
+from .scoring import score_candidates
+
+IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
+PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
+WRONG_TREES = (
+    "its prefix trees give other scores than separate forwards: a forward pass a prompt instead"
+)
+SEPARATE_FORWARDS = "prefix trees are not tested for this architecture: a forward pass a prompt"
+Response: TypeAlias = "str | Sequence[str]"  # a text, or its steps
+
+
+@contextmanager
+def must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
+    """Processor and model belong together: with parts of another one any of ``errors`` may arise.
+
+    Raises:
+        CheckpointError: one of them did, or the model gives no finite score.
+    """
+    try:
+        yield
+    except (CheckpointError, torch.OutOfMemoryError):
+        raise
+    except FloatingPointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except errors as error:
+        reason = printable(str(error) or type(error).__name__)
+        raise CheckpointError(
+            f"{path}: the model cannot score a small prompt: {reason}; its processor, tokenizer or "
+            "config.json belong to another model or are damaged"
+        ) from error
+
+
+class RewardModel(RewardNetwork):
+    """Process reward model φ: :class:`~.network.RewardNetwork` with its texts and images."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        processor: str | None = None,
+        fresh_head: bool = False,
+        **encoder_options,
+    ) -> RewardModel:
+        """Load a reward model.
+
+        Args:
+            path: a directory written by training (``base_model/`` and the head), or any
+                vision-language checkpoint or hub name, which gets a fresh linear head.
+            dtype: of the parameters; training keeps fp32 master weights.
+            device: by default a CUDA device where there is one, else the processor.
+            processor: directory or hub name of the processor; by default the checkpoint's own or,
+                where it has none, that of the base model it names.
+            fresh_head: a checkpoint without a trained head is meant, as a start of training; it is
+                warned of otherwise.
+            encoder_options: passed to :class:`~.encoder.PromptEncoder`; they overrule what the
+                directory says.
+
+        Raises:
+            CheckpointError: there is no such model, a file is damaged, weights do not fit the
+                architecture or give no finite score, or a directory written by training lacks its
+                head.
+        """
+        options = saved_head(path) | encoder_options
+        source = base_source(path)
+        found, note = open_processor(source, processor)
+        if note:
+            warnings.warn(note, stacklevel=2)
+        base_model = open_base(source, dtype)
+        with must_fit(path, AttributeError, KeyError, TypeError):
+            model = cls(base_model, PromptEncoder(found, **options))
+        if not model.packs_trees:
+            kind = type(base_model).__name__
+            warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)
+        if model.LN is not None:
+            state = load_head(path, model.LN.in_features)
+            if state is not None:
+                model.LN.load_state_dict(state)
+            elif not fresh_head:
+                warnings.warn(
+                    f"{path}: has no trained reward head ({HEAD_FILE}): scores are random until it "
+                    "is trained",
+                    stacklevel=2,
+                )
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with must_fit(path, Exception):
+            model.encoder.check()
+            right = model.check_trees()
+        if not right:
+            warnings.warn(f"{type(base_model).__name__}: {WRONG_TREES}", stacklevel=2)
+        return model
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write ``base_model/`` (with the processor) and the head into ``directory``."""
+        directory = Path(directory)
+        self.base_model.save_pretrained(directory / BASE_DIRECTORY, state_dict=self._merged_state())
+        if self.encoder is not None:
+            self.encoder.processor.save_pretrained(directory / BASE_DIRECTORY)
+        head: dict[str, str | int] = {"score_head": "linear"}
+        if self.LN is not None:
+            torch.save(self.LN.state_dict(), directory / HEAD_FILE)
+        else:
+            head = {"score_head": "plus_minus", "system": self.encoder.system}
+        for name in PROMPT_OPTIONS:
+            if (value := getattr(self.encoder, name, None)) is not None:
+                head[name] = value
+        write_text(directory / SCORE_HEAD_FILE, json_line(head))
+
+    def log_odds(
+        self, image: Source, question: str, responses: Sequence[Response]
+    ) -> list[list[float]]:
+        """z of every step prefix of every response, shortest first; all in one prefix tree.
+
+        Args:
+            image: a path, an http(s) URL, a ``data:`` URI, the bytes of a file, a PIL image, an
+                array or a tensor, see :data:`~..records.images.ACCEPTED`.
+            question: as the train records have it; a tag ``<image>`` is left out as there.
+            responses: each as one text, which is cut into steps as the records are, or as a list of
+                its steps, whose last one should hold no final answer. An empty one has no steps.
+
+        Raises:
+            TypeError, ValueError: an argument is none of these, or a text holds a control token.
+            OSError: the image cannot be read.
+        """
+        chains = self._chains(question, responses)
+        prompts = [prompt for chain in chains for prompt in chain]
+        flat = iter(self._scored(image, prompts) if prompts else ())
+        return [[next(flat) for _ in chain] for chain in chains]
+
+    def log_odds_many(
+        self,
+        items: Iterable[tuple[Source, str, Sequence[Response]]],
+        max_tokens_per_batch: int = 8192,
+    ) -> list[list[list[float]]]:
+        """:meth:`log_odds` of many questions, each an image, a question and responses.
+
+        Args:
+            max_tokens_per_batch: questions share a forward pass up to this many tokens.
+
+        Raises:
+            TypeError: an item is no such triple; and what :meth:`log_odds` raises.
+        """
+        samples = []
+        for number, item in enumerate(items, start=1):
+            if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 3:
+                raise TypeError(f"item {number} must be an image, a question and its responses")
+            image, question, responses = item
+            question, responses = self._texts(question, responses, f"item {number}: ")
+            samples.append(
+                CandidatesSample(
+                    record=number,
+                    question=question,
+                    candidates=responses,
+                    image=image,
+                    true_false=None,
+                    answer=None,
+                    dataset=None,
+                )
+            )
+        batches = score_candidates(self, samples, max_tokens_per_batch)
+        return [log_odds for batch in batches for log_odds in batch]
+
+    def score(self, image: Source, question: str, response: Response) -> list[float]:
+        """V of every step prefix of ``response``, shortest first, each in (0, 1).
+
+        Arguments and errors are those of :meth:`log_odds`.
+        """
+        [log_odds] = self.log_odds(image, question, [response])
+        return torch.sigmoid(torch.tensor(log_odds)).tolist()
+
+    def steps(self, image: Source, question: str, response: Response) -> list[dict]:
+        """A row for every step of ``response``: its text ``step``, ``log_odds`` z, ``score`` V.
+
+        Arguments and errors are those of :meth:`log_odds`.
+        """
+        [chain] = self._chains(question, [response])
+        [log_odds] = self.log_odds(image, question, [response])
+        scores = torch.sigmoid(torch.tensor(log_odds)).tolist()
+        return [
+            {"step": prompt.steps[-1].strip(), "log_odds": z, "score": score}
+            for prompt, z, score in zip(chain, log_odds, scores, strict=True)
+        ]
+
+    def chain_score(
+        self, image: Source, question: str, response: Response, aggregation: str = "mean_log_odds"
+    ) -> float:
+        """One number for a whole response, by which :meth:`select` compares; larger is better.
+
+        Args:
+            aggregation: a name of :data:`~..selection.best_of_n.AGGREGATIONS`.
+        """
+        _check_aggregation(aggregation)
+        [log_odds] = self.log_odds(image, question, [response])
+        return aggregate(log_odds, aggregation)
+
+    def select(
+        self,
+        image: Source,
+        question: str,
+        responses: Sequence[Response],
+        aggregation: str = "mean_log_odds",
+    ) -> int:
+        """Index of the response with the highest :meth:`chain_score`, the first one among equals.
+
+        Raises:
+            ValueError: there are no responses, or as :meth:`log_odds`.
+        """
+        _check_aggregation(aggregation)
+        log_odds = self.log_odds(image, question, responses)
+        if not log_odds:
+            raise ValueError("there are no responses to select from")
+        return select(log_odds, aggregation)
+
+    @torch.no_grad()
+    def _scored(self, image: Source, prompts: list[Prompt]) -> list[float]:
+        return self(pack([self.encoder.encode(image, prompts)]).to(self.device)).tolist()
+
+    def _chains(self, question: str, responses: Sequence[Response]) -> list[list[Prompt]]:
+        question, responses = self._texts(question, responses)
+        pattern = self.encoder.step_pattern
+        return [response_prompts(question, response, pattern) for response in responses]
+
+    def _texts(
+        self, question: str, responses: Sequence[Response], where: str = ""
+    ) -> tuple[str, list[str | list[str]]]:
+        """The texts without image tags, checked; ``where`` opens the message of an error."""
+        if isinstance(responses, str) or not isinstance(responses, Sequence):
+            kind = type(responses).__name__
+            raise TypeError(f"{where}responses must be a list of responses, is {kind}")
+        cleaned: list[str | list[str]] = []
+        for number, response in enumerate(responses, start=1):
+            cleaned.append(self._response(response, f"{where}response {number}"))
+        return self._text(question, f"{where}the question"), cleaned
+
+    def _response(self, response: Response, name: str) -> str | list[str]:
+        apart = isinstance(response, Sequence) and not isinstance(response, str)
+        if not apart:
+            response = self._text(response, name)
+        steps = response if apart else layout(response, self.encoder.step_pattern).steps
+        try:
+            check_count(len(steps))
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
+        if not apart:
+            return response
+        return [self._text(step, f"{name}: step {k}") for k, step in enumerate(steps, start=1)]
+
+    def _text(self, text: str, name: str) -> str:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be text, is {type(text).__name__}")
+        text = without_image_tags(text)
+        if fault := text_fault(text):
+            kind, *values = fault
+            raise ValueError(f"{name} {kind.format(*values)}")
+        if token := self.encoder.control_token(text):
+            raise ValueError(f"{name} holds the control token {token}")
+        return text
+
+
+def _check_aggregation(name: str) -> None:
+    if name not in AGGREGATIONS:
+        raise ValueError(f"aggregation {name!r} is none of {', '.join(AGGREGATIONS)}")

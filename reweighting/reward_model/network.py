@@ -1,0 +1,292 @@
+"""The process reward model: a vision-language model and a head on its vocabulary logits.
+
+    V(x, prefix) = sigmoid(z)
+    linear       z = LN(logits at the last position of the prompt)
+    plus_minus   z = logit("+") - logit("-") there, so that V = P("+") / (P("+") + P("-"))
+
+``linear`` is DreamPRM's (section 3) in its published form, so that published checkpoints load;
+``plus_minus`` is DreamPRM-1.5's generative score, without a parameter of its own. With the loss
+``bce`` it is the cross-entropy between the two labels. The published code takes the softmax over
+the whole vocabulary, in the loss and in the score: what the model gives to other tokens counts
+against both labels there, and not at all here.
+
+Only the read-out positions reach the vocabulary layer W, and there both heads fold into one vector:
+for logits W h and head weights u, z = u·(W h) + b = (Wᵀu)·h + b, and logit("+") - logit("-") =
+(W₊ - W₋)·h, the same numbers without a vocabulary-sized vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .attention import (
+    ATTENTION_NAME,
+    TiedVocabulary,
+    bring_trees,
+    read_out_last,
+    send_patch_positions,
+    speed_up_patches,
+)
+from .encoder import PromptEncoder, response_prompts
+from .prefix_tree import PackedTrees, pack
+
+# What --lora_rank adapts: every linear map of the language model's layers.
+ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+# Architectures, and their language models, whose packed trees are tested against separate forwards
+# (tests/test_backbones.py). Others may hide from a tree what they need, such as tokens within a
+# sliding window or both ways of attention within an image.
+TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision"}
+TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2", "qwen3"}
+# How far the log-odds z of a tree may be from those of separate forwards, relative to max(1, |z|).
+TREE_TOLERANCE = 1e-3
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device | str, precision: str):
+    """Compute in ``precision`` (``bf16``, ``fp16``, ``fp32``) over fp32 parameters."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=_AUTOCAST_DTYPES[precision])
+
+
+def packs_trees(config) -> bool:
+    """Whether the prompts of an architecture may share one forward pass as packed trees."""
+    text = config.get_text_config()
+    return (
+        config.model_type in TREE_ARCHITECTURES
+        and text.model_type in TREE_LANGUAGE_MODELS
+        and set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+    )
+
+
+class RewardNetwork(nn.Module):
+    """The network of the process reward model φ: packed prefix trees in, log-odds out.
+
+    Args:
+        base_model: an ``AutoModelForImageTextToText``. Prompts of known architectures go through
+            it as packed trees (see :func:`packs_trees`), those of others one by one.
+        encoder: turns images and texts into this model's inputs and says which head it has;
+            without one the head is ``linear``.
+
+    Raises:
+        ValueError: the tokenizer has no single token for a label of ``plus_minus``.
+    """
+
+    def __init__(self, base_model: nn.Module, encoder: PromptEncoder | None = None) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.base_model.config.use_cache = False
+        self.packs_trees = packs_trees(base_model.config)
+        if self.packs_trees:
+            self.base_model.set_attn_implementation(ATTENTION_NAME)
+            bring_trees(self.base_model.get_decoder())
+            read_out_last(self.base_model.get_decoder().layers)
+            send_patch_positions(self.base_model)
+        speed_up_patches(self.base_model)
+        self.label_ids: tuple[int, int] | None = None
+        self.LN: nn.Linear | None = None
+        if encoder is not None and encoder.score_head == "plus_minus":
+            self.label_ids = encoder.label_ids
+        else:
+            self.LN = nn.Linear(base_model.config.get_text_config().vocab_size, 1)
+        self.encoder = encoder
+        self._fused_attention = True
+
+    def check_trees(self) -> bool:
+        """Whether a small prefix tree gives the scores that separate forwards give.
+
+        If it does not, prompts go through the model one by one from now on. So no architecture that
+        is added to the table, and no new version of its code, can score wrongly without a word.
+        Of an architecture without trees only the separate scores are looked at.
+
+        Raises:
+            FloatingPointError: the separate scores are not finite.
+        """
+        picture = Image.linear_gradient("L").resize((56, 56))
+        prompts = response_prompts("Which half is dark?", ["Step 1: Look.", "Step 2: The upper."])
+        packed = pack([self.encoder.encode(picture, prompts)]).to(self.device)
+        expects_trees = self.packs_trees
+        with torch.no_grad():
+            if expects_trees:
+                try:
+                    together = self(packed)
+                except Exception:  # the architecture cannot do with what stands in for a mask
+                    together = torch.tensor(torch.nan, device=self.device)
+                self._forward_separately()
+            apart = self(packed)
+        if not bool(apart.isfinite().all()):
+            raise FloatingPointError(
+                "gives no finite score of a small prompt: its weights are damaged or too large for "
+                f"{self.base_model.dtype}"
+            )
+        if not expects_trees:
+            return True
+        # A number with few bits cannot show more than a coarse error.
+        bits = torch.finfo(self.base_model.dtype)
+        error = (together - apart).abs() / apart.abs().clamp(min=1)
+        if not bool((error <= max(TREE_TOLERANCE, 16 * bits.eps)).all()):
+            return False
+        self.packs_trees = True
+        self.base_model.set_attn_implementation(ATTENTION_NAME)
+        return True
+
+    def _forward_separately(self) -> None:
+        self.packs_trees = False
+        self.base_model.set_attn_implementation("sdpa")
+
+    def set_attention(self, implementation: str) -> None:
+        """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
+        self._fused_attention = implementation == "sdpa"
+        if self.packs_trees:
+            vision = ATTENTION_NAME if implementation == "sdpa" else implementation
+            self.base_model.set_attn_implementation({"vision_config": vision})
+        else:
+            self.base_model.set_attn_implementation(implementation)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep the input of every layer only; the backward pass computes the rest again."""
+        model = self.base_model  # transformers 5.23 renamed the method
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.train()  # transformers checkpoints in training mode only; there is no dropout
+
+    def add_adapters(self, rank: int) -> None:
+        """Freeze the base model and put low-rank adapters (LoRA, arXiv 2106.09685) in its layers.
+
+        They start as zero maps, so no score changes. ``save_pretrained`` writes them merged.
+        """
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.base_model.requires_grad_(False)
+        adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED)
+        inject_adapter_in_model(adapters, self.base_model)
+
+    def _merged_state(self) -> dict[str, torch.Tensor] | None:
+        """The base model's parameters with adapters merged in; None where there are none."""
+        if not any(".lora_" in name for name, _ in self.base_model.named_parameters()):
+            return None
+        from peft.tuners.lora import LoraLayer
+
+        merged = {
+            name.replace(".base_layer", ""): value
+            for name, value in self.base_model.state_dict().items()
+            if ".lora_" not in name
+        }
+        for name, module in self.base_model.named_modules():
+            if isinstance(module, LoraLayer):
+                weight = module.base_layer.weight.detach()
+                delta = module.get_delta_weight("default").detach()
+                merged[f"{name}.weight"] = weight + delta.to(weight.dtype)
+        return merged
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(
+        self, packed: PackedTrees, with_hidden: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least.
+
+        ``with_hidden`` adds the representations ``[R, hidden]`` they are read from.
+        """
+        direction, bias, embedded = self._read_out(packed)
+        with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
+            if self.packs_trees:
+                hidden = self._together(packed, embedded)
+            else:
+                hidden = self._one_by_one(packed)
+        # Row by row: a matrix product may round equal rows differently, and ties would break.
+        log_odds = (hidden.to(direction.dtype) * direction).sum(-1) + bias
+        return (log_odds, hidden) if with_hidden else log_odds
+
+    def _read_out(self, packed: PackedTrees):
+        """z = ⟨hidden state, direction⟩ + bias, and the tokens' embeddings if they came with it."""
+        words = self.base_model.get_input_embeddings()
+        vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
+        # At least fp32: in bf16 neighbouring scores would fall together.
+        dtype = torch.promote_types(vocabulary.dtype, torch.float32)
+        with torch.autocast(vocabulary.device.type, enabled=False):
+            if self.LN is None:
+                plus, minus = vocabulary[list(self.label_ids)].to(dtype)
+                return plus - minus, 0.0, None
+            head, bias = self.LN.weight[0].to(dtype), self.LN.bias.to(dtype)
+            if not self.packs_trees or words.weight is not vocabulary:
+                return head @ vocabulary.to(dtype), bias, None
+            embedded, direction = TiedVocabulary.apply(vocabulary, head, packed.input_ids[None])
+            return direction, bias, embedded
+
+    def _together(self, packed: PackedTrees, embedded: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass.
+
+        ``embedded``, ``[1, N, hidden]``, are the tokens' embeddings where they are known already.
+        """
+        words = self.base_model.get_input_embeddings()
+        # Not every architecture takes embeddings instead of tokens.
+        with nullcontext() if embedded is None else _output_of(words, embedded):
+            outputs = self.base_model.model(
+                input_ids=packed.input_ids[None],
+                position_ids=self._positions(packed),
+                attention_mask=packed,  # see bring_trees
+                use_cache=False,
+                **packed.image_inputs(),
+            )
+        return outputs.last_hidden_state[0, packed.read_outs]
+
+    def _one_by_one(self, packed: PackedTrees) -> torch.Tensor:
+        """The same for any architecture, a forward pass a prompt."""
+        rows = []
+        for token_ids, image in packed.separate_prompts():
+            inputs = {
+                "input_ids": token_ids[None],
+                "attention_mask": torch.ones_like(token_ids)[None],
+            }
+            if hasattr(self.base_model.model, "get_rope_index"):
+                is_image = token_ids == self.base_model.config.image_token_id
+                inputs["mm_token_type_ids"] = is_image.int()[None]
+            image = {name: value.to(token_ids.device) for name, value in image.items()}
+            outputs = self.base_model.model(**inputs, **image, use_cache=False)
+            rows.append(outputs.last_hidden_state[0, -1])
+        return torch.stack(rows)
+
+    def _positions(self, packed: PackedTrees) -> torch.Tensor:
+        """The positions that every token would have in its own prompt.
+
+        ``[1, N]``, the depths in the tree, or with M-RoPE ``[3, 1, N]``. There the prompts of a
+        tree share everything up to the end of their image and go on with text, so a position
+        depends on the depth alone and the longest prompt knows them all.
+        """
+        if not hasattr(self.base_model.model, "get_rope_index"):
+            return packed.depths[None]
+        lengths = [len(tree.longest_prompt) for tree in packed.trees]
+        ids = torch.zeros(len(packed.trees), max(lengths), dtype=torch.long)
+        for row, tree in enumerate(packed.trees):
+            ids[row, : lengths[row]] = torch.tensor(tree.longest_prompt)
+        image_token = self.base_model.config.image_token_id
+        by_depth, _ = self.base_model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == image_token).int(),
+            image_grid_thw=torch.cat([image["image_grid_thw"] for image in packed.images]),
+            attention_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
+        )
+        tree_of_token = torch.repeat_interleave(
+            torch.tensor([tree.end - tree.start for tree in packed.trees])
+        )
+        device = packed.input_ids.device
+        return by_depth.to(device)[:, None, tree_of_token.to(device), packed.depths]
+
+
+@contextmanager
+def _output_of(module: nn.Module, value: torch.Tensor) -> Iterator[None]:
+    """Whatever ``module`` is asked within, it answers ``value``."""
+    hook = module.register_forward_hook(lambda *_: value)
+    try:
+        yield
+    finally:
+        hook.remove()

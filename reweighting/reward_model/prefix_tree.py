@@ -1,0 +1,285 @@
+"""Many prefixes, one forward: token tries packed into a single sequence.
+
+The prefixes of a chain of thought share the image, the question and the earlier steps; the
+candidates of one question share image and question. Prompts about one image therefore form a
+*trie* of token ids: what is equal is computed once, and every prompt keeps its own tail (the end of
+the user turn and the opening of the assistant's). A token sees its ancestors only and sits at the
+position it would have alone, so every score equals that of the prompt forwarded by itself.
+
+Tries of different images are laid one after the other without padding; attention runs within each
+of them, so its cost does not grow with the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from .encoder import EncodedPrompts
+
+
+@dataclass
+class Tree:
+    """One trie within the packed sequence."""
+
+    start: int  # first token in the packed sequence
+    end: int
+    longest_prompt: list[int]  # its deepest prompt: gives the position of every depth
+    branches: list[tuple[int, int]]  # see build_trie
+    ends: list[int]  # its nodes where prompts end, each once, in order
+    _masks: dict = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def is_chain(self) -> bool:
+        """Every token sees all tokens before it."""
+        return all(parent == first - 1 for parent, first, _ in _spans(self.branches))
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from a root down to ``node``."""
+        found: list[int] = []
+        for parent, first, end in reversed(_spans(self.branches)):
+            if first <= node < end:
+                found = [*range(first, node + 1), *found]
+                node = parent
+        return found
+
+    def mask(
+        self, dtype: torch.dtype, device: torch.device | str, ends: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """What attention adds to its scores, ``[1, 1, n, n]``; None for a plain causal chain.
+
+        ``ends``, on the device: their rows alone, or None where all nodes are seen.
+        All layers get, and keep for the backward pass, the same tensor.
+        """
+        if self.is_chain and (ends is None or len(ends) == 1):
+            return None
+        if (dtype, device) not in self._masks:
+            zero = torch.zeros((), dtype=dtype, device=device)
+            added = torch.where(ancestors(self.branches, device), zero, float("-inf"))
+            self._masks[dtype, device] = added[None, None]
+        whole = self._masks[dtype, device]
+        return whole if ends is None else whole[:, :, ends]
+
+
+class ByValue:
+    """Mixed into a batch: its small tensors are pickled within, only images go to shared memory.
+
+    There a tensor takes a file and a handshake of two processes, half a millisecond each: with
+    dozens of tensors a batch, more than a worker needs to make it.
+    """
+
+    def __getstate__(self) -> dict:
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict) -> None:
+        for name, value in state.items():
+            array = isinstance(value, np.ndarray)
+            setattr(self, name, torch.from_numpy(value) if array else value)
+
+
+def _plain(value):
+    small = isinstance(value, torch.Tensor) and value.device.type == "cpu"
+    return value.numpy() if small else value
+
+
+@dataclass
+class PackedTrees(ByValue):
+    """A batch of prompts as one sequence of N tokens.
+
+    ``read_outs[r]`` is where prompt r ends; prompts keep the order in which they were given.
+    """
+
+    input_ids: torch.Tensor  # [N]
+    depths: torch.Tensor  # [N], position of the token in its own prompt
+    read_outs: torch.Tensor  # [R]
+    ends: torch.Tensor  # [E], the read-outs each once, in order
+    trees: list[Tree]
+    images: list[dict[str, torch.Tensor]]  # the model's inputs for the image of every tree
+    prompt_tokens: int  # tokens that separate forwards would have taken
+
+    def to(self, device: torch.device | str) -> PackedTrees:
+        """Copy to ``device`` without waiting for the copy where the memory is pinned."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedTrees:
+        """Called by the data loader: page-locked memory, so that copies overlap with compute."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, place: Callable[[torch.Tensor], torch.Tensor]) -> PackedTrees:
+        return replace(
+            self,
+            input_ids=place(self.input_ids),
+            depths=place(self.depths),
+            read_outs=place(self.read_outs),
+            ends=place(self.ends),
+            # Sizes and grids are read by Python: they stay where they are.
+            images=[
+                {name: place(v) if v.is_floating_point() else v for name, v in image.items()}
+                for image in self.images
+            ],
+        )
+
+    def __getstate__(self) -> dict:
+        """The inputs of all images go as one tensor each, and come out as its parts."""
+        columns = {}
+        for name in self.images[0] if self.images else ():
+            values = [image[name] for image in self.images]
+            together = torch.cat(values)
+            if not together.is_floating_point():
+                together = _plain(together)
+            columns[name] = (together, [len(value) for value in values])
+        return super().__getstate__() | {"images": columns}
+
+    def __setstate__(self, state: dict) -> None:
+        columns = {
+            name: torch.as_tensor(together).split(lengths)
+            for name, (together, lengths) in state["images"].items()
+        }
+        rows = zip(*columns.values(), strict=True)
+        images = [dict(zip(columns, row, strict=True)) for row in rows]
+        super().__setstate__(state | {"images": images})
+
+    def image_inputs(self) -> dict[str, torch.Tensor]:
+        """The inputs of all images together."""
+        return {name: torch.cat([image[name] for image in self.images]) for name in self.images[0]}
+
+    def tree_of_prompt(self) -> torch.Tensor:
+        """The number of the tree of every prompt, ``[R]``."""
+        ends = torch.tensor([tree.end for tree in self.trees], device=self.read_outs.device)
+        return torch.bucketize(self.read_outs, ends, right=True)
+
+    def part(self, numbers: Sequence[int]) -> PackedTrees:
+        """The trees of these ``numbers`` alone; their prompts stay in order."""
+        tree_of_prompt = self.tree_of_prompt()
+        kept, end, read_outs = [], 0, torch.zeros_like(self.read_outs)
+        for number in numbers:
+            tree = self.trees[number]
+            start, end = end, end + tree.end - tree.start
+            kept.append(replace(tree, start=start, end=end))
+            read_outs[tree_of_prompt == number] = start - tree.start
+        tokens = torch.cat([torch.arange(self.trees[n].start, self.trees[n].end) for n in numbers])
+        chosen = torch.isin(tree_of_prompt, torch.tensor(numbers, device=tree_of_prompt.device))
+        return PackedTrees(
+            input_ids=self.input_ids[tokens],
+            depths=self.depths[tokens],
+            read_outs=(self.read_outs + read_outs)[chosen],
+            ends=_ends(kept).to(self.ends.device),
+            trees=kept,
+            images=[self.images[number] for number in numbers],
+            prompt_tokens=int((self.depths[self.read_outs[chosen]] + 1).sum()),
+        )
+
+    def separate_prompts(self) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """Token ids and image inputs of every prompt by itself."""
+        numbers = self.tree_of_prompt().tolist()
+        for number, read_out in zip(numbers, self.read_outs.tolist(), strict=True):
+            tree = self.trees[number]
+            tokens = self.input_ids[tree.start : tree.end]
+            yield tokens[tree.path(read_out - tree.start)], self.images[number]
+
+
+def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
+    """Pack prompts into tries, one per distinct image.
+
+    Args:
+        groups: prompts with their image; groups with the same ``image_key`` share a trie, so
+            neither the image nor a common beginning is computed twice.
+    """
+    by_image: dict[str, list[tuple[int, list[int]]]] = {}
+    images = []
+    prompt_count = 0
+    for group in groups:
+        if group.image_key not in by_image:
+            by_image[group.image_key] = []
+            images.append(group.image)
+        for token_ids in group.token_ids:
+            by_image[group.image_key].append((prompt_count, token_ids))
+            prompt_count += 1
+
+    input_ids, depths, trees = [], [], []
+    read_outs = torch.empty(prompt_count, dtype=torch.long)
+    for prompts in by_image.values():
+        start = len(input_ids)
+        nodes, tree_depths, paths, branches = build_trie([token_ids for _, token_ids in prompts])
+        for (index, _), path in zip(prompts, paths, strict=True):
+            read_outs[index] = start + path[-1]
+        input_ids += nodes
+        depths += tree_depths
+        longest = max((token_ids for _, token_ids in prompts), key=len)
+        ends = sorted({path[-1] for path in paths})
+        trees.append(Tree(start, len(input_ids), longest, branches, ends))
+    return PackedTrees(
+        input_ids=torch.tensor(input_ids),
+        depths=torch.tensor(depths),
+        read_outs=read_outs,
+        ends=_ends(trees),
+        trees=trees,
+        images=[image.inputs for image in images],
+        prompt_tokens=sum(len(ids) for group in groups for ids in group.token_ids),
+    )
+
+
+def build_trie(
+    prompts: list[list[int]],
+) -> tuple[list[int], list[int], list[list[int]], list[tuple[int, int]]]:
+    """The trie of token sequences, its nodes in an order where parents come first.
+
+    Each prompt is tokenised as a whole before it gets here and shares exactly what is equal from
+    the first token on, so a tokenizer that merges across a step boundary changes nothing.
+
+    Returns:
+        token id of every node, its depth, the path of node numbers of every prompt, and the
+        branches: the node each grows from (-1: it is a root) and its length, in the nodes' order.
+    """
+    nodes: list[int] = []
+    depths: list[int] = []
+    paths: list[list[int]] = []
+    branches: list[tuple[int, int]] = []
+    for prompt in prompts:
+        shared: list[int] = []
+        for number, path in enumerate(paths):
+            length = _common_length(prompt, prompts[number])
+            if length > len(shared):
+                shared = path[:length]
+        first_new = len(nodes)
+        nodes += prompt[len(shared) :]
+        depths += range(len(shared), len(prompt))
+        if len(nodes) > first_new:
+            branches.append((shared[-1] if shared else -1, len(nodes) - first_new))
+        paths.append(shared + list(range(first_new, len(nodes))))
+    return nodes, depths, paths, branches
+
+
+def ancestors(branches: list[tuple[int, int]], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Who sees whom in a trie, bool ``[nodes, nodes]``: a row's node itself and its ancestors."""
+    count = sum(length for _, length in branches)
+    sees = torch.zeros(count, count, dtype=torch.bool, device=device)
+    for parent, first, end in _spans(branches):
+        if parent >= 0:
+            sees[first:end] = sees[parent]
+        new = torch.ones(end - first, end - first, dtype=torch.bool, device=device)
+        sees[first:end, first:end] = new.tril()
+    return sees
+
+
+def _ends(trees: Sequence[Tree]) -> torch.Tensor:
+    return torch.tensor([tree.start + end for tree in trees for end in tree.ends])
+
+
+def _spans(branches: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Of every branch: the node it grows from, its first node, and the first after it."""
+    ends = list(itertools.accumulate(length for _, length in branches))
+    return [
+        (parent, end - length, end) for (parent, length), end in zip(branches, ends, strict=True)
+    ]
+
+
+def _common_length(left: list[int], right: list[int]) -> int:
+    limit = min(len(left), len(right))
+    if left[:limit] == right[:limit]:
+        return limit
+    return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)

@@ -1,0 +1,87 @@
+"""Score the candidates of many questions.
+
+All candidates of a question share image and question, so they go through one prefix tree; several
+questions are packed into one forward pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..records.samples import (
+    CandidatesSample,
+)
+from .aggregation import LogOdds
+from .encoder import EncodedPrompts, response_prompts
+from .network import RewardNetwork, autocast
+from .prefix_tree import pack
+
+
+def score_candidates(
+    model: RewardNetwork,
+    samples: Sequence[CandidatesSample],
+    max_tokens_per_batch: int = 8192,
+    precision: str = "fp32",
+) -> Iterator[list[LogOdds]]:
+    """Log-odds of every step prefix of every candidate, a batch of questions at a time.
+
+    An empty candidate has no prefix, and so no log-odds.
+
+    Args:
+        max_tokens_per_batch: questions are packed together up to this many tokens; a question
+            whose tree is larger is cut into one tree a candidate.
+    """
+    batch: list[tuple[EncodedPrompts | None, list[int]]] = []
+    tokens = 0
+    for sample in samples:
+        encoded, steps, size = _encode(model, sample)
+        if batch and tokens + size > max_tokens_per_batch:
+            yield _forward(model, batch, precision)
+            batch, tokens = [], 0
+        if size > max_tokens_per_batch and len(steps) > 1:
+            alone = [replace(sample, candidates=[c], true_false=None) for c in sample.candidates]
+            pieces = score_candidates(model, alone, max_tokens_per_batch, precision)
+            yield [[scores for piece in pieces for [scores] in piece]]
+            continue
+        batch.append((encoded, steps))
+        tokens += size
+    if batch:
+        yield _forward(model, batch, precision)
+
+
+def _encode(
+    model: RewardNetwork, sample: CandidatesSample
+) -> tuple[EncodedPrompts | None, list[int], int]:
+    """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
+    pattern = model.encoder.step_pattern
+    chains = [response_prompts(sample.question, r, pattern) for r in sample.candidates]
+    if not any(chains):
+        return None, [0] * len(chains), 0
+    encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
+    ordered = sorted(encoded.token_ids)  # neighbours in order share the most
+    size = len(ordered[0])
+    for left, right in itertools.pairwise(ordered):
+        pairs = enumerate(zip(left, right, strict=False))
+        shared = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+        size += len(right) - shared
+    return encoded, [len(chain) for chain in chains], size
+
+
+@torch.no_grad()
+def _forward(
+    model: RewardNetwork, batch: list[tuple[EncodedPrompts | None, list[int]]], precision: str
+) -> list[LogOdds]:
+    # A key of its own for every question: which others are in the batch changes no tree.
+    groups = [
+        replace(encoded, image_key=f"{index} {encoded.image_key}")
+        for index, (encoded, _) in enumerate(batch)
+        if encoded is not None
+    ]
+    device = model.device
+    with autocast(device, precision):
+        flat = iter(model(pack(groups).to(device)).tolist() if groups else [])
+    return [[list(itertools.islice(flat, count)) for count in steps] for _, steps in batch]

@@ -1,0 +1,191 @@
+"""What a selection writes, a line a question, and the tables that are made of the lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..files import (
+    FileError,
+    complete_lines,
+    is_number,
+    json_line,
+    replacing,
+)
+from ..records.answers.comparison import unreadable, unreadable_note
+from ..records.samples import (
+    CandidatesSample,
+)
+from ..reward_model.aggregation import AGGREGATIONS, LogOdds, aggregate, select
+from ..reward_model.model import RewardModel
+from ..reward_model.scoring import score_candidates
+from .best_of_n import Pool, evaluate, interval
+
+
+def run(
+    model: RewardModel,
+    samples: list[CandidatesSample],
+    path: Path,
+    aggregations: Sequence[str],
+    max_tokens_per_batch: int,
+    precision: str,
+    title: str = "",
+) -> list[dict]:
+    """Score ``samples`` and write one JSON line a question to ``path``, going on where it ends.
+
+    Lines are kept by whole batches: what a question is packed with can change its last digits, and
+    a resumed run is to write the same file as an undisturbed one.
+    """
+    lines = _complete_batches(path, samples)
+    with replacing(path) as file:
+        file.writelines(map(json_line, lines))
+    batch_number = lines[-1]["batch"][0] + 1 if lines else 0
+    rest = samples[len(lines) :]
+    batches = score_candidates(model, rest, max_tokens_per_batch, precision)
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=len(samples), initial=len(lines), desc=title, unit="question") as bar,
+    ):
+        for batch in batches:
+            new = []
+            for log_odds in batch:
+                sample = samples[len(lines) + len(new)]
+                line = _line(sample, log_odds, aggregations)
+                new.append({"batch": [batch_number, len(batch)], **line})
+            file.write("".join(map(json_line, new)))
+            file.flush()
+            lines += new
+            batch_number += 1
+            bar.update(len(new))
+    return lines
+
+
+def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[str]) -> dict:
+    chosen = {name: select(log_odds, name) for name in aggregations}
+    line = {
+        "record": sample.record,
+        "question": sample.question,
+        "dataset": sample.dataset,
+        "answer": sample.answer,
+        "candidates": sample.candidates,
+        "step_log_odds": log_odds,
+        "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
+        # Not JSON: the -inf of a candidate without steps
+        "aggregates": {
+            name: [aggregate(z, name) if z else None for z in log_odds] for name in aggregations
+        },
+        "chosen": chosen,
+    }
+    if sample.benchmark is not None:
+        line["benchmark"] = sample.benchmark
+    if sample.choices is not None:
+        line["choices"] = sample.choices
+    if sample.true_false is not None:
+        line["true_false"] = sample.true_false
+        line["right"] = {name: sample.true_false[index] for name, index in chosen.items()}
+    return line
+
+
+def _is_line_of(line: object, sample: CandidatesSample) -> bool:
+    """Whether ``line`` has what later lines and the table are made from, for this question."""
+    if not isinstance(line, dict):
+        return False
+    batch, log_odds, chosen = (line.get(name) for name in ("batch", "step_log_odds", "chosen"))
+    return (
+        all(line.get(n) == getattr(sample, n) for n in ("record", "question", "candidates"))
+        and line.get("true_false") == sample.true_false
+        and line.get("choices") == sample.choices
+        and isinstance(batch, list)
+        and len(batch) == 2
+        and all(type(number) is int and number >= 0 for number in batch)
+        and isinstance(log_odds, list)
+        and len(log_odds) == len(sample.candidates)
+        and all(isinstance(z, list) and all(is_number(value) for value in z) for z in log_odds)
+        and isinstance(chosen, dict)
+        and bool(chosen.keys() <= AGGREGATIONS.keys())
+    )
+
+
+def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of whole batches that are there already.
+
+    Raises:
+        FileError: a line is not what was written for its question.
+    """
+    lines = complete_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if number > len(samples) or not _is_line_of(line, samples[number - 1]):
+            raise FileError(f"{path}: line {number} is damaged; delete the file to start anew")
+    if lines:
+        number, size = lines[-1]["batch"]
+        last = [line for line in lines if line["batch"][0] == number]
+        if len(last) < size:
+            lines = lines[: -len(last)]
+    return lines
+
+
+def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """What choosing is worth where right and wrong are known: {method: {N: numbers}}.
+
+    ``one sample`` is the expected accuracy of one candidate, ``oracle`` that of a perfect judge,
+    ``last`` that of the model used as an outcome reward model. Numbers are the accuracy over all
+    subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
+    """
+    pools = [
+        Pool.of(
+            line["candidates"],
+            line["true_false"],
+            line["step_log_odds"],
+            list(line["chosen"]),
+            line.get("choices"),
+        )
+        for line in lines
+        if "true_false" in line
+    ]
+    if not pools:
+        return {}
+    names = ("accuracy", "standard_error", "low", "high")
+    return {
+        method: {
+            str(size): {**dict(zip(names, interval(values), strict=True)), "questions": len(values)}
+            for size, values in by_size.items()
+        }
+        for method, by_size in evaluate(pools).items()
+    }
+
+
+def remarks(lines_of_set: dict[str, list[dict]]) -> list[str]:
+    """What a table does not show: questions left out, candidates without a readable answer."""
+    found = []
+    for name, lines in lines_of_set.items():
+        known = sum("true_false" in line for line in lines)
+        if 0 < known < len(lines):
+            found.append(
+                f"{name}: the table covers {known:,} of {len(lines):,} questions: of the others, "
+                "no right and wrong is known"
+            )
+        missing = sum(unreadable(line["candidates"], line.get("choices")) for line in lines)
+        total = sum(len(line["candidates"]) for line in lines)
+        if note := unreadable_note(missing, total):
+            found.append(
+                f"{name}: {note}: these have no vote, and are wrong where the answer counts"
+            )
+    return found
+
+
+def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Accuracies in per cent with standard errors: a block a set, a row a method, N across."""
+    rows = []
+    for name, methods in by_set.items():
+        numbers = list(next(iter(methods.values())))
+        rows.append(f"{name:<24}" + "".join(f"{'N = ' + n:>14}" for n in numbers))
+        for method, values in methods.items():
+            cells = [
+                f"{100 * values[n]['accuracy']:.1f} ± {100 * values[n]['standard_error']:.1f}"
+                for n in numbers
+            ]
+            rows.append(f"  {method:<22}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(rows)

@@ -1,0 +1,206 @@
+"""What a run is made of, from its arguments: encoder, model, weighting, optimizers, schedules."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    get_cosine_schedule_with_warmup,
+)
+
+from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
+from ..checkpoints import finding, opening, weight_tables
+from ..records.dataset import Data
+from ..reward_model.encoder import PromptEncoder
+from ..reward_model.model import RewardModel
+from ..terminal import printable, warning
+
+
+class SetupError(Exception):
+    """The run cannot start: its model cannot be opened, or there is something to lose."""
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer,
+    kind: str,
+    steps: int,
+    warmup_share: float,
+    step_size: int,
+    gamma: float,
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """``step``: cuts by ``gamma``; ``cosine_with_warmup``: up, then down to 0 over ``steps``."""
+    if kind == "cosine_with_warmup":
+        return get_cosine_schedule_with_warmup(optimizer, int(warmup_share * steps), steps)
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma)
+
+
+def make_weighting(
+    arguments: argparse.Namespace, data: Data, model: RewardModel
+) -> DomainTable | InstanceTable | InstanceNet:
+    """What ``--reweighting`` learns, at its start."""
+    if arguments.reweighting == "instance_table":
+        rows = max(sample.record for sample in data.train)
+        return InstanceTable(
+            rows, arguments.weight_bounds, arguments.weight_activation, data.fixed_weights
+        )
+    if arguments.reweighting == "instance_net":
+        return InstanceNet(
+            arguments.net_features,
+            model.base_model.config.get_text_config().hidden_size,
+            arguments.net_width,
+            arguments.net_layers,
+            arguments.weight_bounds,
+            arguments.detach_features,
+            data.fixed_weights,
+        )
+    weighting = DomainTable(data.domains)
+    if arguments.init_domain_weights is not None:
+        path = weight_tables.domain_file(arguments.init_domain_weights)
+        raw = weight_tables.load_domain_weights(path, data.domains)
+        weighting.raw_weights.data.copy_(raw)
+    return weighting
+
+
+def check_start(
+    arguments: argparse.Namespace, data: Data, resumed: Path | None = None
+) -> list[str]:
+    """Look at all that a run starts from, without loading it.
+
+    Args:
+        resumed: the checkpoint it goes on from, if it does.
+
+    Returns:
+        sentences about it for the user.
+
+    Raises:
+        CheckpointError: weights do not fit the architecture, or another file is damaged.
+    """
+    said = []
+    start = resumed or arguments.reward_model
+    source = finding.base_source(start)
+    if Path(source).is_dir():  # of a hub name it would fetch all weights
+        base = opening.open_base(source, meta=True)
+        if arguments.score_head == "linear":
+            vocabulary = base.config.get_text_config().vocab_size
+            opening.load_head(start, vocabulary)
+    if resumed is not None:
+        return said
+    if arguments.init_domain_weights is not None:
+        path = weight_tables.domain_file(arguments.init_domain_weights)
+        raw = weight_tables.load_domain_weights(path, data.domains)
+        weighting = DomainTable(data.domains)
+        weighting.raw_weights.data.copy_(raw)
+        weights = ", ".join(
+            f"{printable(name)} {weight:.3f}" for name, weight in weighting.named_weights().items()
+        )
+        order = "" if weight_tables.names_domains(path) else " (taken in order: it has no names)"
+        said.append(f"domain weights start from {path}{order}: {weights}")
+    elif (
+        arguments.reweighting == "domain"
+        and arguments.learn_weights
+        and weight_tables.domain_file(arguments.reward_model).is_file()
+    ):
+        said.append(
+            f"domain weights start at 1; --init_domain_weights {arguments.reward_model} starts "
+            "from those beside the reward model"
+        )
+    return said
+
+
+def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
+    """The prompt encoder of ``--reward_model``.
+
+    Args:
+        system: the system turn of the data; "": that of the checkpoint, or our own.
+
+    Raises:
+        SetupError: there is no such model, or it is none that can be trained.
+        CheckpointError: its file about the head is damaged.
+    """
+    name = f"--reward_model {arguments.reward_model}"
+    source = finding.base_source(arguments.reward_model)
+    head = opening.saved_head(arguments.reward_model)
+    if arguments.score_head == "linear" and head.get("score_head") == "plus_minus":
+        raise SetupError(
+            f"{name}: was trained with --score_head plus_minus; a new linear head starts from "
+            f"{source}"
+        )
+    options = {"score_head": arguments.score_head, "step_pattern": arguments.step_pattern}
+    if system or "system" in head:
+        options["system"] = system or head["system"]
+    try:
+        processor, note = opening.open_processor(source, arguments.processor)
+    except finding.CheckpointError as error:
+        flag = "--reward_model" if arguments.processor is None else "--processor"
+        raise SetupError(f"{flag}: {error}") from error
+    if note:
+        warning(note)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SetupError(f"{name}: {reason}") from error
+    if not hasattr(processor, "image_processor"):
+        raise SetupError(f"{name}: does not read images")
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise SetupError(f"{name}: {config.model_type} makes no text from images and text")
+    try:
+        encoder = PromptEncoder(
+            processor,
+            max_image_size=arguments.max_image_size,
+            min_pixels=arguments.min_pixels,
+            max_pixels=arguments.max_pixels,
+            cache_bytes=arguments.image_cache_mib * 2**20,
+            **options,
+        )
+        encoder.check()
+    except ValueError as error:
+        raise SetupError(f"{name}: {error}") from error
+    return encoder
+
+
+def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel:
+    """The reward model as training wants it, at the start or as it was when ``state`` was saved."""
+    source = arguments.reward_model
+    if state is not None and not arguments.lora_rank:  # a checkpoint has its adapters merged
+        source = finding.current(Path(arguments.weights_path))
+    # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
+    dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*holds no processor")  # said by make_encoder
+        model = RewardModel.from_pretrained(
+            source,
+            dtype=dtype,
+            device="cpu",
+            processor=arguments.processor,
+            fresh_head=True,
+            score_head=arguments.score_head,
+        )
+    model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
+    if arguments.lora_rank:
+        model.add_adapters(arguments.lora_rank)
+        if state is not None:
+            model.load_state_dict(state["trained"], strict=False)
+    if arguments.gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model
+
+
+def make_optimizer(
+    arguments: argparse.Namespace, model: RewardModel, cold: bool = False
+) -> torch.optim.Optimizer:
+    """``--optimizer`` over the trainable parameters, for the ``cold`` start or what follows."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": arguments.lr, "weight_decay": arguments.weight_decay}
+    if cold:
+        options = {"lr": arguments.cold_start_lr, "weight_decay": arguments.cold_start_weight_decay}
+    if arguments.optimizer == "adamw_8bit":
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit(parameters, bf16_stochastic_round=True, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)

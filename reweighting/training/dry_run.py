@@ -1,0 +1,212 @@
+"""``--dry_run``: what a run would do and need, without loading the model."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections import Counter
+from statistics import fmean
+
+import torch
+from transformers import PretrainedConfig
+
+from ..bilevel.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
+from ..records.dataset import Data, total_steps, train_units
+from ..records.samples import describe_meta
+from ..reward_model.encoder import PromptEncoder
+from ..reward_model.model import SEPARATE_FORWARDS, must_fit
+from ..reward_model.network import packs_trees
+from ..terminal import printable, warning
+from .build import make_scheduler
+from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
+from .reports import peak_memory_gib
+
+TOKENISED = 200  # records looked at for the token statistics
+DRAWN = 1000  # batches among which the longest is taken
+LEAST_REACH = 1.1  # a weight that cannot move from 1 to this tells domains hardly apart
+FAR_APART = 0.05  # shares of right chains that differ by more are worth a line
+
+
+def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
+    """What in the flags keeps the weights from being learned, one sentence each."""
+    a, found = arguments, []
+    if not a.learn_weights:
+        return found
+    # A chain's records share a domain; every record has an instance weight of its own.
+    one_weight = a.batch_by == "record" or not a.by_instance
+    one_step = a.unroll_steps == 1 or a.hypergradient_batches == "last"
+    exact = a.hypergradient == "unrolled" and a.detach_features
+    one_record = a.batch_size * a.gradient_accumulation == 1
+    if a.max_grad_norm > 0 and one_record and one_weight and one_step and exact:
+        found.append(
+            f"--max_grad_norm {a.max_grad_norm:g} with one {a.batch_by} a step: where it clips, "
+            "only the direction of the gradient counts, whatever the weight is, and nothing is "
+            "learned about it; take a larger --batch_size or --gradient_accumulation, or "
+            "--max_grad_norm 0"
+        )
+    start, reach, high = weight_reach(a, data)
+    if reach < min(LEAST_REACH * start, 0.99 * high):
+        found.append(
+            f"--meta_lr {a.meta_lr:g} is too small for so few upper steps "
+            f"({upper_steps(a, data):,}): no weight can move from {start:g} much beyond "
+            f"{reach:.3g}; take more steps, a larger --meta_lr or a smaller --unroll_steps"
+        )
+    return found
+
+
+def upper_steps(arguments: argparse.Namespace, data: Data) -> int:
+    """Upper steps of the run."""
+    units = len(train_units(arguments, data.train))
+    return total_steps(arguments, units) // arguments.unroll_steps
+
+
+def weight_reach(arguments: argparse.Namespace, data: Data) -> tuple[float, float, float]:
+    """Where a weight starts, where it gets if all upper steps push it up, and its upper bound.
+
+    A step of AdamW moves a parameter by about the learning rate, which the schedule changes, while
+    the gradients agree. A table's entry moves only in the steps that visit its record.
+    """
+    a, steps = arguments, upper_steps(arguments, data)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=a.meta_lr)
+    scheduler = make_scheduler(
+        optimizer,
+        a.meta_scheduler_type,
+        steps,
+        a.warmup_share,
+        a.meta_scheduler_step_size,
+        a.meta_scheduler_gamma,
+    )
+    distance = 0.0
+    for _ in range(steps):
+        distance += float(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    if a.reweighting == "instance_table":
+        weighting = InstanceTable(1, a.weight_bounds, a.weight_activation)
+        window = a.unroll_steps if a.hypergradient_batches == "all" else 1
+        drawn = a.batch_size * a.gradient_accumulation * window
+        distance *= min(1.0, drawn / len(train_units(a, data.train)))
+    elif a.reweighting == "instance_net":
+        weighting = InstanceNet(bounds=a.weight_bounds)
+    else:
+        weighting = DomainTable(data.domains)
+    return weighting.start, weighting.reach(distance), weighting.bounds()[1]
+
+
+def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
+    """Print records per domain, tokens per record, steps, parameters and estimated memory."""
+    process = peak_memory_gib(torch.device("cpu"))  # before anything is measured
+    counts = Counter(sample.domain for sample in data.train)
+    print("train records by domain")
+    for domain in data.domains:
+        print(f"  {printable(domain):<24} {counts[domain]:>8,}")
+    print(f"  {'all':<24} {len(data.train):>8,}")
+
+    train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)
+    print(f"tokens a train record      {_summary(train_tokens)}")
+    meta_tokens: list[int] = []
+    if data.meta:
+        right = sum(sample.true_false for sample in data.meta)
+        print(f"meta chains                {len(data.meta):,} ({right:,} right)")
+        print(f"steps of meta chains       {describe_meta(data.meta)}")
+        meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
+        print(f"tokens a meta chain        {_summary(meta_tokens)}")
+    config = load_config(arguments.reward_model)
+    for name, tokens in (("train records", train_tokens), ("meta chains", meta_tokens)):
+        _warn_of_long(name, tokens, config)
+    units = train_units(arguments, data.train)
+    if arguments.batch_by == "cot":
+        print(f"train chains               {len(units):,}")
+    total = total_steps(arguments, len(units))
+    epochs = total * arguments.batch_size * arguments.gradient_accumulation / len(units)
+    print(f"lower steps                {total:,} ({epochs:.2f} passes over the train records)")
+    if data.meta:
+        upper = upper_steps(arguments, data)
+        passes = upper * arguments.meta_batch_size / len(data.meta)
+        print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
+    if arguments.learn_weights:
+        start, reach, _ = weight_reach(arguments, data)
+        print(
+            f"reach of a weight          from {start:g} to about {reach:.2f} at --meta_lr "
+            f"{arguments.meta_lr:g} if all upper steps push it one way"
+        )
+        labelled = fmean(fmean(sample.accuracies) for sample in data.train)
+        share = fmean(sample.true_false for sample in data.meta)
+        if abs(labelled - share) > FAR_APART:
+            print(
+                f"base rates                 mean train accuracy {labelled:.2f}, right meta chains "
+                f"{share:.2f}: weights may follow the domains' mean accuracies instead of quality"
+            )
+
+    if not packs_trees(config):
+        print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
+    train, meta = largest_batches(arguments, data, encoder)
+    with must_fit(arguments.reward_model, Exception):
+        print(f"parameters                 {count_parameters(arguments, encoder):,}")
+        memory = estimate_memory(arguments, encoder, train, meta)
+    print(f"estimated peak memory      {_peak(arguments, memory, process)}")
+
+
+def _peak(arguments: argparse.Namespace, tensors: float, process: float) -> str:
+    """In the terms of the progress line: of a process, or of what is allocated on a GPU."""
+    if torch.device(arguments.device).type == "cuda":
+        return f"{_size(tensors)} of tensors; CUDA's context and reserve come on top"
+    held = (1 + ALLOCATOR_RESERVE) * tensors
+    whole = process * 2**30 + held
+    return f"{_size(whole)}: {_size(held)} for tensors, the rest for programs and data"
+
+
+def _size(memory: float) -> str:
+    unit, name = (2**30, "GiB") if memory >= 2**30 else (2**20, "MiB")
+    return f"{memory / unit:.1f} {name}"
+
+
+def largest_batches(
+    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
+) -> tuple[TrainBatch, MetaBatch | None]:
+    """The longest of many batches drawn at random, of both levels (None without reweighting)."""
+    units = train_units(arguments, data.train)
+    train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
+    if not arguments.learn_weights:
+        return train, None
+    units = [[sample] for sample in data.meta]
+    return train, collate_meta(_longest(units, arguments.meta_batch_size, encoder))
+
+
+def _longest(units, batch_size: int, encoder: PromptEncoder) -> list:
+    rng = random.Random(0)
+    dataset = EncodedDataset(units, encoder)
+    chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
+    items = {index: dataset[index] for index in chosen}
+    # The prompts of a unit form a tree little larger than the longest of them.
+    size = {index: max(map(len, prompts.token_ids)) for index, (_, prompts) in items.items()}
+    batches = ([rng.choice(chosen) for _ in range(batch_size)] for _ in range(DRAWN))
+    longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
+    return [items[index] for index in longest]
+
+
+def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[int]:
+    """Lengths of the prompts of a random choice of samples."""
+    chosen = random.Random(0).sample(range(len(samples)), min(len(samples), TOKENISED))
+    return [
+        len(ids)
+        for index in chosen
+        for ids in encoder.encode(samples[index].image, prompts[index]).token_ids
+    ]
+
+
+def _warn_of_long(name: str, lengths: list[int], config: PretrainedConfig) -> None:
+    """Say how many prompts of ``lengths`` tokens go beyond the positions that the model knows."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    long = 0 if limit is None else sum(length > limit for length in lengths)
+    if long:
+        warning(
+            f"{long:,} of the {len(lengths):,} {name} looked at have more tokens than the "
+            f"{limit:,} positions of the model (max_position_embeddings): their scores mean little"
+        )
+
+
+def _summary(values: list[int]) -> str:
+    values = sorted(values)
+    return f"median {values[len(values) // 2]:,}, longest {values[-1]:,}"

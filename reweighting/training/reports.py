@@ -1,0 +1,196 @@
+"""What a run says while it trains: the progress line, metrics.jsonl, TensorBoard or W&B."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import shutil
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from ..checkpoints.finding import METRICS_FILE
+from .monitors import entropy
+
+BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
+UNCUT = 160  # columns of a progress line that goes to a file
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far in GiB: allocated on a CUDA device, resident otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class Reporter:
+    """Collects losses between two lines of ``metrics.jsonl`` and writes them.
+
+    Args:
+        arguments: of the run.
+        domains: names of the domains, in the order of their indices.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, domains: list[str]) -> None:
+        self.arguments = arguments
+        self.domains = domains
+        self.path = Path(arguments.weights_path) / METRICS_FILE
+        self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
+        self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
+        self._meta_losses: list[float] = []
+        self._at_chance = False  # the meta loss, when last compared
+        self._samples = 0  # of this process, for the speed
+        self._file = None
+        self._send = None
+
+    def __enter__(self) -> Reporter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+        if self.arguments.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(self.path.parent / "tensorboard"))
+            self._send = lambda values, step: [
+                writer.add_scalar(name, value, step) for name, value in values.items()
+            ]
+            self._close = writer.close
+        elif self.arguments.report_to == "wandb":
+            import wandb
+
+            run = wandb.init(project="dreamprm", config=vars(self.arguments))
+            self._send = lambda values, step: run.log(values, step=step)
+            self._close = run.finish
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._file.close()
+        if self._send is not None:
+            self._close()
+
+    def note_losses(self, domains: torch.Tensor, losses: torch.Tensor) -> None:
+        """Remember the unweighted losses ``[B]`` of records of ``domains`` ``[B]``."""
+        domains = domains.cpu()
+        self._loss_sums.index_add_(0, domains, losses.double().cpu())
+        self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
+        self._samples += len(losses)
+
+    def note_meta_loss(self, loss: float) -> None:
+        """Remember the loss of an upper step."""
+        self._meta_losses.append(loss)
+
+    def progress_line(self, engine, seconds: float) -> str:
+        """The part of the progress line after the times: what is known already and what fits.
+
+        The most important comes first; what would go beyond the terminal's width is left out.
+        """
+        parts = [f"loss {engine.lower.last_loss:.4f}"]
+        if self.arguments.learn_weights:
+            if math.isfinite(engine.upper.last_loss):
+                chance = " chance" if self._at_chance else ""
+                parts.append(f"meta {engine.upper.last_loss:.4f}{chance}")
+                weights = engine.weight_sample().tolist() or [1.0]
+                parts.append(f"w {min(weights):.2f}..{max(weights):.2f}")
+            if math.isfinite(engine.upper.hypergradient_norm):
+                parts.append(f"|hypergrad| {engine.upper.hypergradient_norm:.1e}")
+        parts += [
+            f"peak {peak_memory_gib(engine.device):.1f} GiB",
+            f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
+        ]
+        columns = shutil.get_terminal_size((UNCUT, 24)).columns
+        room = columns - 1 - LENGTH_BEFORE - 2 * len(str(engine.total))
+        line = parts[0]
+        for part in parts[1:]:
+            if len(line) + len(part) + 2 <= room:
+                line += f", {part}"
+        return line
+
+    def write(self, engine, seconds: float) -> None:
+        """Write one line and forget the losses collected so far; nothing if there are none."""
+        count = int(self._loss_counts.sum())
+        if count == 0:
+            return
+        seen = self._loss_counts > 0
+        means = self._loss_sums / self._loss_counts.clamp(min=1)
+        line = {
+            "iteration": engine.iteration,
+            "epoch": engine.iteration
+            * self.arguments.batch_size
+            * self.arguments.gradient_accumulation
+            / len(engine.units),
+            "loss": float(self._loss_sums.sum() / count),
+            "weighted_loss": engine.lower.last_loss,
+            "learning_rate": float(engine.lower.optimizer.param_groups[0]["lr"]),
+        }
+        if self.arguments.learn_weights:
+            compared = engine.meta_losses.compared()
+            self._at_chance = compared is not None and compared.at_chance
+            # The mean since the last line; the last value if there was no upper step in between.
+            losses = self._meta_losses or [engine.upper.last_loss]
+            line["meta_loss"] = _number(fmean(losses))
+            line["meta_loss_of_one_score"] = None if compared is None else compared.constant
+            line["meta_loss_at_chance"] = None if compared is None else compared.at_chance
+            line["upper_steps"] = engine.upper_steps
+            line["upper_steps_lost"] = sum(engine.upper.lost.values())
+            line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
+            line["weights"] = engine.named_weights()
+            line["weight_entropy"] = entropy(engine.weight_sample())
+            if len(engine.history):
+                line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
+                line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())
+        if engine.validation.history:
+            line["best_of_n_accuracy"] = engine.validation.history[-1]["accuracy"]
+        line["domain_loss"] = {
+            domain: float(mean)
+            for domain, mean, present in zip(self.domains, means, seen, strict=True)
+            if present
+        }
+        line["parameters_moved"] = engine.moved.value()
+        line["samples_per_second"] = self._samples / max(seconds, 1e-9)
+        waited = sum(problem.waited for problem in engine.problems)
+        line["waiting"] = waited / max(seconds, 1e-9)
+        line["peak_memory_gib"] = peak_memory_gib(engine.device)
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.flush()
+        if self._send is not None:
+            self._send(_flat(line), engine.iteration)
+        self._loss_sums.zero_()
+        self._loss_counts.zero_()
+        self._meta_losses.clear()
+
+    def _by_domain(self, values: torch.Tensor) -> dict[str, float | None]:
+        return dict(zip(self.domains, map(_number, values.tolist()), strict=True))
+
+    def state_dict(self) -> dict:
+        """Losses collected since the last line, so that a resumed run reports the same means."""
+        return {
+            "loss_sums": self._loss_sums,
+            "loss_counts": self._loss_counts,
+            "meta_losses": self._meta_losses,
+            "at_chance": self._at_chance,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self._loss_sums.copy_(state["loss_sums"])
+        self._loss_counts.copy_(state["loss_counts"])
+        self._meta_losses = list(state["meta_losses"])
+        self._at_chance = state.get("at_chance", False)
+
+
+def _number(value: float) -> float | None:
+    """JSON has neither NaN nor infinity: None for what is not known or not finite."""
+    return value if math.isfinite(value) else None
+
+
+def _flat(line: dict, prefix: str = "") -> dict[str, float]:
+    """Nested metrics as ``group/name``."""
+    flat = {}
+    for name, value in line.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat

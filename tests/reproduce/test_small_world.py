@@ -1,0 +1,53 @@
+"""Does the method do in the demo world what it is for? And does the experiment measure it?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import main as program
+from tests.conftest import REPOSITORY, TINY
+
+DATA = REPOSITORY / "data"
+
+
+def test_the_worst_domains_lose_weight(tmp_path):
+    """A minute of training: both inverted domains end below every sound one."""
+    flags = [
+        *("--train_json_file", str(DATA / "train.json"), "--image_root", str(DATA)),
+        *("--meta_json_file", str(DATA / "meta.json"), "--weights_path", str(tmp_path / "run")),
+        *("--reward_model", str(TINY), "--device", "cpu", "--precision", "fp32"),
+        *("--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8"),
+        *("--unroll_steps", "2", "--lr", "2e-4", "--meta_lr", "0.05", "--weight_decay", "0"),
+        *("--iteration_num", "80", "--num_workers", "0"),
+    ]
+    assert program.main(flags) == 0
+    weights = json.loads((tmp_path / "run" / "domain_weights.json").read_text())
+    quality = {d["name"]: d["quality"] for d in json.loads((DATA / "domains.json").read_text())}
+    sound = [weight for name, weight in weights.items() if quality[name] >= 0.85]
+    assert weights["taller_bar"] < 0.8 and weights["polygon_sides"] < 0.8
+    assert max(weights["taller_bar"], weights["polygon_sides"]) < min(sound)
+
+
+@pytest.mark.slow
+def test_the_experiment_reports_and_is_not_repeated(tmp_path):
+    def run() -> str:
+        command = [
+            *(sys.executable, "-m", "benchmarks.small_world", "--seeds", "2", "--iterations", "4"),
+            *("--variants", "vanilla", "reweighted", "--sets", "validation"),
+            *("--work", str(tmp_path / "work"), "--output", str(tmp_path / "tables.md")),
+            *("--figure", str(tmp_path / "figure.png")),
+        ]
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+        return (tmp_path / "tables.md").read_text()
+
+    text = run()
+    assert "| reweighted | 2 |" in text and "| taller_bar | 0.10 |" in text
+    assert "signal to noise" in text and "- reweighted - vanilla:" in text
+    assert "reweighted, blank image" in text and (tmp_path / "figure.png").stat().st_size > 10_000
+    finished = tmp_path / "work" / "reweighted_seed2" / "seconds.json"
+    before = finished.stat().st_mtime
+    assert run() == text and finished.stat().st_mtime == before
