@@ -150,10 +150,10 @@ def test_a_dry_run_prints_its_plan_and_nothing_else(dataset: Path, tmp_path: Pat
 
 def test_loading_a_model_prints_nothing() -> None:
     load = (
-        "from reweighting import selection  # transformers is imported before the command starts\n"
+        "from reweighting import reward_model  # transformers is imported before quiet()\n"
         "from reweighting.terminal import quiet\n"
         "quiet()\n"
-        f"selection.RewardModel.from_pretrained({str(TINY)!r}, score_head='plus_minus')"
+        f"reward_model.RewardModel.from_pretrained({str(TINY)!r}, score_head='plus_minus')"
     )
     done = python("-c", load)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -172,7 +172,9 @@ def nested(pattern: str) -> bool:
 
 def test_no_pattern_repeats_a_repetition():
     found = patterns()
-    assert {"steps._MARKER", "steps._VERDICT", "samples._CONTROL_TOKEN"} <= set(found)
+    assert {"steps._MARKER", "steps._VERDICT", "samples._CONTROL_TOKEN"} <= {
+        ".".join(name.split(".")[-2:]) for name in found
+    }
     assert [name for name, pattern in found.items() if nested(pattern.pattern)] == []
     # The one that hung.
     assert nested(r"(?:^[ \t]*(?:[#>*_-]+[ \t]*)*)final")

@@ -160,7 +160,7 @@ def test_trees_that_cannot_be_computed_are_left(checkpoints, monkeypatch):
     """As with an architecture that asks for masks of its own."""
     from transformers import AutoConfig
 
-    from reweighting.reward_model import model as reward_model
+    from reweighting.reward_model import network as reward_model
 
     path = checkpoints["internvl-qwen3"]
     config = AutoConfig.from_pretrained(path)

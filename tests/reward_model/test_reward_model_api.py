@@ -11,7 +11,7 @@ from reweighting.checkpoints.finding import CheckpointError
 from reweighting.records import steps as step_limit
 from reweighting.records.images import to_pixels
 from reweighting.reward_model import RewardModel
-from reweighting.reward_model import model as module
+from reweighting.reward_model import network as module
 from reweighting.reward_model.aggregation import AGGREGATIONS, aggregate
 from reweighting.reward_model.encoder import response_prompts
 from tests.conftest import TINY

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 
 import main as program
-from reweighting import checkpoints, figures
+from reweighting import figures
+from reweighting.checkpoints import finding
 from reweighting.figures import PALETTE, smoothed, spread
 from reweighting.records.dataset import load_data
 from reweighting.training.arguments import parse_arguments
@@ -289,7 +290,7 @@ def test_the_progress_line_fits_80_columns_and_an_interrupted_run_names_its_comm
         cwd=REPOSITORY, env={**os.environ, "COLUMNS": "80"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while not checkpoints.exists(run):
+    while not finding.exists(run):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
