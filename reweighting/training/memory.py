@@ -25,7 +25,7 @@ from ..bilevel.hypergradient import without_checkpoints
 from ..checkpoints.finding import base_source
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
-from ..reward_model.network import autocast
+from ..reward_model.precision import autocast
 from ..reward_model.prefix_tree import PackedTrees
 
 # What the processor's allocator holds beyond the tensors in use, as a share of these: freed blocks
