@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from reweighting.bilevel.problems import NonFiniteLoss
     from reweighting.files import DirectoryLock, FileError
+    from reweighting.records.chains import describe_meta
     from reweighting.records.dataset import load_data
-    from reweighting.records.samples import DataError, describe_meta
+    from reweighting.records.problems import DataError
     from reweighting.training import engine as training
     from reweighting.training.build import SetupError, check_start, make_encoder
     from reweighting.training.dry_run import advice, print_plan

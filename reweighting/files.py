@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +18,6 @@ MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
 _NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
-MEGAPIXELS = 89.0  # of an image, if no one asks for more: Pillow's bound
-MEGAPIXELS_FLAG = "--max_image_megapixels"
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON takes for white space
 # What most values do not hold, so that they need not be walked through: an escaped surrogate, or a
 # long run of digits.
@@ -102,8 +101,11 @@ def check_json(value: Any) -> None:
         level = deeper
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+def read_text(path: str | Path, seen: Callable[[bytes], object] | None = None) -> str:
+    """The text of a UTF-8 file, without a byte order mark; lines end with a line feed.
+
+    Args:
+        seen: is called with the bytes of the file.
 
     Raises:
         FileError: it is missing, cannot be read or is not UTF-8.
@@ -111,8 +113,11 @@ def read_text(path: str | Path) -> str:
     path = Path(path)
     with _named(path):
         _refuse_pipes(path)
+        content = path.read_bytes()
+        if seen:
+            seen(content)
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
         except UnicodeDecodeError as error:
             raise FileError(f"{path}: {_NOT_UTF8} ({error.reason})") from error
 
@@ -136,13 +141,16 @@ def _refuse_pipes(path: Path) -> None:
         raise FileError(f"{path}: not a file")
 
 
-def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[int, bytes, Any]]:
-    """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are passed.
+def read_json_lines(
+    path: str | Path, checked: bool = True, seen: Callable[[bytes], object] | None = None
+) -> Iterator[tuple[int, bytes, Any]]:
+    """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are skipped.
 
     Lines end with a line feed and nothing else: U+2028 and U+0085 are text to JSON.
 
     Args:
         checked: as for :func:`parse_json`.
+        seen: is called with the bytes of every line, blank ones included.
 
     Raises:
         FileError: the file cannot be read.
@@ -153,6 +161,8 @@ def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[in
         _refuse_pipes(path)
     with _named(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if seen:
+                seen(line)
             body = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not body.strip():
                 continue
@@ -170,20 +180,23 @@ def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[in
             yield number, line, value
 
 
-def read_records(path: str | Path) -> list[Any]:
+def read_records(path: str | Path, seen: Callable[[bytes], object] | None = None) -> list[Any]:
     """The items of a JSON array or the values of JSON Lines, told apart by the first character.
 
     :func:`check_json` is left to the caller, who can name record and field.
+
+    Args:
+        seen: is called with the bytes of the file, piece by piece.
 
     Raises:
         FileError: the file cannot be read or is neither.
     """
     path = Path(path)
     if _opens_an_array(path):
-        return _array_items(path)
+        return _array_items(path, seen)
     records: list[Any] = []
     try:
-        for _, _, value in read_json_lines(path, checked=False):
+        for _, _, value in read_json_lines(path, False, seen):
             records.append(value)
     except BrokenLine as error:
         if not records and _is_json(path):  # one value over many lines
@@ -212,9 +225,9 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _array_items(path: Path) -> list[Any]:
+def _array_items(path: Path, seen: Callable[[bytes], object] | None) -> list[Any]:
     """The items of a JSON array, read one by one so that an error can name the broken one."""
-    text = read_text(path)
+    text = read_text(path, seen)
     decoder = json.JSONDecoder()
     items: list[Any] = []
     try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..files import MEGAPIXELS, MEGAPIXELS_FLAG
 from ..terminal import printable, real
-from .steps import compiled
+from .patterns import compiled
+
+MEGAPIXELS = 89.0  # million pixels of an image by default: Pillow's own limit
+MEGAPIXELS_FLAG = "--max_image_megapixels"
 
 
 def step_pattern(text: str) -> str:
-    """A regular expression of what starts a step, see :func:`~.steps.compiled`."""
+    """A regular expression of what starts a step, see :func:`~.patterns.compiled`."""
     try:
         compiled(text)
     except ValueError as error:
@@ -20,7 +22,7 @@ def step_pattern(text: str) -> str:
 
 
 def add_record_flags(add: Callable[..., argparse.Action]) -> None:
-    """The flags of every command that reads records, see :meth:`.RecordReader.of`.
+    """Add the flags of every command that reads records, see :meth:`.RecordReader.of`.
 
     Args:
         add: ``add_argument`` of a parser or of a group.
@@ -29,7 +31,7 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         "--image_root",
         default=".",
         metavar="DIR",
-        help="directory relative image paths start from; images must lie inside it",
+        help="directory that relative image paths start from; images must lie inside it",
     )
     add(
         "--allow_external_images",
@@ -46,7 +48,7 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         type=real(positive=True),
         default=MEGAPIXELS,
         metavar="M",
-        help="refuse images of more million pixels, which may be made to fill the memory",
+        help="refuse images of more than so many million pixels, which could fill the memory",
     )
     add(
         "--skip_bad_records",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ..files import MEGAPIXELS_FLAG
+from .flags import MEGAPIXELS_FLAG
 
 if TYPE_CHECKING:
     import torch

@@ -10,24 +10,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
-try:
-    from re import _compiler as compiler
-    from re import _parser as parser
-except ImportError:  # Python 3.10
-    import sre_compile as compiler
-    import sre_parse as parser
+from .patterns import compiled
 
 LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
 MAX_STEPS = 1000  # of one chain
-MAX_PATTERN = 200  # characters of a --step_pattern
-MAX_TIMES = 50  # that anything in a --step_pattern is repeated
-MAX_WAYS = 10_000  # in which a --step_pattern may be tried at one place
-MOST_SHOWN = 8  # step counts told apart in a summary
 
 # How chains name their steps; {n} is the number. A line more teaches another language.
 STEP_NAMES = (
@@ -157,9 +146,9 @@ def layout(text: str, pattern: str | None = None) -> Layout:
 
     Args:
         pattern: a regular expression that matches at the start of every step, instead of the
-            markers known here; see :func:`compiled`.
+            markers known here; see :func:`~.patterns.compiled`.
     """
-    start = _response_start(text)
+    start = response_start(text)
     text, numbered, opening = text[start:], False, _MARKER
     if pattern is not None:
         opening = compiled(pattern)
@@ -177,7 +166,7 @@ def layout(text: str, pattern: str | None = None) -> Layout:
     return Layout([start + step for step in steps], start + end, numbered, start)
 
 
-def _response_start(text: str) -> int:
+def response_start(text: str) -> int:
     """The offset after a thought and the space that follows; 0 if nothing else does."""
     *_, end = (0, *(match.end() for match in _THOUGHT.finditer(text)))
     rest = text[end:].lstrip()
@@ -306,7 +295,7 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
     plain numbers and own patterns may well be found in a question too. The response is empty when
     there is none. Where the response opens with a thought in tags, the question ends before it.
     """
-    start = _response_start(text)
+    start = response_start(text)
     if start and (thought := _THOUGHT_START.search(text, 0, start)):
         return text[: thought.start()].rstrip(), text[start:].strip()
     steps = _longest_run(_markers(text)) if pattern is None else []
@@ -316,81 +305,6 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
         if blank.end() < len(text) and not _QUESTION_PART.match(text, blank.end()):
             return text[: blank.start()].rstrip(), text[blank.end() :].strip()
     return text.strip(), ""
-
-
-@lru_cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A user's own pattern of what starts a step, read with MULTILINE: ``^`` is a line's start.
-
-    Whatever it repeats is taken at most :data:`MAX_TIMES` times, ``*`` and ``+`` too. So there are
-    so many ways to try it at a place of the text and no more, and its time is in proportion to the
-    length of the text.
-
-    Raises:
-        ValueError: it is no regular expression, too long, finds a step between any two letters, or
-            there are more than :data:`MAX_WAYS`.
-    """
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"is {len(pattern)} characters long, at most {MAX_PATTERN} can be used")
-    try:
-        parsed = parser.parse(pattern, re.MULTILINE)
-        re.compile(pattern, re.MULTILINE)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"is no regular expression: {error}") from error
-    if _bound(parsed) > MAX_WAYS:
-        raise ValueError(
-            f"can be tried in more than {MAX_WAYS:,} ways at one place, as (a+)+ or a*b*c*, which "
-            "takes too long: repeat less"
-        )
-    expression = compiler.compile(parsed, re.MULTILINE)
-    if expression.match("ab", 1) and not expression.match("ab", 1).group():
-        raise ValueError("finds the start of a step between any two letters")
-    return expression
-
-
-def _bound(parsed: parser.SubPattern) -> int:
-    """Let nothing in a parsed expression be repeated more than :data:`MAX_TIMES` times.
-
-    Returns:
-        In how many ways it can be tried at one place, at the most; as MAX_WAYS + 1 if more.
-    """
-    ways = 1
-    for index, (kind, value) in enumerate(parsed):
-        if "REPEAT" in str(kind):
-            low, high, body = value
-            if low > MAX_TIMES:
-                raise ValueError(f"repeats something {low:,} times, at most {MAX_TIMES} can be")
-            parsed[index] = (kind, (low, min(high, MAX_TIMES), body))
-            once = _bound(body)
-            ways *= sum(once**times for times in range(min(high, MAX_TIMES) + 1))
-        elif parts := list(_parts(value)):  # alternatives, or what a group or a look around holds
-            ways *= sum(map(_bound, parts))
-        ways = min(ways, MAX_WAYS + 1)
-    return ways
-
-
-def _parts(value: object) -> Iterable[parser.SubPattern]:
-    if isinstance(value, parser.SubPattern):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _parts(part)
-
-
-def describe_chains(chains: Iterable[tuple[int, bool]]) -> str:
-    """One line about chains: how many have 1, 2, 3, … steps, and how many no final answer.
-
-    Args:
-        chains: the number of steps and whether a final answer can be read, of each.
-    """
-    chains = list(chains)
-    counts = sorted(Counter(steps for steps, _ in chains).items())
-    shown, rest = counts[:MOST_SHOWN], counts[MOST_SHOWN:]
-    parts = [f"{count:,} of {steps} step{'s' * (steps != 1)}" for steps, count in shown]
-    if rest:
-        parts.append(f"{sum(count for _, count in rest):,} of more")
-    without = sum(not answered for _, answered in chains)
-    return f"{len(chains):,} chains: {', '.join(parts)}; {without:,} without a final answer"
 
 
 def join(question: str, prefix: str) -> str:
@@ -440,5 +354,5 @@ def record_prompt(question: str, prefix: str, pattern: str | None = None) -> Pro
         ValueError: it has more than :data:`MAX_STEPS`.
     """
     steps = cut_steps(prefix, pattern)[:-1]
-    prefix = prefix[_response_start(prefix) :]
+    prefix = prefix[response_start(prefix) :]
     return Prompt(question, (*steps, prefix[sum(map(len, steps)) :]))

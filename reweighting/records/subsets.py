@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .samples import TrainSample, chains_of
+from .chains import chains_of
+from .samples import TrainSample
 
 
 def choose(

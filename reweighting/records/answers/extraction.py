@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from ..steps import VERDICT_NAMES
+from ..steps import VERDICT_NAMES, response_start
 from .notation import clean, closing, quantity, words
 
 MAX_CHARACTERS = 100_000  # of a response, from its end
@@ -101,7 +101,6 @@ _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
     re.I,
 )
-_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.I)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
 # A sentence after the answer's own: "5. This holds because ..."
 _SENTENCE = re.compile(
@@ -125,8 +124,8 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
         choices: texts of the options, of which a response may be nothing but one.
     """
     text = response[-MAX_CHARACTERS:]
-    if thoughts := list(_THOUGHT.finditer(text)):
-        text = text[thoughts[-1].end() :].strip() or text
+    if start := response_start(text):
+        text = text[start:].strip()
     found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
     short = next((value for _, words, value in every if _counts(value, words)), "")
