@@ -61,14 +61,11 @@ $(UV_VENV)/bin/uv:
 	$(PYTHON) -m venv $(UV_VENV)
 	$(UV_VENV)/bin/python -m pip install --disable-pip-version-check uv
 
-# One seed of the experiment, with fewer steps. The figures of a new run go beside its weights;
-# those in figs/ are the ones the README shows.
+# Training, best of N and figures of one seed of the experiment, with fewer steps; prints every
+# command. The figures go beside the weights; those in figs/ are the ones the README shows.
 demo: install
 	rm -rf $(DEMO)
-	$(RUN) -m benchmarks.small_world --seeds 1 --variants vanilla reweighted --iterations 300 \
-		--skip_blank --work $(DEMO) --figure $(DEMO)/figures/small_world.png
-	$(RUN) -m reweighting.figures --weights_path $(DEMO)/reweighted_seed1 \
-		--output_dir $(DEMO)/figures
+	$(RUN) -m benchmarks.demo --work $(DEMO)
 
 # From questions to a reward model: chains, labels, training, best of N; prints every command.
 own-benchmark: install

@@ -22,7 +22,7 @@ from benchmarks.hypergradient import build
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.bilevel.weighting import InstanceTable
 from reweighting.records.samples import RecordReader
-from reweighting.reproduce.__main__ import DEMO
+from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.terminal import quiet
 
@@ -39,7 +39,7 @@ def main() -> int:
     quiet()
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
-    model = RewardModel.from_pretrained(DEMO.reward_model, device="cpu")
+    model = RewardModel.from_pretrained("weights/tiny-qwen2-vl", device="cpu")
 
     def load(file, parse: str, count: int):
         reader = RecordReader(str(file), str(DEMO.image_root))
