@@ -72,7 +72,7 @@ own-benchmark: install
 	rm -rf $(OWN)
 	$(RUN) -m benchmarks.own_benchmark --work $(OWN)
 
-# The lint is of the code, not of the libraries: other versions of ruff have other opinions.
+# Linting is about the code, not the libraries: other versions of ruff and mypy report other things.
 CHECKS := install $(if $(LATEST)$(LOWEST),,lint)
 
 test: $(CHECKS)
@@ -84,6 +84,7 @@ test-all: $(CHECKS)
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean:
 	rm -rf .venv .venv-latest .venv-lowest $(UV_VENV) $(VENV) $(DEMO) $(OWN)
