@@ -1,4 +1,4 @@
-"""What it costs that earlier labels are the data's in training and + in selection.
+"""What does it cost that training sees the data's earlier labels, and selection always +?
 
     python -m benchmarks.history --seeds 3
 
@@ -28,8 +28,8 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--seeds", type=int, default=3, help="training seeds (default: 3)")
-    add("--iterations", type=int, default=120, help="lower steps a run (default: 120)")
+    add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
+    add("--iterations", type=int, default=120, help="lower steps per run (default: 120)")
     add("--work", type=Path, default=Path("history_runs"), help="where runs are kept")
     arguments = parser.parse_args()
     quiet()

@@ -1,4 +1,4 @@
-"""Does the size of an instance table cost time? Steps with tables of two sizes, in turns.
+"""Does the size of an instance table cost time? Steps with tables of two sizes, in turn.
 
     python -m benchmarks.instance_table
 
@@ -31,9 +31,9 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--rows", type=int, nargs=2, default=[1_000, 10_000_000], help="of the two tables")
-    add("--batch_size", type=int, default=32, help="train records a step (default: 32)")
-    add("--steps", type=int, default=15, help="measured of each (default: 15)")
+    add("--rows", type=int, nargs=2, default=[1_000, 10_000_000], help="rows of the two tables")
+    add("--batch_size", type=int, default=32, help="train records per step (default: 32)")
+    add("--steps", type=int, default=15, help="measured steps of each table (default: 15)")
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     quiet()

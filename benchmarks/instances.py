@@ -1,9 +1,9 @@
-"""Do instance weights find single corrupted records? In a world where they are known.
+"""Do instance weights find single corrupted records, where these are known?
 
     python -m benchmarks.instances --seeds 3
 
-Chains of the demo's train set keep the labels they had before their domain was spoiled; of a random
-part of them the accuracies are turned round (1 - accuracy). A table learns a weight for each record
+Chains of the demo's train set keep the labels they had before their domain was spoiled; a random
+part of them has its accuracies inverted (1 - accuracy). A table learns a weight for each record
 it trains on; a net is asked about records it has never seen. Both are judged by the AUROC: the
 chance that a sound record weighs more than a corrupted one.
 """
@@ -53,7 +53,8 @@ VARIANTS = {
     "net, scores": [*NET, "--net_features", "scores"],
     "net, hidden": [*NET, "--net_features", "hidden"],
 }
-# To train on, and as many held out. A table needs visits to every record, a net many records.
+# Chains to train on; as many are held out. A table needs visits to every record, a net needs many
+# records.
 CHAINS = {"table": 160, "net, labels": 480, "net, scores": 480, "net, hidden": 480}
 
 

@@ -118,7 +118,7 @@ def skip_links(source: Path, target: Path) -> None:
 
 
 def hub(source: Path, target: Path) -> None:
-    """As an up-load to a hub, which follows links, and its cache: links to blobs elsewhere."""
+    """As an upload to a hub, which follows links, and its cache, which links to blobs elsewhere."""
     blobs = target.with_name(target.name + ".blobs")
     blobs.mkdir()
     follow_links(source, target)
@@ -202,11 +202,13 @@ def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folde
 def main() -> int:
     """Command line; exit code 1 if a checkpoint was torn or the runs differ."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="how often (default: 50)")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
     parser.add_argument("--copies", type=int, help="runs to kill, copy and go on with, instead")
     parser.add_argument("--steps", type=int, help="lower steps (default: 300, with --copies 24)")
     parser.add_argument("--workers", type=int, default=1, help="data workers (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the moments (default: 0)"
+    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     torch.set_num_threads(1)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.own_benchmark --work weights/own_benchmark
 
-does on questions of the demo world what the README's section of that name describes, with the tiny
-reasoner as the model that thinks; every command is printed before it runs. To use a server instead:
+labels chains, trains a reward model and chooses among candidates for questions of the demo world,
+with the tiny reasoner as the model that thinks; every command is printed before it runs, and can be
+typed by itself in the repository's folder. To use a server instead:
 
     transformers serve weights/tiny-reasoner --device cpu --port 8000
     python -m benchmarks.own_benchmark --work … --reasoner --model weights/tiny-reasoner \
@@ -68,13 +69,17 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for everything")
-    parser.add_argument("--questions", type=int, default=60, help="in each of the three sets")
-    parser.add_argument("--iterations", type=int, default=40, help="lower steps of training")
+    parser.add_argument(
+        "--questions", type=int, default=60, help="questions in each of the three sets"
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=40, help="lower steps of training (default: 40)"
+    )
     parser.add_argument(
         "--reasoner",
         nargs=argparse.REMAINDER,
         default=["--policy", str(REASONER), "--device", "cpu", "--precision", "fp32"],
-        help="all further flags: who thinks (default: the tiny reasoner without a server)",
+        help="all further flags: the model that thinks (default: the tiny reasoner, no server)",
     )
     arguments = parser.parse_args()
     for name in ("train", "meta", "test"):

@@ -1,4 +1,4 @@
-"""Does domain reweighting find the bad data, and does it help? In a world where both are known.
+"""Does domain reweighting find the bad data, and does it help, where both can be known?
 
     python -m benchmarks.small_world --seeds 5
 
@@ -39,12 +39,12 @@ from reweighting.selection.best_of_n import interval
 TESTS = list(DEMO.sets)
 BLANK = "reweighted, blank image"
 
-# What is run unless --variants says otherwise.
+# The kinds of run, unless --variants says otherwise.
 STANDARD = ("vanilla", "reweighted", "true quality", "reweighted 1/1")
 
 
 def variants(work: Path, iterations: int) -> dict[str, list[str]]:
-    """Flags of every kind of run, by name."""
+    """Flags of every kind of run, by its name."""
     eight = ["--iteration_num", str(iterations)]
     # The paper's batch: four times the upper steps, a tenth of the records.
     one = ["--batch_by", "record", "--batch_size", "1", "--meta_batch_size", "1"]
@@ -73,7 +73,7 @@ def clean_records() -> list[dict]:
 
 
 def rank_correlation(weights: dict[str, float]) -> float:
-    """Spearman's, of weight and stated quality over the corrupted domains."""
+    """Spearman's correlation of weight and stated quality over the corrupted domains."""
     corrupted = {name: value for name, value in qualities().items() if value < 1}
     return float(spearmanr([weights[d] for d in corrupted], list(corrupted.values())).statistic)
 
