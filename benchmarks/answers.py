@@ -48,7 +48,7 @@ def old_rules(revision: str = OLD) -> types.ModuleType:
 
 
 def math_verify_alone() -> Callable[[str, str, list[str] | None], bool]:
-    """Everything to math-verify, letters as its strings."""
+    """A comparison that leaves everything to math-verify, with letters as its strings."""
     from math_verify import (
         ExprExtractionConfig,
         LatexExtractionConfig,
@@ -69,7 +69,7 @@ def math_verify_alone() -> Callable[[str, str, list[str] | None], bool]:
 
 
 class Score(NamedTuple):
-    """Of one comparison on one list of pairs; times in seconds."""
+    """How well one comparison did on one list of pairs; times are in seconds."""
 
     precision: float
     recall: float
@@ -86,7 +86,7 @@ def score(same: Callable, pairs: list[Pair]) -> Score:
         start = time.perf_counter()
         try:
             said = same(pair.predicted, pair.true, pair.choices)
-        except Exception:  # of other rules than ours; ours raise nothing
+        except Exception:  # other rules may raise one, ours never do
             if same is answers.same:
                 raise
             said = False
@@ -142,7 +142,7 @@ def report(seed: int, count: int) -> str:
 
 
 def votes(paths: list[Path], revision: str = OLD) -> str:
-    """Accuracy of the majority of 8 on files of candidates, by the old rules and by these."""
+    """Accuracy of the majority of 8 on candidates files, by the old rules and by these."""
     old = old_rules(revision)
     lines = [
         "| set | candidates | no answer, before | now | majority of 8, before | now | oracle |",

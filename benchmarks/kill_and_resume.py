@@ -30,18 +30,17 @@ from safetensors.torch import load_file
 
 import main as program
 from reweighting.checkpoints import finding, opening
+from reweighting.reproduce.configs import DEMO
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "peak_memory_gib", "waiting")
 
 
 def flags(run: Path, steps: int, workers: int) -> list[str]:
     """Arguments of a run on the demo data that saves after every step."""
     return [
-        *("--train_json_file", str(REPOSITORY / "data" / "train.json")),
-        *("--meta_json_file", str(REPOSITORY / "data" / "meta.json")),
-        *("--image_root", str(REPOSITORY / "data"), "--weights_path", str(run)),
-        *("--reward_model", str(REPOSITORY / "weights" / "tiny-qwen2-vl")),
+        *("--train_json_file", str(DEMO.train), "--meta_json_file", str(DEMO.meta)),
+        *("--image_root", str(DEMO.image_root), "--weights_path", str(run)),
+        *("--reward_model", "weights/tiny-qwen2-vl"),
         *("--device", "cpu", "--precision", "fp32", "--num_workers", str(workers)),
         *("--batch_size", "2", "--meta_batch_size", "2", "--unroll_steps", "2", "--lr", "1e-4"),
         *("--iteration_num", str(steps), "--save_every_iterations", "1", "--logging_steps", "3"),
@@ -162,7 +161,7 @@ COPIES: dict[str, Callable[[Path, Path], None]] = {
 
 
 def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folder: Path) -> int:
-    """Kill ``runs`` runs, go on in copies of them; how many were lost or ended differently."""
+    """Kill ``runs`` runs and go on in copies; returns how many were lost or ended differently."""
     whole = folder / "whole"
     process = start(whole, steps, workers)
     process.join()
