@@ -16,12 +16,12 @@ DEMO   ?= weights/demo
 OWN    ?= weights/own_benchmark
 BETTY  := betty-ml==0.2.1
 
-# uv is the resolver of the lock and of the oldest versions; what it found, pip installs.
+# uv resolves the lock and the oldest versions; pip installs what it has found.
 UV_VENV := .venv-uv
 COMPILE := $(UV_VENV)/bin/uv pip compile --quiet --no-python-downloads --no-emit-index-url \
 	--no-header pyproject.toml --extra dev
 
-# Workers of one thread each: the models are small, and a worker takes about 2 GB.
+# Workers with one thread each: the models are small, and a worker takes about 2 GB.
 PYTEST := $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 ifdef LATEST
 PYTEST += --fail-on-deprecated
@@ -31,8 +31,8 @@ endif
 
 install: $(VENV)/installed
 
-# A list that a resolver wrote is complete: pip needs to look for nothing else (--no-deps), nor at
-# the Pythons that a package claims, of which Betty's claim is wrong.
+# A resolved list is complete: pip needs no other package (--no-deps), and can ignore the versions of
+# Python that packages claim to support, because Betty's claim is wrong.
 INSTALL_LIST := --no-deps --ignore-requires-python --requirement
 
 ifdef LATEST
@@ -52,7 +52,7 @@ else
 endif
 	touch $@
 
-# One file for Python 3.10 to 3.13 and all platforms, with the hashes of every file.
+# One list for Python 3.10 to 3.13 and all platforms, with the hash of every file.
 lock: $(UV_VENV)/bin/uv
 	$(COMPILE) --upgrade --universal --python-version 3.10 --generate-hashes --no-annotate \
 		--output-file requirements.lock
@@ -61,21 +61,18 @@ $(UV_VENV)/bin/uv:
 	$(PYTHON) -m venv $(UV_VENV)
 	$(UV_VENV)/bin/python -m pip install --disable-pip-version-check uv
 
-# One seed of the experiment, with fewer steps. The figures of a new run go beside its weights;
-# those in figs/ are the ones the README shows.
+# Training, best of N and figures of one seed of the experiment, with fewer steps. Prints every
+# command. The figures go beside the weights; the README shows those in figs/.
 demo: install
 	rm -rf $(DEMO)
-	$(RUN) -m benchmarks.small_world --seeds 1 --variants vanilla reweighted --iterations 300 \
-		--skip_blank --work $(DEMO) --figure $(DEMO)/figures/small_world.png
-	$(RUN) -m reweighting.figures --weights_path $(DEMO)/reweighted_seed1 \
-		--output_dir $(DEMO)/figures
+	$(RUN) -m benchmarks.demo --work $(DEMO)
 
-# From questions to a reward model: chains, labels, training, best of N; prints every command.
+# From questions to a reward model: chains, labels, training, best of N. Prints every command.
 own-benchmark: install
 	rm -rf $(OWN)
 	$(RUN) -m benchmarks.own_benchmark --work $(OWN)
 
-# The lint is of the code, not of the libraries: other versions of ruff have other opinions.
+# Linting is about the code, not the libraries: other versions of ruff and mypy report other things.
 CHECKS := install $(if $(LATEST)$(LOWEST),,lint)
 
 test: $(CHECKS)
@@ -87,6 +84,7 @@ test-all: $(CHECKS)
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 clean:
 	rm -rf .venv .venv-latest .venv-lowest $(UV_VENV) $(VENV) $(DEMO) $(OWN)

@@ -1,4 +1,4 @@
-"""What it costs that earlier labels are the data's in training and + in selection.
+"""What does it cost that training sees the data's earlier labels, and selection always +?
 
     python -m benchmarks.history --seeds 3
 
@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.small_world import clean_records, prefix_auroc
-from reweighting.reproduce.__main__ import DEMO
-from reweighting.reproduce.study import Study
+from reweighting.reproduce.configs import DEMO
+from reweighting.reproduce.study import VALIDATION, Study
 from reweighting.selection.best_of_n import interval
 from reweighting.terminal import quiet
 
@@ -28,13 +28,13 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--seeds", type=int, default=3, help="training seeds (default: 3)")
-    add("--iterations", type=int, default=120, help="lower steps a run (default: 120)")
+    add("--seeds", type=int, default=3, help="training seeds 1 … N (default: 3)")
+    add("--iterations", type=int, default=120, help="lower steps per run (default: 120)")
     add("--work", type=Path, default=Path("history_runs"), help="where runs are kept")
     arguments = parser.parse_args()
     quiet()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    records = arguments.work.resolve() / "clean.json"
+    records = arguments.work / "clean.json"
     if not records.exists():
         records.write_text(json.dumps(clean_records()))
     flags = ["--baseline", "--iteration_num", str(arguments.iterations)]
@@ -43,14 +43,16 @@ def main() -> int:
     study = Study(
         replace(DEMO, train=records), arguments.work, variants, range(1, arguments.seeds + 1)
     )
-    study.train(say=lambda text: print(text, file=sys.stderr))
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    study.train(say)
+    study.score([VALIDATION], say)
 
     print("| history in training | best of 8, % | by seed | AUROC of prefixes, by seed |")
     print("|---|---|---|---|")
     right = {}
     for variant in variants:
-        right[variant] = 100 * study.right(variant, "validation")["mean_log_odds"]
-        areas = [prefix_auroc(study.log_odds(variant, seed, "validation")) for seed in study.seeds]
+        right[variant] = 100 * study.right(variant, VALIDATION)["mean_log_odds"]
+        areas = [prefix_auroc(study.log_odds(variant, seed, VALIDATION)) for seed in study.seeds]
         by_seed = ", ".join(f"{value:.1f}" for value in right[variant].mean(axis=1))
         areas = ", ".join(f"{area:.3f}" for area in areas)
         print(f"| {variant} | {right[variant].mean():.1f} | {by_seed} | {areas} |")

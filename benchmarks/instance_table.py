@@ -1,4 +1,4 @@
-"""Does the size of an instance table cost time? Steps with tables of two sizes, in turns.
+"""Does the size of an instance table cost time? Steps with tables of two sizes, in turn.
 
     python -m benchmarks.instance_table
 
@@ -22,7 +22,7 @@ from benchmarks.hypergradient import build
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.bilevel.weighting import InstanceTable
 from reweighting.records.reader import RecordReader
-from reweighting.reproduce.__main__ import DEMO
+from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.terminal import quiet
 
@@ -31,15 +31,15 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--rows", type=int, nargs=2, default=[1_000, 10_000_000], help="of the two tables")
-    add("--batch_size", type=int, default=32, help="train records a step (default: 32)")
-    add("--steps", type=int, default=15, help="measured of each (default: 15)")
+    add("--rows", type=int, nargs=2, default=[1_000, 10_000_000], help="rows of the two tables")
+    add("--batch_size", type=int, default=32, help="train records per step (default: 32)")
+    add("--steps", type=int, default=15, help="measured steps of each table (default: 15)")
     add("--threads", type=int, default=1)
     arguments = parser.parse_args()
     quiet()
     torch.set_num_threads(arguments.threads)
     betty_logger().setLevel(logging.WARNING)
-    model = RewardModel.from_pretrained(DEMO.reward_model, device="cpu")
+    model = RewardModel.from_pretrained("weights/tiny-qwen2-vl", device="cpu")
 
     def load(file, parse: str, count: int):
         reader = RecordReader(str(file), str(DEMO.image_root))

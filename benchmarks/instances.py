@@ -1,9 +1,9 @@
-"""Do instance weights find single corrupted records? In a world where they are known.
+"""Do instance weights find single corrupted records, where these are known?
 
     python -m benchmarks.instances --seeds 3
 
-Chains of the demo's train set keep the labels they had before their domain was spoiled; of a random
-part of them the accuracies are turned round (1 - accuracy). A table learns a weight for each record
+Chains of the demo's train set keep the labels they had before their domain was spoiled; a random
+part of them has its accuracies inverted (1 - accuracy). A table learns a weight for each record
 it trains on; a net is asked about records it has never seen. Both are judged by the AUROC: the
 chance that a sound record weighs more than a corrupted one.
 """
@@ -24,16 +24,17 @@ from pyarrow import parquet
 from scipy.stats import mannwhitneyu
 
 import main as program
-from benchmarks.small_world import DATA, clean_records
+from benchmarks.small_world import clean_records
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.bilevel.weighting import InstanceNet
 from reweighting.checkpoints import finding
 from reweighting.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.records.reader import RecordReader, load_train
-from reweighting.reproduce.__main__ import DEMO
+from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.terminal import quiet
 
+MODEL = "weights/tiny-qwen2-vl"
 CORRUPTED = 0.4  # of the chains
 COMMON = [
     *("--batch_by", "cot", "--batch_size", "8", "--meta_batch_size", "8", "--unroll_steps", "1"),
@@ -52,7 +53,8 @@ VARIANTS = {
     "net, scores": [*NET, "--net_features", "scores"],
     "net, hidden": [*NET, "--net_features", "hidden"],
 }
-# To train on, and as many held out. A table needs visits to every record, a net many records.
+# Chains to train on; as many are held out. A table needs visits to every record, a net needs many
+# records.
 CHAINS = {"table": 160, "net, labels": 480, "net, scores": 480, "net, hidden": 480}
 
 
@@ -101,7 +103,7 @@ def net_weights(run: Path, file: Path) -> tuple[list[str], np.ndarray]:
     net = InstanceNet(trained["net_features"], hidden_size, trained["net_width"],
                       trained["net_layers"], trained["weight_bounds"])  # fmt: skip
     net.load_state_dict(torch.load(run / INSTANCE_FILE, weights_only=True)["module"])
-    samples = load_train(RecordReader(str(file), str(DATA)), progress=False)
+    samples = load_train(RecordReader(str(file), str(DEMO.image_root)), progress=False)
     collate = CollateTrain(list(dict.fromkeys(sample.domain for sample in samples)))
     dataset, weights = EncodedDataset([[sample] for sample in samples], model.encoder), []
     for start in range(0, len(samples), 32):
@@ -135,7 +137,7 @@ def main() -> int:
             with contextlib.redirect_stdout(sys.stderr):
                 code = program.main([
                     *("--train_json_file", str(train), "--meta_json_file", str(DEMO.meta)),
-                    *("--image_root", str(DATA), "--reward_model", DEMO.reward_model),
+                    *("--image_root", str(DEMO.image_root), "--reward_model", MODEL),
                     *("--weights_path", str(run), "--seed", str(seed), *flags),
                     *(["--resume"] if finding.exists(run) else []),
                 ])  # fmt: skip

@@ -30,18 +30,17 @@ from safetensors.torch import load_file
 
 import main as program
 from reweighting.checkpoints import finding, opening
+from reweighting.reproduce.configs import DEMO
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CLOCK = ("samples_per_second", "peak_memory_gib", "waiting")
 
 
 def flags(run: Path, steps: int, workers: int) -> list[str]:
     """Arguments of a run on the demo data that saves after every step."""
     return [
-        *("--train_json_file", str(REPOSITORY / "data" / "train.json")),
-        *("--meta_json_file", str(REPOSITORY / "data" / "meta.json")),
-        *("--image_root", str(REPOSITORY / "data"), "--weights_path", str(run)),
-        *("--reward_model", str(REPOSITORY / "weights" / "tiny-qwen2-vl")),
+        *("--train_json_file", str(DEMO.train), "--meta_json_file", str(DEMO.meta)),
+        *("--image_root", str(DEMO.image_root), "--weights_path", str(run)),
+        *("--reward_model", "weights/tiny-qwen2-vl"),
         *("--device", "cpu", "--precision", "fp32", "--num_workers", str(workers)),
         *("--batch_size", "2", "--meta_batch_size", "2", "--unroll_steps", "2", "--lr", "1e-4"),
         *("--iteration_num", str(steps), "--save_every_iterations", "1", "--logging_steps", "3"),
@@ -118,7 +117,7 @@ def skip_links(source: Path, target: Path) -> None:
 
 
 def hub(source: Path, target: Path) -> None:
-    """As an up-load to a hub, which follows links, and its cache: links to blobs elsewhere."""
+    """As an upload to a hub, which follows links, and its cache, which links to blobs elsewhere."""
     blobs = target.with_name(target.name + ".blobs")
     blobs.mkdir()
     follow_links(source, target)
@@ -162,7 +161,7 @@ COPIES: dict[str, Callable[[Path, Path], None]] = {
 
 
 def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folder: Path) -> int:
-    """Kill ``runs`` runs, go on in copies of them; how many were lost or ended differently."""
+    """Kill ``runs`` runs and go on in copies; returns how many were lost or ended differently."""
     whole = folder / "whole"
     process = start(whole, steps, workers)
     process.join()
@@ -202,11 +201,13 @@ def kill_and_copy(runs: int, steps: int, workers: int, rng: random.Random, folde
 def main() -> int:
     """Command line; exit code 1 if a checkpoint was torn or the runs differ."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="how often (default: 50)")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
     parser.add_argument("--copies", type=int, help="runs to kill, copy and go on with, instead")
     parser.add_argument("--steps", type=int, help="lower steps (default: 300, with --copies 24)")
     parser.add_argument("--workers", type=int, default=1, help="data workers (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the moments (default: 0)"
+    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     torch.set_num_threads(1)

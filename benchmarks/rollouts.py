@@ -38,8 +38,8 @@ from data.world.simulated_reasoner import (
     sample_chain,
     set_trap,
 )
+from reweighting.files import write_records
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.__main__ import write_records
 from reweighting.rollouts.journal import Journal
 from reweighting.rollouts.openai_server import Server
 from reweighting.rollouts.reasoner import Prompt

@@ -1,4 +1,4 @@
-"""Does domain reweighting find the bad data, and does it help? In a world where both are known.
+"""Does domain reweighting find the bad data, and does it help, where both can be known?
 
     python -m benchmarks.small_world --seeds 5
 
@@ -8,15 +8,15 @@ of all held-out sets; prints the rank correlation of learned weight and stated q
 accuracy of best-of-8 against one sample, majority vote and the oracle. The reweighted model is also
 shown the same candidates with a blank image: what text alone gives away. ``--variants "clean
 labels"`` trains on the labels as they were before they were spoiled. Interrupted runs go on,
-finished ones are kept in ``--work`` and not repeated. `make demo` is one seed of it.
+finished ones are kept in ``--work`` and not repeated. :mod:`benchmarks.demo` is one seed of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,25 +25,26 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 from scipy.stats import mannwhitneyu, spearmanr
 
 from data import make_demo
-from reweighting.reproduce.__main__ import DEMO
-from reweighting.reproduce.study import REPOSITORY, Study
+from reweighting import terminal
+from reweighting.files import read_json, write_json
+from reweighting.reproduce.configs import DATA, DEMO
+from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
 from reweighting.reward_model.aggregation import LogOdds
 from reweighting.selection.best_of_n import interval
-from reweighting.terminal import quiet
 
-DATA = REPOSITORY / "data"
 TESTS = list(DEMO.sets)
 BLANK = "reweighted, blank image"
 
-# What is run unless --variants says otherwise.
+# The kinds of run, unless --variants says otherwise.
 STANDARD = ("vanilla", "reweighted", "true quality", "reweighted 1/1")
 
 
 def variants(work: Path, iterations: int) -> dict[str, list[str]]:
-    """Flags of every kind of run, by name."""
+    """Flags of every kind of run, by its name."""
     eight = ["--iteration_num", str(iterations)]
     # The paper's batch: four times the upper steps, a tenth of the records.
     one = ["--batch_by", "record", "--batch_size", "1", "--meta_batch_size", "1"]
@@ -59,7 +60,7 @@ def variants(work: Path, iterations: int) -> dict[str, list[str]]:
 
 def qualities() -> dict[str, float]:
     """The stated quality of every domain."""
-    return {d["name"]: d["quality"] for d in json.loads((DATA / "domains.json").read_text())}
+    return {d["name"]: d["quality"] for d in read_json(DATA / "domains.json")}
 
 
 def clean_records() -> list[dict]:
@@ -72,22 +73,43 @@ def clean_records() -> list[dict]:
 
 
 def rank_correlation(weights: dict[str, float]) -> float:
-    """Spearman's, of weight and stated quality over the corrupted domains."""
+    """Spearman's correlation of weight and stated quality over the corrupted domains."""
     corrupted = {name: value for name, value in qualities().items() if value < 1}
     return float(spearmanr([weights[d] for d in corrupted], list(corrupted.values())).statistic)
 
 
 def prefix_auroc(log_odds: list[LogOdds]) -> float:
     """Chance that a sound prefix of the validation set has a larger z than an unsound one."""
-    records = json.loads((DATA / "validation.json").read_text())
+    records = read_json(DEMO.validation)
     z = [z for chains in log_odds for steps in chains for z in steps]
     sound = [x for record in records for steps in record["step_correct"] for x in steps]
     above = mannwhitneyu(np.extract(sound, z), np.extract(~np.array(sound), z)).statistic
     return float(above / (sum(sound) * (len(sound) - sum(sound))))
 
 
-def accuracies(study: Study, sets: list[str], blank: bool) -> dict[str, list[np.ndarray]]:
-    """Of every method, for each set: right or wrong, best of 8, ``[seeds, questions]``."""
+def blank_study(study: Study, sets: Sequence[str]) -> Study:
+    """The reweighted runs of a study, asked about the same candidates beside an empty image."""
+    folder = study.work / "blank"
+    for name in sets:
+        records = read_json(DEMO.candidates(name))
+        for record in records:
+            size = Image.open(DATA / record["image_path"]).size
+            record["image_path"] = f"{size[0]}x{size[1]}.png"
+            if not (folder / record["image_path"]).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", size, "white").save(folder / record["image_path"])
+        write_json(folder / f"{name}.json", records)
+    files = {name: folder / f"{name}.json" for name in sets}
+    blank = replace(DEMO, sets=files, validation=folder / f"{VALIDATION}.json",
+                    image_root=folder, selected="selected_blank")  # fmt: skip
+    variants = {"reweighted": study.variants["reweighted"]}
+    return Study(blank, study.work, variants, study.seeds)
+
+
+def accuracies(
+    study: Study, sets: Sequence[str], blank: Study | None = None
+) -> dict[str, list[np.ndarray]]:
+    """For every method and set: right or wrong, best of 8, ``[seeds, questions]``."""
     found: dict[str, list[np.ndarray]] = {}
     for name in sets:
         runs = {variant: study.right(variant, name) for variant in study.variants}
@@ -96,7 +118,7 @@ def accuracies(study: Study, sets: list[str], blank: bool) -> dict[str, list[np.
         for variant, methods in runs.items():
             columns[variant] = methods["mean_log_odds"]
             if variant == "reweighted" and blank:
-                columns[BLANK] = study.right(variant, name, blank=True)["mean_log_odds"]
+                columns[BLANK] = blank.right(variant, name)["mean_log_odds"]
         for method, values in (columns | {"oracle": first["oracle"][:1]}).items():
             found.setdefault(method, []).append(values)
     return found
@@ -108,13 +130,13 @@ def gap(right: dict[str, list[np.ndarray]], better: str, worse: str) -> np.ndarr
     return 100 * (left - other)
 
 
-def report(study: Study, right: dict[str, list[np.ndarray]], sets: list[str]) -> str:
-    """All tables, as Markdown."""
+def run_table(study: Study) -> list[str]:
+    """A row for every run: what it learned, how well it judges prefixes, how long it took."""
     lines = ["| run | seed | Spearman | weights | prefix AUROC, validation | seconds |"]
     lines.append("|---|---|---|---|---|---|")
     for variant in study.variants:
         for number, seed in enumerate(study.seeds):
-            area = prefix_auroc(study.log_odds(variant, seed, "validation"))
+            area = prefix_auroc(study.log_odds(variant, seed, VALIDATION))
             order = spread = "–"
             if variant in study.weights:
                 weights = study.weights[variant][number]
@@ -124,9 +146,14 @@ def report(study: Study, right: dict[str, list[np.ndarray]], sets: list[str]) ->
             lines.append(
                 f"| {variant} | {seed} | {order} | {spread} | {area:.3f} | {seconds:.0f} |"
             )
+    return lines
+
+
+def weight_table(study: Study) -> list[str]:
+    """Learned weight of every domain beside its stated quality."""
     several = len(study.seeds) > 1
     spread = " (mean ± standard deviation over seeds)" if several else ""
-    lines += ["", f"Learned weights{spread}:", ""]
+    lines = ["", f"Learned weights{spread}:", ""]
     lines.append("| domain | stated quality |" + "".join(f" {n} |" for n in study.weights))
     lines.append("|---" * (2 + len(study.weights)) + "|")
     for domain, value in qualities().items():
@@ -145,7 +172,12 @@ def report(study: Study, right: dict[str, list[np.ndarray]], sets: list[str]) ->
             f"{variant}: spread between domains {signal:.2f}, between seeds {noise:.2f}: "
             f"signal to noise {signal / noise:.1f}",
         ]
-    lines += ["", "Right answers in per cent, best of 8:", ""]
+    return lines
+
+
+def accuracy_table(right: dict[str, list[np.ndarray]], sets: Sequence[str]) -> list[str]:
+    """Accuracy of every method on every set, and what the runs gain over the others."""
+    lines = ["", "Right answers in per cent, best of 8:", ""]
     lines.append("| set |" + "".join(f" {method} |" for method in right))
     lines.append("|---" * (1 + len(right)) + "|")
     for number, name in enumerate(sets):
@@ -164,11 +196,16 @@ def report(study: Study, right: dict[str, list[np.ndarray]], sets: list[str]) ->
         if better in right and worse in right:
             mean, _, low, high = interval(gap(right, better, worse))
             lines.append(f"- {better} - {worse}: {mean:+.2f} ({low:+.2f} … {high:+.2f})")
-    return "\n".join(lines)
+    return lines
 
 
-def draw(study: Study, right: dict[str, list[np.ndarray]], sets: list[str], path: Path) -> None:
-    """Left: weight against quality, a point a domain and seed. Right: accuracy by set."""
+def report(study: Study, right: dict[str, list[np.ndarray]], sets: Sequence[str]) -> str:
+    """All tables, as Markdown."""
+    return "\n".join([*run_table(study), *weight_table(study), *accuracy_table(right, sets)])
+
+
+def draw(study: Study, right: dict[str, list[np.ndarray]], sets: Sequence[str], path: Path) -> None:
+    """Left: weight against quality, a point per domain and seed. Right: accuracy by set."""
     figure, (left, bars) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.5))
     quality = qualities()
     for (name, runs), colour in zip(study.weights.items(), ("#2a6f97", "#c98986"), strict=False):
@@ -201,7 +238,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--seeds", type=int, default=5, help="training seeds 1 … N (default: 5)")
-    add("--work", type=Path, default=REPOSITORY / "weights" / "small_world")
+    add("--work", type=Path, default=Path("weights/small_world"), help="where runs are kept")
     add("--iterations", type=int, default=360, help="lower steps at batch 8 (default: 360)")
     names = list(variants(Path(), 0))
     add("--variants", nargs="*", choices=names, default=STANDARD, help="kinds of run")
@@ -210,17 +247,25 @@ def main() -> int:
     add("--output", type=Path, help="also write the tables to this file")
     add("--figure", type=Path, help="draw weights and accuracies into this file")
     arguments = parser.parse_args()
-    quiet()
-    work = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "quality.json").write_text(json.dumps(qualities()))
+    terminal.quiet()
+    work = arguments.work
+    write_json(work / "quality.json", qualities())
     flags = variants(work, arguments.iterations)
     chosen = {name: flags[name] for name in arguments.variants}
     if "clean labels" in chosen:
-        (work / "clean.json").write_text(json.dumps(clean_records()))
-    study = Study(DEMO, work, chosen, range(1, arguments.seeds + 1))
-    study.train(say=lambda text: print(text, file=sys.stderr, flush=True))
-    right = accuracies(study, arguments.sets, blank=not arguments.skip_blank)
+        write_json(work / "clean.json", clean_records())
+    study, blank = Study(DEMO, work, chosen, range(1, arguments.seeds + 1)), None
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    try:
+        study.train(say)
+        study.score(list(dict.fromkeys([*arguments.sets, VALIDATION])), say)
+        if "reweighted" in chosen and not arguments.skip_blank:
+            blank = blank_study(study, arguments.sets)
+            blank.score(arguments.sets, say)
+    except CommandFailed as error:
+        terminal.error(error)
+        return 1
+    right = accuracies(study, arguments.sets, blank)
     text = report(study, right, arguments.sets)
     print(text)
     if arguments.output:

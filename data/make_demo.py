@@ -1,4 +1,4 @@
-"""Rebuild the demo data, every byte of it, from a seed: python data/make_demo.py
+"""Rebuild the demo data, byte for byte, from a seed: python data/make_demo.py
 
 Ten training domains, one for each question type, whose label quality is known because it is made
 here; meta, validation and test sets with clean labels. `data/README.md` describes the outcome.
@@ -124,7 +124,7 @@ MIX = (*HELD[1:5], Held("test_mix"))
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One training question before it is written: what the tests re-derive labels from."""
+    """One training question before it is written; the tests derive its labels again from this."""
 
     domain: Domain
     question: Question
@@ -136,7 +136,7 @@ class TrainItem:
 
 
 def stream(seed: int, *key: object) -> random.Random:
-    """A random stream of its own for every use, so that no split depends on another."""
+    """A separate random stream for every use, so that no split depends on another."""
     return random.Random("/".join(map(str, (seed, *key))))
 
 
@@ -147,7 +147,7 @@ def corrupted_questions(seed: int, domain: Domain, count: int) -> list[int]:
 
 
 def unsound(rng: random.Random, domain: Domain, clean: int, sure: bool) -> int:
-    """The score that stands in for a sound one; swapped images leave it as it is."""
+    """The score that replaces a sound one; swapped images leave it unchanged."""
     if domain.corruption == "inverted":
         return domain.rollouts - clean
     if domain.corruption == "noise":
@@ -238,7 +238,7 @@ def held_questions(seed: int, name: str, count: int) -> Iterator[tuple[Question,
     held = next(held for held in HELD if held.name == name)
     for number in range(count):
         rng = stream(seed, name, number)
-        # In the mix, all ten types come round within each kind of difficulty.
+        # In the mix, all ten types occur within each kind of difficulty.
         kind = MIX[number // len(SINGLE) % len(MIX)] if name == "test_mix" else held
         types = kind.types[number % len(kind.types)]
         question = draw_question(rng, *types, grid=kind.grid, style=kind.style, novel=kind.novel)

@@ -1,8 +1,8 @@
 """Fresh questions of the demo world for a reasoner: python data/make_questions.py --output DIR
 
-Writes `train.jsonl`, `meta.jsonl` and `test.jsonl` in the format of a benchmark of one's own
-(`question`, `image_path`, `answer`, `dataset`) with their images. They come from random streams of
-their own: none is in a file of this folder.
+Writes `train.jsonl`, `meta.jsonl` and `test.jsonl` with their images, in the format of questions
+for `reweighting.rollouts` (`question`, `image_path`, `answer`, `dataset`). They come from random
+streams of their own: none is in a file of this folder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=60, help="questions (default: 60)")
     parser.add_argument("--meta", type=int, default=60, help="questions (default: 60)")
     parser.add_argument("--test", type=int, default=60, help="questions (default: 60)")
-    parser.add_argument("--seed", type=int, default=1, help="of the questions (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
     arguments = parser.parse_args()
     for name in ("train", "meta", "test"):
         write_questions(arguments.output, name, getattr(arguments, name), arguments.seed)

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from . import files, terminal
-from .records.answers.comparison import extract, is_right, same
+from .records.answers.comparison import is_right, same
+from .records.answers.extraction import extract
 from .terminal import Parser
 
 EXAMPLES = """examples:

@@ -140,7 +140,7 @@ def test_help_and_wrong_flags_need_no_torch() -> None:
 
 
 def test_a_dry_run_prints_its_plan_and_nothing_else(dataset: Path, tmp_path: Path) -> None:
-    enough = ("--iteration_num", "200")  # for weights to move, of which a shorter run is warned
+    enough = ("--iteration_num", "200")  # so that weights move; a shorter run is warned
     done = python("main.py", *command(dataset, tmp_path / "run", "--dry_run", *enough))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("train records by domain\n")

@@ -1,10 +1,10 @@
 """What the tiny base model is taught: sheets of questions, claims and chains about one image.
 
 A *sheet* is one scene with several things to say about it. All of them begin with the same image,
-and the step prefixes of a chain with each other, so a sheet is a token trie (`prefix_tree`): one
-forward pass sees the image once and gives every verdict. Prompts are token for token those that
-`reweighting.reward_model.encoder.PromptEncoder` makes, since a verifier that was taught in another
-layout has to begin again.
+and the step prefixes of a chain begin with each other, so a sheet is a token trie
+(`reweighting/reward_model/prefix_tree.py`): one forward pass sees the image once and gives every
+verdict. Prompts are token for token those of `reweighting.reward_model.encoder.PromptEncoder`,
+since a verifier that was taught in another layout would have to begin again.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ VERDICTS = {True: "yes", False: "no"}
 SPOKEN = ("caption", "check", "find", "walk")
 KINDS = ("misread", "misperceived", "wrong inference", "slip")
 
-# Each kind of mistake as often as the others and half of all prefixes wrong: what a verifier has
-# to learn, not what a reasoner does.
+# Every kind of mistake is equally frequent and half of all prefixes are wrong: this is what a
+# verifier has to learn, not what a reasoner does.
 TEACHING = Profile(alone=(0.15, 0.25, 0.22, 0.30), trapped=0.0)
 
-# Tasks that can be asked of one scene together. The combination questions of the data are a part.
+# Tasks that can be asked about one scene together; the combination questions of the data are some
+# of these pairs.
 PARTNERS: dict[str, tuple[str, ...]] = {
     name: tuple(
         other
@@ -107,7 +108,7 @@ CHAINS = Mix(lookups=1, claims=2, chains=1, checks=4)
 
 
 def ask(rng: random.Random, scene: Scene, tasks: tuple[Task, ...], style: int) -> Question | None:
-    """A question about a given scene, with its faultless chain; none if nothing fits."""
+    """A question about a given scene, with its faultless chain; None if nothing fits."""
     for _ in range(8):
         queries = tuple(task.ask(rng, scene) for task in tasks)
         if all(askable(task, scene, query) for task, query in zip(tasks, queries, strict=True)):

@@ -34,8 +34,6 @@ from weights.curriculum import KINDS, Item, Layout, Mix, Sheet, draw_sheet, evid
 from weights.pretrain import forward  # noqa: E402
 
 BATCH = 16
-
-
 Found = list[tuple[Item, float, bool]]  # the item, log-odds of "yes", whether it is right
 
 
@@ -57,7 +55,7 @@ def judge(model: Qwen2VLForConditionalGeneration, layout: Layout, sheets: list[S
 
 
 def draw_sheets(key: str, count: int, mix: Mix, profile: Profile | None = None) -> list[Sheet]:
-    """Fresh sheets of one grid size, from a stream of their own."""
+    """Fresh sheets of one grid size, from a random stream of their own."""
     rng = random.Random(f"evaluate/{key}")
     return [draw_sheet(rng, mix, mix.grids[0], profile) for _ in range(count)]
 
@@ -88,7 +86,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = REPOSITORY / "weights" / "tiny-qwen2-vl"
-    parser.add_argument("--model", type=Path, default=default)
+    parser.add_argument("--model", type=Path, default=default, help="folder of the checkpoint")
     parser.add_argument("--count", type=int, default=200, help="scenes per task and table")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()

@@ -33,8 +33,8 @@ from weights.make_tiny_model import make_model  # noqa: E402
 def see(model: Qwen2VLForConditionalGeneration, patches: Tensor, grid: int) -> Tensor:
     """Visual tokens `[B, cells, hidden]` of images of one size.
 
-    The model's own vision tower gives the same numbers (tests/test_tiny_model.py), but attends
-    image by image and convolves in three dimensions, which is slow on a processor.
+    The model's own vision tower gives the same numbers (tests/world/test_tiny_model.py), but it
+    attends image by image and convolves in three dimensions, which is slow on a CPU.
     """
     tower = model.model.visual
     batch, count, _ = patches.shape
@@ -98,7 +98,7 @@ def next_level(level: int, step: int, steps: int, recent: dict[str, float]) -> i
 
 
 def draw_batch(layout: Layout, seed: int, step: int, level: int, size: int) -> Batch:
-    """The batch of a step, from a stream no data set draws from."""
+    """The batch of a step, from a random stream that no data set uses."""
     rng = random.Random(f"pretrain/{seed}/{step}")
     mix = LEVELS[level][0]
     grid = rng.choice(mix.grids)
@@ -175,14 +175,18 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=default, help="folder with the tokenizer")
     parser.add_argument("--out", type=Path, default=default, help="folder to write")
     state = REPOSITORY / "weights" / "pretrain_state.pt"
-    parser.add_argument("--state", type=Path, default=state, help="to go on from, if it is there")
+    parser.add_argument(
+        "--state", type=Path, default=state, help="file to resume from, if it exists"
+    )
     parser.add_argument("--steps", type=int, default=5500)
-    parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) a step")
+    parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--report", type=int, default=100, help="steps between two lines")
-    parser.add_argument("--minutes", type=float, default=0, help="stop (to be resumed) after these")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop after so many, to be resumed"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)

@@ -5,8 +5,8 @@
 It goes on from `tiny-qwen2-vl/`, which looks things up and judges but was never asked for a chain,
 and imitates the simulated reasoner of the demo world (`data/world/simulated_reasoner.py`, mixed
 profile), as a whole answer and as the continuation of a given beginning, in the words of
-`reweighting.rollouts.reasoner`. Sampled at temperature 1 it then makes mistakes about as often as
-the one it imitates; it cannot know which questions have a trap.
+`reweighting/rollouts/reasoner.py`. Sampled at temperature 1 it then makes mistakes about as often
+as the one it imitates; it cannot know which questions have a trap.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=TINY, help="folder to start from")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write")
     parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch_size", type=int, default=16, help="sheets (images) a step")
+    parser.add_argument("--batch_size", type=int, default=16, help="sheets (images) per step")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -93,7 +93,7 @@ def main() -> None:
             speed = (time.time() - start) / (step + 1)
             mean = sum(seen[-arguments.report :]) / arguments.report
             print(f"{step + 1} {speed:.3f}s/step loss {mean:.4f}", flush=True)
-    model.generation_config.do_sample = True  # what `transformers serve` goes by
+    model.generation_config.do_sample = True  # `transformers serve` reads this
     # Half the size of float32; sampling at temperature 1 does not notice.
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)

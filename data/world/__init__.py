@@ -1,0 +1,1 @@
+"""The demo world: its scenes, its questions and their wording, and a reasoner that errs."""

@@ -207,7 +207,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """Palette indices to uint8 RGB, as a processor wants it."""
+    """Palette indices to uint8 RGB, as an image processor expects."""
     return PALETTE[image]
 
 
@@ -222,7 +222,7 @@ def _symbol(value: int) -> str:
 
 @cache
 def _runs() -> dict[int, str]:
-    """Bits that say "the last byte again, n times", for n from 3 to 257."""
+    """Bits that encode "the last byte again, n times", for n from 3 to 257."""
     bits, length = {}, 3
     for code in range(257, 285):
         extra = max(0, (code - 261) // 4)
@@ -234,7 +234,7 @@ def _runs() -> dict[int, str]:
 
 
 def _deflate(raw: bytes) -> bytes:
-    """A zlib stream of literals and runs only: the same bytes whatever zlib is installed."""
+    """A zlib stream of literals and runs only: the same bytes with every version of zlib."""
     runs, bits, at = _runs(), ["110"], 0
     while at < len(raw):
         bits.append(_symbol(raw[at]))

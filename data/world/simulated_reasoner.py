@@ -1,7 +1,7 @@
 """A simulated reasoner: chains of thought with stated mistakes, and rollouts from their prefixes.
 
 Mistakes are of four kinds, one for each step that can go wrong: the question misread (step 1), the
-image misperceived (step 2), a wrong inference (step 4), a slip in the conclusion (step 5). Part of
+image misperceived (step 2), a wrong inference (step 4), a slip in the conclusion (step 5). Some of
 them are independent; the others are *traps*: on a trapped question the same mistake returns in most
 chains, as it does with real models, so that a majority vote falls for it. Whatever follows a
 mistake follows from it, in the same words; now and then a chain finds its way back to the truth.
@@ -20,7 +20,7 @@ KINDS = {0: "misread", 1: "misperceived", 3: "wrong inference", 4: "slip"}
 
 @dataclass(frozen=True)
 class Profile:
-    """Error rates: of each kind alone, of questions with a trap, of falling into it."""
+    """Rates of independent errors by kind, of questions with a trap, and of falling into it."""
 
     alone: tuple[float, float, float, float] = (0.05, 0.10, 0.05, 0.05)
     trap_kinds: tuple[float, float, float, float] = (0.15, 0.60, 0.15, 0.10)
@@ -193,6 +193,6 @@ def sample_chain(
 def draw(
     rng: random.Random, *names: str, profile: Profile = MIXED, **options: object
 ) -> tuple[Question, Chain]:
-    """A question with one sampled chain; `options` go to `draw_question`. For pre-training."""
+    """A question with one sampled chain, for pre-training; `options` go to `draw_question`."""
     question = draw_question(rng, *names, **options)
     return question, sample_chain(rng, question, profile, set_trap(rng, question, profile))

@@ -129,7 +129,7 @@ def _moved(cell: Cell, way: str) -> Cell:
 
 
 def _stray(rng: random.Random, scene: Scene, query: Part) -> Part:
-    """Directions as someone who misreads an arrow sees them; they stay on the grid."""
+    """Directions as someone sees them who misreads an arrow; they stay on the grid."""
     cell, ways = query[0], []
     for _ in range(int(query[1][0])):
         ways.append(rng.choice([way for way in DIRECTIONS if scene.inside(_moved(cell, way))]))
@@ -145,7 +145,7 @@ def _path_end(scene: Scene, query: Part, evidence: Part) -> str:
 
 
 def _seen_here(scene: Scene, order: tuple[str, ...]) -> tuple[str, ...]:
-    """Only what such a scene can show: a mistake must not be told by its words alone."""
+    """Only what such a scene can show: its words alone must not betray a mistake."""
     return tuple(SMALL_DIGITS) if scene.kind == "small digits" else order
 
 
@@ -346,7 +346,7 @@ def draw_question(
 
 
 def askable(task: Task, scene: Scene, query: Part) -> bool:
-    """Whether the query has one answer, and the scene others to confuse it with."""
+    """Whether the query has exactly one answer, and the scene shows others to confuse it with."""
     if task.name == "row_of":
         names = [f"{scene.colour(cell)} {scene.item(cell)}" for cell in scene.cells()]
         rows = {i // scene.grid for i, name in enumerate(names) if names.count(name) == 1}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .answers.comparison import extract
+from .answers.extraction import extract
 from .samples import CandidatesSample, MetaSample, TrainSample
 from .steps import cut_steps
 

@@ -1,8 +1,8 @@
 """Several trainings over several seeds, compared on the same candidates.
 
-A study trains every variant with every seed (`main.py` in a process of its own), scores the
-candidates of the held-out sets with each model, and keeps all of it in one directory: what is there
-is not done again, and an interrupted training goes on.
+A study trains every variant with every seed (``main.py``), scores the candidates of the held-out
+sets with each model (``python -m reweighting.selection``), and keeps all of it in one directory:
+what is there is not done again, and an interrupted command goes on.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ..checkpoints import finding
-from ..files import json_line, read_json, write_json, write_text
-from ..records.reader import RecordReader, load_candidates
-from ..records.samples import CandidatesSample
+from ..files import complete_lines, read_json, write_json
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds
-from ..reward_model.model import RewardModel
-from ..reward_model.scoring import score_candidates
+from ..selection.__main__ import RESULTS_FILE, SAMPLES_FILE
 from ..selection.best_of_n import Pool, evaluate
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DONE_FILE = "seconds.json"
+SECONDS_FILE = "seconds.json"
+VALIDATION = "validation"
+
+
+class CommandFailed(Exception):
+    """A command of the study ended with an error, which it has printed."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a study trains on, from which model, and what it compares on.
+    """What a study trains on, with which program, and what it compares on.
 
     Args:
-        flags: of ``main.py``, shared by all variants.
+        flags: of the program, shared by all variants; the reward model is among them.
         sets: candidates files of the held-out sets, by name.
+        selected: folder within a run for what selection writes.
+        program: the repository's ``main.py``; the current folder's, unless given.
     """
 
     train: Path
@@ -46,71 +47,118 @@ class Setup:
     validation: Path
     sets: dict[str, Path]
     image_root: Path
-    reward_model: str
     flags: tuple[str, ...]
     device: str = "cpu"
     precision: str = "fp32"
+    selected: str = "selected"
+    program: Path = Path("main.py")
 
     def missing(self) -> list[Path]:
-        """Files that are not there."""
+        """Files of data that do not exist."""
         files = [self.train, self.meta, self.validation, *self.sets.values(), self.image_root]
         return [file for file in files if not file.exists()]
 
+    def candidates(self, name: str) -> Path:
+        """The file of a held-out set, or of ``validation``."""
+        return self.validation if name == VALIDATION else self.sets[name]
+
+
+def run_quietly(command: Sequence[str]) -> int:
+    """Run ``python <command>`` in a process of its own and return its exit code.
+
+    Its progress and its errors are shown; the table at its end would be one of many.
+    """
+    return subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
+
+
+def silent(text: str) -> None:
+    """Say nothing of what a study is about to do."""
+
 
 class Study:
-    """Runs of ``variants`` (flags by name) with ``seeds``, kept in ``work``."""
+    """Runs of ``variants`` (flags by name) with ``seeds``, kept in ``work``.
+
+    Args:
+        run: runs a command, the words after ``python``, and returns its exit code.
+    """
 
     def __init__(
-        self, setup: Setup, work: Path, variants: dict[str, Sequence[str]], seeds: Sequence[int]
+        self,
+        setup: Setup,
+        work: Path,
+        variants: Mapping[str, Sequence[str]],
+        seeds: Iterable[int],
+        run: Callable[[Sequence[str]], int] = run_quietly,
     ) -> None:
-        self.setup, self.work = setup, work.resolve()
+        self.setup, self.work = setup, work
         self.variants, self.seeds = variants, list(seeds)
+        self._run = run
 
     def folder(self, variant: str, seed: int) -> Path:
-        """Where a run is."""
+        """The directory of a run."""
         return self.work / f"{variant.replace(' ', '_').replace('/', '_')}_seed{seed}"
 
-    def train(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Train what is not trained yet, seed by seed."""
+    def train(self, say: Callable[[str], None] = silent) -> None:
+        """Train what is not trained yet, seed by seed.
+
+        Raises:
+            CommandFailed: a training ended with an error.
+        """
         for seed in self.seeds:
             for variant, flags in self.variants.items():
-                if not (self.folder(variant, seed) / DONE_FILE).exists():
-                    say(f"training {variant}, seed {seed} …")
-                    self._train(self.folder(variant, seed), seed, flags)
+                run = self.folder(variant, seed)
+                if (run / SECONDS_FILE).exists():
+                    continue
+                say(f"training {variant}, seed {seed} …")
+                started = time.monotonic()
+                self._do(run, self._training(run, seed, flags))
+                write_json(run / SECONDS_FILE, time.monotonic() - started)
 
-    def _train(self, run: Path, seed: int, flags: Sequence[str]) -> None:
-        started = time.monotonic()
+    def _training(self, run: Path, seed: int, flags: Sequence[str]) -> list[str]:
         setup = self.setup
         command = [
-            *(sys.executable, str(REPOSITORY / "main.py"), "--train_json_file", str(setup.train)),
+            *(str(setup.program), *setup.flags, "--train_json_file", str(setup.train)),
             *("--meta_json_file", str(setup.meta), "--image_root", str(setup.image_root)),
-            *(
-                "--weights_path",
-                str(run),
-                "--reward_model",
-                setup.reward_model,
-                "--seed",
-                str(seed),
-            ),
-            *("--device", setup.device, "--precision", setup.precision),
-            *setup.flags,
-            *flags,
+            *("--weights_path", str(run), "--seed", str(seed), *flags),
         ]
-        if finding.exists(run):
-            command.append("--resume")
-        # Its progress and its errors go to the terminal; the table at its end would be one of many.
-        done = subprocess.run(command, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise RuntimeError(f"{run.name}: exit code {done.returncode}")
-        write_json(run / DONE_FILE, time.monotonic() - started)
+        return [*command, "--resume"] if finding.exists(run) else command
+
+    def score(self, names: Sequence[str], say: Callable[[str], None] = silent) -> None:
+        """Score the candidates of the sets ``names`` with every run that has not scored them yet.
+
+        Raises:
+            CommandFailed: a selection ended with an error.
+        """
+        files = [self.setup.candidates(name) for name in names]
+        for seed in self.seeds:
+            for variant in self.variants:
+                run = self.folder(variant, seed)
+                results = run / self.setup.selected / RESULTS_FILE
+                if results.exists() and read_json(results).keys() >= {file.stem for file in files}:
+                    continue
+                say(f"scoring with {variant}, seed {seed} …")
+                self._do(run, self._selection(run, files))
+
+    def _selection(self, run: Path, files: Sequence[Path]) -> list[str]:
+        setup = self.setup
+        return [
+            *("-m", "reweighting.selection", "--weights_path", str(run)),
+            *("--candidates", *map(str, files), "--image_root", str(setup.image_root)),
+            *("--output_dir", str(run / setup.selected)),
+            *("--device", setup.device, "--precision", setup.precision),
+        ]
+
+    def _do(self, run: Path, command: Sequence[str]) -> None:
+        if code := self._run(command):
+            raise CommandFailed(f"{run.name}: exit code {code}")
 
     def seconds(self, variant: str, seed: int) -> float:
-        """How long a run took (its last part, if it was interrupted)."""
-        return read_json(self.folder(variant, seed) / DONE_FILE)
+        """How long a training took (its last part, if it was interrupted)."""
+        return read_json(self.folder(variant, seed) / SECONDS_FILE)
 
     @cached_property
     def weights(self) -> dict[str, list[dict[str, float]]]:
-        """Learned domain weights, one a seed, of the variants that learn them."""
+        """Learned domain weights, one dictionary per seed, of the variants that learn them."""
         found = {}
         for variant in self.variants:
             runs = [finding.locate(self.folder(variant, seed)) for seed in self.seeds]
@@ -119,47 +167,25 @@ class Study:
                 found[variant] = [read_json(file) for file in files]
         return found
 
-    def samples(self, name: str) -> list[CandidatesSample]:
-        """The questions of a held-out set, or of ``validation``."""
-        path = self.setup.validation if name == "validation" else self.setup.sets[name]
-        return load_candidates(RecordReader(str(path), str(self.setup.image_root)))
+    def _lines(self, variant: str, seed: int, name: str) -> list[dict]:
+        folder = self.folder(variant, seed) / self.setup.selected
+        return complete_lines(folder / self.setup.candidates(name).stem / SAMPLES_FILE)
 
-    @torch.no_grad()
-    def log_odds(self, variant: str, seed: int, name: str, blank: bool = False) -> list[LogOdds]:
-        """Log-odds of every prefix of every candidate of a set; ``blank`` hides the images."""
-        run = self.folder(variant, seed)
-        path = run / f"scores_{name}{'_blank' if blank else ''}.json"
-        if not path.exists():
-            samples = self.samples(name)
-            if blank:
-                samples = [_blanked(sample, self.work) for sample in samples]
-            model = RewardModel.from_pretrained(run, device=self.setup.device).eval()
-            batches = score_candidates(model, samples, precision=self.setup.precision)
-            write_text(path, json_line([question for batch in batches for question in batch]))
-        return read_json(path)
+    def log_odds(self, variant: str, seed: int, name: str) -> list[LogOdds]:
+        """Log-odds of every prefix of every candidate of a set, after :meth:`score`."""
+        return [line["step_log_odds"] for line in self._lines(variant, seed, name)]
 
-    def pools(self, variant: str, seed: int, name: str, blank: bool = False) -> list[Pool]:
+    def pools(self, variant: str, seed: int, name: str) -> list[Pool]:
         """The questions of a set with this run's scores, under every aggregation."""
-        scores = self.log_odds(variant, seed, name, blank)
         return [
-            Pool.of(sample.candidates, sample.true_false, z, list(AGGREGATIONS))
-            for sample, z in zip(self.samples(name), scores, strict=True)
-        ]
+            Pool.of(line["candidates"], line["true_false"], line["step_log_odds"],
+                    list(AGGREGATIONS), line.get("choices"))
+            for line in self._lines(variant, seed, name)
+        ]  # fmt: skip
 
-    def right(
-        self, variant: str, name: str, size: int = 8, blank: bool = False
-    ) -> dict[str, np.ndarray]:
+    def right(self, variant: str, name: str, size: int = 8) -> dict[str, np.ndarray]:
         """Accuracy of each way to choose among ``size`` candidates, ``[seeds, questions]``."""
-        by_seed = [evaluate(self.pools(variant, seed, name, blank), [size]) for seed in self.seeds]
+        by_seed = [evaluate(self.pools(variant, seed, name), [size]) for seed in self.seeds]
         return {
             method: np.stack([found[method][size] for found in by_seed]) for method in by_seed[0]
         }
-
-
-def _blanked(sample: CandidatesSample, work: Path) -> CandidatesSample:
-    """The same question with an empty image of the same size."""
-    size = Image.open(sample.image).size
-    path = work / f"blank_{size[0]}x{size[1]}.png"
-    if not path.exists():
-        Image.new("RGB", size, "white").save(path)
-    return replace(sample, image=str(path))

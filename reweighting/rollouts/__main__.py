@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from .. import terminal
 from ..files import FileError, parse_json, read_text, remove, write_records
-from ..records.answers.comparison import extract, is_right, unreadable, unreadable_note
+from ..records.answers.comparison import is_right, unreadable, unreadable_note
+from ..records.answers.extraction import extract
 from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
 from ..records.problems import DataError

@@ -15,7 +15,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from ..records.answers.comparison import extract, parties
+from ..records.answers.comparison import parties
+from ..records.answers.extraction import extract
 from ..reward_model.aggregation import LogOdds, aggregate
 
 SUBSETS = 200  # at least, where not all are looked at

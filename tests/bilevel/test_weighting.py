@@ -11,7 +11,8 @@ from torch import nn
 
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import TrainBatch
-from reweighting.bilevel.weighting import InstanceNet, InstanceTable, RowAdamW, make_meta_optimizer
+from reweighting.bilevel.row_adamw import RowAdamW
+from reweighting.bilevel.weighting import InstanceNet, InstanceTable, make_meta_optimizer
 from tests.bilevel.test_bilevel import batches  # noqa: F401  (a fixture)
 from tests.conftest import DOMAINS
 

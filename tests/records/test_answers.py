@@ -13,14 +13,8 @@ import time
 import pytest
 
 from reweighting.records.answers import mathematics
-from reweighting.records.answers.comparison import (
-    MAX_UNKNOWN,
-    extract,
-    is_right,
-    parties,
-    same,
-    unreadable,
-)
+from reweighting.records.answers.comparison import MAX_UNKNOWN, is_right, parties, same, unreadable
+from reweighting.records.answers.extraction import extract
 from tests.conftest import REPOSITORY
 
 CORPUS = [

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import main as program
+from benchmarks.commands import shown
 from tests.conftest import REPOSITORY, TINY
 
 DATA = REPOSITORY / "data"
@@ -30,6 +31,35 @@ def test_the_worst_domains_lose_weight(tmp_path):
     sound = [weight for name, weight in weights.items() if quality[name] >= 0.85]
     assert weights["taller_bar"] < 0.8 and weights["polygon_sides"] < 0.8
     assert max(weights["taller_bar"], weights["polygon_sides"]) < min(sound)
+
+
+def test_a_printed_command_is_what_a_shell_runs():
+    command = ["-m", "reweighting.selection", "--candidates", "a b.json", *["long/name.json"] * 9]
+    lines = shown([*command, "--weights_path", "run"]).splitlines()
+    assert max(map(len, lines)) <= 100 and len(lines) > 1
+    typed = "\n".join(lines).replace("$ python", "printf '%s\\n'")
+    words = subprocess.run(["sh", "-c", typed], check=True, capture_output=True, text=True).stdout
+    assert words.splitlines() == [*command, "--weights_path", "run"]
+
+
+@pytest.mark.slow
+def test_the_demo_prints_every_command_that_it_runs(tmp_path):
+    """Each command stands in the output as it can be typed; then come the tables."""
+    command = [sys.executable, "-m", "benchmarks.demo", "--work", str(tmp_path / "demo")]
+    command += ["--iterations", "2", "--sets", "errors"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    for program_, count in (
+        ("main.py --preset demo", 2),
+        ("-m reweighting.selection", 2),
+        ("-m reweighting.figures", 1),
+    ):
+        assert done.stdout.count(f"\n$ python {program_}") == count
+    tables = done.stdout.split("$ python")[-1]
+    assert "| reweighted | 1 |" in tables and "| taller_bar | 0.10 |" in tables
+    assert "| errors |" in tables and "- reweighted - vanilla:" in tables
+    assert "Warning" not in done.stderr and "Loading weights" not in done.stderr
+    for name in ("small_world.png", "weights_over_time.png"):
+        assert (tmp_path / "demo" / "figures" / name).stat().st_size > 10_000
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from reweighting.files import complete_lines
-from reweighting.records.answers.comparison import extract
+from reweighting.records.answers.extraction import extract
 from reweighting.records.samples import CandidatesSample
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model.aggregation import AGGREGATIONS, aggregate, select

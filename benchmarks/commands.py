@@ -1,0 +1,42 @@
+"""Commands as a reader would type them: printed first, then run in this process."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+import main as program
+from reweighting import figures
+from reweighting.rollouts import __main__ as rollouts
+from reweighting.selection import __main__ as selection
+
+WIDTH = 100  # columns of a printed command
+PROGRAMS = {
+    "main.py": program.main,
+    "reweighting.rollouts": rollouts.main,
+    "reweighting.selection": selection.main,
+    "reweighting.figures": figures.main,
+}
+
+
+def shown(command: Sequence[str]) -> str:
+    """``python <command>`` for a shell, on as many lines as it needs; a flag stays by its value."""
+    parts: list[str] = []
+    for before, word in zip(["", *command], command, strict=False):
+        if before.startswith("--") and not word.startswith("--"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
+    lines = ["$ python"]
+    for part in parts:
+        if len(lines[-1]) + len(part) + len("  \\") > WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {part}"
+    return " \\\n".join(lines)
+
+
+def show_and_run(command: Sequence[str]) -> int:
+    """Print a command (the words after ``python``), run it, and return its exit code."""
+    print(f"\n{shown(command)}", flush=True)
+    name, *arguments = command[1:] if command[0] == "-m" else command
+    return PROGRAMS[name](arguments)
