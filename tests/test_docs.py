@@ -77,7 +77,8 @@ def prose(page: Path) -> str:
 def commands(page: Path) -> list[list[str]]:
     """Every command of the page's blocks, variables of the shell filled in."""
     found, variables = [], {}
-    for block in blocks(page, "bash"):
+    indented = re.findall(r"^ {4}((?:python|make) .*)", text_of(page), re.MULTILINE)
+    for block in [*blocks(page, "bash"), *indented]:
         for line in block.replace("\\\n", " ").splitlines():
             for name, value in variables.items():
                 line = line.replace(f"${name}", value)
