@@ -23,7 +23,9 @@ from tests.conftest import REPOSITORY
 
 README = REPOSITORY / "README.md"
 CARDS = (REPOSITORY / "data" / "README.md", REPOSITORY / "weights" / "README.md")
-PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("docs/*.md")), *CARDS]
+FLAGS = REPOSITORY / "docs" / "flags.md"  # written by a program
+WRITTEN = [page for page in sorted(REPOSITORY.glob("docs/*.md")) if page != FLAGS]
+PAGES = [README, REPOSITORY / "CONTRIBUTING.md", *WRITTEN, *CARDS]
 ROOMS = ("reweighting", "benchmarks", "tests", "docs", "figs", "data", ".github")  # with paths
 
 # Programs whose own parser reads the commands; the flags of other scripts are looked up.
