@@ -35,6 +35,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 PIECE = {"cpu": 2**18, "cuda": 2**24}  # numbers worked on at a time
 SMALLEST_WEIGHT = 0.1  # of the largest; a remainder divided by less would lose digits
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
+# Names under which Betty finds the two; its own "darts" stays what it is.
+UNROLLED, FINITE_DIFFERENCE = "unrolled", "finite_difference"
+HYPERGRADIENTS = {"unrolled": UNROLLED, "darts": FINITE_DIFFERENCE}  # by --hypergradient
 FP16_LENGTH = 64.0  # of u in fp16's forward-mode pass: far from both ends of fp16's range
 
 
@@ -163,8 +166,8 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[Alongside]:
     return _by_batch(lower, difference)
 
 
-register("unrolled", inner_products)
-register("finite_difference", finite_differences)  # Betty's own "darts" stays what it is
+register(UNROLLED, inner_products)
+register(FINITE_DIFFERENCE, finite_differences)
 
 
 def _shorten(vector: list[torch.Tensor]) -> float:
