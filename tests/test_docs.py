@@ -168,7 +168,8 @@ def test_files_that_are_named_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_functions_that_are_named_exist(page):
-    source = "\n".join(map(text_of, [*REPOSITORY.glob("reweighting/**/*.py")]))
+    files = [REPOSITORY / "main.py", *REPOSITORY.glob("reweighting/**/*.py")]
+    source = "\n".join(map(text_of, files))
     for name in re.findall(r"`(?:[\w.]+\.)?(\w+)\(\)`", text_of(page)):
         assert re.search(rf"^\s*(async def|def|class) {name}\b", source, re.MULTILINE), name
 
