@@ -38,13 +38,14 @@ from data.world.simulated_reasoner import (
     sample_chain,
     set_trap,
 )
+from reweighting.files import write_records
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.__main__ import write_records
 from reweighting.rollouts.journal import Journal
+from reweighting.rollouts.labels import posterior_accuracies
 from reweighting.rollouts.openai_server import Server
-from reweighting.rollouts.reasoner import Prompt
+from reweighting.rollouts.reasoner import Query
 from reweighting.rollouts.sampler import Sampler, for_each
-from reweighting.rollouts.schedules import Adaptive, Schedule, posterior_accuracies
+from reweighting.rollouts.schedules import Adaptive, Schedule
 from tests.rollouts.test_rollouts import write_questions
 from tests.support.model_server import model_server
 
@@ -207,7 +208,7 @@ def overhead(arguments: argparse.Namespace) -> int:
             sampler = Sampler(server, journal, 1)
 
             async def ask(number: int) -> None:
-                await sampler.rollouts(Prompt(f"Question {number}?", image), [0])
+                await sampler.rollouts(Query(f"Question {number}?", image), [0])
                 if number % (arguments.requests // 10) == 0:
                     memory.append(resident())
 

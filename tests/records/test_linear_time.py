@@ -18,7 +18,7 @@ from reweighting import exchange, terminal
 from reweighting.records import samples, steps
 from reweighting.records.answers import comparison as answers
 from reweighting.records.steps import compiled
-from reweighting.rollouts.__main__ import usable
+from reweighting.rollouts.chains import usable
 
 SHORT, LONG = 5_000, 20_000  # characters
 CEILING = 1.0  # seconds for LONG of them

@@ -25,16 +25,12 @@ from reweighting.files import FileError
 from reweighting.records.samples import RecordReader, load_candidates, load_meta, load_train
 from reweighting.records.steps import split_steps
 from reweighting.rollouts import __main__ as rollouts
+from reweighting.rollouts.chains import meta_records
 from reweighting.rollouts.journal import Journal
-from reweighting.rollouts.openai_server import Pace, Server, _retry_after
-from reweighting.rollouts.reasoner import Prompt, prepare_image
-from reweighting.rollouts.schedules import (
-    Adaptive,
-    Published,
-    half_width,
-    posterior_accuracies,
-    select_prefixes,
-)
+from reweighting.rollouts.labels import limit_per_domain, posterior_accuracies
+from reweighting.rollouts.openai_server import Pace, Server, retry_after
+from reweighting.rollouts.reasoner import Query, prepare_image
+from reweighting.rollouts.schedules import Adaptive, Published, half_width
 from tests.conftest import REPOSITORY
 from tests.support.model_server import free_port, model_server, running
 
@@ -131,13 +127,13 @@ def test_selection_takes_fractions_first_then_balances():
 
     a = [record("a", s) for s in (0, 8, 3, 8, 8, 5, 0, 8, 8)]
     b = [record("b", s) for s in (8, 8, 0)]
-    kept = select_prefixes(a + b, 6, seed=0)
+    kept = limit_per_domain(a + b, 6, seed=0)
     scores = [r["score"] for r in kept if r["dataset"] == "a"]
     assert sorted(scores) == [0, 0, 3, 5, 8, 8]
     assert [r["score"] for r in kept if r["dataset"] == "b"] == [8, 8, 0]
     assert kept == [r for r in a + b if any(r is k for k in kept)]  # order of the file
-    assert select_prefixes(a + b, 6, seed=0) == kept
-    few = select_prefixes(a, 1, seed=0)
+    assert limit_per_domain(a + b, 6, seed=0) == kept
+    few = limit_per_domain(a, 1, seed=0)
     assert [0 < r["accuracy"] < 1 for r in few] == [True]
 
 
@@ -150,7 +146,7 @@ def test_meta_set_cannot_be_told_by_its_form():
     record = {"question": "Q", "image_path": "i.png", "dataset": "d", "candidates": candidates}
     pure = {**record, "candidates": candidates[:1], "true_false": [True]}
     record["true_false"] = [True, False, False, False]
-    meta = rollouts.meta_records([record, pure, record])
+    meta = meta_records([record, pure, record])
     assert [m["true_false"] for m in meta] == [False, True, True, False]
     assert meta[0]["input"] == f"Q\n\n{candidates[2]}"  # the most alike in length
     assert meta[1]["input"] == f"Q\n\n{candidates[0]}"
@@ -224,10 +220,10 @@ def test_pace_holds_requests_and_tokens_to_their_rates():
 
 
 def test_retry_after_is_a_number_or_a_date():
-    assert _retry_after({"retry-after": "1.5"}) == 1.5
-    assert _retry_after({}) == 0
-    assert _retry_after({"retry-after": "soon"}) == 0
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) < 0
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert retry_after({}) == 0
+    assert retry_after({"retry-after": "soon"}) == 0
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) < 0
 
 
 # ---- a server that answers by rule
@@ -402,7 +398,7 @@ def test_a_server_that_comes_back_is_waited_for():
 
     async def ask() -> str:
         try:
-            late = asyncio.create_task(server.sample(Prompt("[100] Why?", image), [1]))
+            late = asyncio.create_task(server.sample(Query("[100] Why?", image), [1]))
             await asyncio.sleep(1)
             command = [sys.executable, "-m", "tests.support.model_server", "--port", str(port)]
             with running(command, port):
@@ -462,23 +458,23 @@ def demo_questions(tmp_path_factory) -> Path:
     return make_questions(tmp_path_factory.mktemp("demo"), "policy", 2)
 
 
-def prompt_of(questions: Path, number: int, prefix: str = "") -> Prompt:
+def query_of(questions: Path, number: int, prefix: str = "") -> Query:
     record = json.loads(questions.read_text().splitlines()[number])
-    return Prompt(record["question"], str(questions.parent / record["image_path"]), prefix)
+    return Query(record["question"], str(questions.parent / record["image_path"]), prefix)
 
 
-def sample(policy, prompt: Prompt, seeds) -> list:
-    return asyncio.run(policy.sample(prompt, seeds))
+def sample(policy, query: Query, seeds) -> list:
+    return asyncio.run(policy.sample(query, seeds))
 
 
 def test_shared_prefill_gives_what_a_plain_forward_gives(policy, demo_questions):
-    prompt = prompt_of(demo_questions, 0, "Step 1: the question asks for the colour.")
+    query = query_of(demo_questions, 0, "Step 1: the question asks for the colour.")
     policy.temperature, temperature = 0.0, policy.temperature
     try:
-        ours = sample(policy, prompt, [1, 2])
+        ours = sample(policy, query, [1, 2])
     finally:
         policy.temperature = temperature
-    inputs = policy._inputs(prompt)
+    inputs = policy._inputs(query)
     plain = policy.model.generate(**inputs, do_sample=False, max_new_tokens=120)
     theirs = policy._rollout(plain[0, inputs["input_ids"].shape[1] :].tolist(), 0).text
     assert ours[0].text == ours[1].text == theirs
@@ -486,10 +482,10 @@ def test_shared_prefill_gives_what_a_plain_forward_gives(policy, demo_questions)
 
 
 def test_a_rollout_depends_on_its_seed_alone(policy, demo_questions):
-    prompt = prompt_of(demo_questions, 1)
-    together = [rollout.text for rollout in sample(policy, prompt, range(6))]
+    query = query_of(demo_questions, 1)
+    together = [rollout.text for rollout in sample(policy, query, range(6))]
     assert len(set(together)) > 1
-    assert [sample(policy, prompt, [seed])[0].text for seed in (4, 2)] == [
+    assert [sample(policy, query, [seed])[0].text for seed in (4, 2)] == [
         together[4],
         together[2],
     ]

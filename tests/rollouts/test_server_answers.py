@@ -25,18 +25,13 @@ import pytest
 
 from reweighting.files import FileError
 from reweighting.rollouts import __main__ as rollouts
+from reweighting.rollouts.completion import MAX_ANSWER_BYTES, MAX_TOKENS, number_of_tokens
 from reweighting.rollouts.journal import Journal
-from reweighting.rollouts.openai_server import (
-    MAX_ANSWER_BYTES,
-    MAX_TOKENS,
-    Server,
-    _number_of_tokens,
-    _retry_after,
-)
+from reweighting.rollouts.openai_server import Server, retry_after
 from reweighting.rollouts.reasoner import (
     ItemError,
     MissingReasonerError,
-    Prompt,
+    Query,
     ReasonerError,
     Rollout,
 )
@@ -76,7 +71,7 @@ def ask(
         found = []
         for seed in range(times):
             try:
-                found += await server.sample(Prompt("[50]", IMAGE), [seed])
+                found += await server.sample(Query("[50]", IMAGE), [seed])
             except (ItemError, ReasonerError) as error:
                 found.append(type(error)(str(error)))  # to the one raised cling request and answer
         await server.close()
@@ -113,8 +108,8 @@ def test_a_wrong_usage_counts_as_unknown_and_is_noted():
     assert count == 8 and "how many tokens" in note
     server, found = said(*({**GOOD, "usage": usage} for usage in (None, 7, [], {}, "much")))
     assert [r.text for r in found] == [TEXT] * 5 and server.notes[note] == 5
-    assert _number_of_tokens(MAX_TOKENS) == MAX_TOKENS and _number_of_tokens(MAX_TOKENS + 1) is None
-    assert _number_of_tokens(12.0) == 12
+    assert number_of_tokens(MAX_TOKENS) == MAX_TOKENS and number_of_tokens(MAX_TOKENS + 1) is None
+    assert number_of_tokens(12.0) == 12
 
 
 def test_halves_of_surrogate_pairs_and_broken_utf8_cost_their_characters_only(tmp_path):
@@ -271,7 +266,7 @@ def test_what_is_lost_is_not_kept_in_memory(tmp_path):
     async def run(url: str) -> None:
         server = Server("rule", "Think.", url, max_retries=0)
         sampler = Sampler(server, journal, 1)
-        lost = await sampler.rollouts(Prompt("[50]", IMAGE), range(8))
+        lost = await sampler.rollouts(Query("[50]", IMAGE), range(8))
         await server.close()
         assert len(sampler.lost) == 8 and all(isinstance(one, ItemError) for one in lost)
         gc.collect()
@@ -327,7 +322,7 @@ def test_broken_http_is_a_reason(kind):
 
 def test_retry_after_outside_the_calendar_is_none():
     for value in ("Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 01 Jan 0001 00:00:00 -0000", "1 2", "1"):
-        assert isinstance(_retry_after({"retry-after": value}), float)
+        assert isinstance(retry_after({"retry-after": value}), float)
 
 
 # ---- where a request goes, what is seen of the key
@@ -553,7 +548,7 @@ def check(found: Rollout | ItemError | ReasonerError) -> None:
 
 
 def test_mutated_answers_end_in_a_rollout_or_a_reason(tmp_path):
-    """Any number by hand: MUTATIONS=10000 python -m pytest tests/test_server_answers.py"""
+    """Any number by hand: MUTATIONS=10000 python -m pytest tests/rollouts"""
     count = int(os.environ.get("MUTATIONS", 60))
     answers = [mutated(random.Random(seed)) for seed in range(count)]
     queue = iter(answers)
