@@ -1,6 +1,8 @@
 """A reasoner behind an OpenAI-compatible server: vLLM, SGLang, ``transformers serve``, OpenAI.
 
-The ``openai`` package speaks the protocol; retries are made here.
+The ``openai`` package speaks the protocol. Retries are made here: eight of the package's own (3.57)
+end after 35 s, when a server that restarts is not back yet; it asks again when a quota is used up,
+but not when a body is broken, and it knows no rate limits.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import reweighting
-from reweighting import exchange, terminal
+from reweighting import terminal
+from reweighting.exchange import vlmevalkit as exchange
 from reweighting.records import samples, steps
 from reweighting.records.answers import comparison as answers
 from reweighting.records.steps import compiled
