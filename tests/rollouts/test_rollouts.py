@@ -78,7 +78,7 @@ def label_command(folder: Path, url: str, candidates: Path, output: Path, *more:
     return [*command, *flags(folder, url, *more)]
 
 
-# ---- when to stop, what is kept
+# ---- schedules, estimates, the limit per domain
 
 
 def test_adaptive_rounds_stop_where_one_by_one_would():
@@ -101,11 +101,11 @@ def test_half_width_is_the_deviation_of_the_posterior():
 
 def test_published_rule_by_hand():
     rule = Published(max_rollouts=10)
-    # the own chain is the first one: three more, and all ten where they are mixed
+    # The own chain is the first rollout. Three more are wanted, and all ten if they are mixed.
     assert [rule.wanted(score, 1, 0) for score in (0, 1)] == [3, 3]
     assert rule.wanted(4, 4, 3) == rule.wanted(0, 4, 3) == 0
     assert rule.wanted(1, 4, 3) == 6
-    assert rule.wanted(2, 3, 9) == 0  # one short completion did not count, but was asked for
+    assert rule.wanted(2, 3, 9) == 0  # a short completion did not count, but was asked for
     assert not rule.counts("too short", last_step=False)
     assert rule.counts("Final answer: B", last_step=True)
 
@@ -299,7 +299,7 @@ def test_the_same_journal_gives_the_same_file_and_costs_nothing(tmp_path, capsys
     first = labelled.read_bytes()
     journal = tmp_path / "labelled.journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
-    random.Random(0).shuffle(lines)  # as if they had come in another order
+    random.Random(0).shuffle(lines)  # as if they had arrived in another order
     journal.write_text("".join(lines))
     labelled.unlink()
     capsys.readouterr()
@@ -492,7 +492,7 @@ def test_a_rollout_depends_on_its_seed_alone(policy, demo_questions):
 
 
 def test_samples_follow_the_models_probabilities(policy, demo_questions):
-    """The first word after a prefix that leaves two: their shares against the softmax."""
+    """The shares of the tokens drawn, compared with the softmax."""
     from reweighting.rollouts.local_checkpoint import GumbelNoise
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
@@ -501,12 +501,12 @@ def test_samples_follow_the_models_probabilities(policy, demo_questions):
     assert shares.tolist() == pytest.approx(torch.softmax(logits[0] / 0.7, 0).tolist(), abs=0.03)
 
 
-# ---- a real server, the whole chain
+# ---- all commands with a real server
 
 
 @needs_openai
 def test_the_whole_chain_through_transformers_serve(tmp_path):
-    """The documented commands, small, with a faulty proxy before the server."""
+    """The documented commands on little data, with a faulty proxy in front of the server."""
     pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
     pytest.importorskip("uvicorn", reason="transformers[serving] is not installed")
     port = free_port()

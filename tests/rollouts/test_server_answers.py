@@ -1,4 +1,4 @@
-"""What a faulty or lying server says: a rollout or a reason of one line, and the key nowhere."""
+"""Answers of faulty or lying servers: each a rollout or a reason of one line, without the key."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def key(monkeypatch):
 def ask(
     url: str, times: int = 1, **options
 ) -> tuple[Server, list[Rollout | ItemError | ReasonerError]]:
-    """A server's rollouts, or what came instead of each."""
+    """A server, and for every request its rollout or its error."""
 
     async def run() -> tuple[Server, list]:
         server = Server("rule", "Think.", url, **{"timeout": 5.0, "max_retries": 0} | options)
@@ -73,7 +73,7 @@ def ask(
             try:
                 found += await server.sample(Query("[50]", IMAGE), [seed])
             except (ItemError, ReasonerError) as error:
-                found.append(type(error)(str(error)))  # to the one raised cling request and answer
+                found.append(type(error)(str(error)))  # the one raised keeps request and answer
         await server.close()
         return server, found
 
@@ -81,7 +81,7 @@ def ask(
 
 
 def said(*answers: bytes | dict, status: str = "200", **options) -> tuple[Server, list]:
-    """What comes of a server that gives these answers one after the other."""
+    """As :func:`ask`, of a server that gives these answers one after the other."""
     bodies = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in answers]
     queue = iter(bodies)
     with raw_server(lambda headers, body: [response(next(queue), status)]) as url:
@@ -189,11 +189,11 @@ def test_what_is_no_json_is_said_so():
     assert all("not JSON" in str(error) for error in found)
 
 
-# ---- how much is read
+# ---- limits on what is read
 
 
 def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
-    """What an answer comes to, the bytes of it that were taken, and the peak of memory."""
+    """The error for an answer, the bytes of it that were taken, and the peak of memory."""
     taken = 0
 
     def reply(headers, _) -> Iterator[bytes]:
@@ -203,7 +203,7 @@ def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
             taken += len(piece)
 
     with raw_server(reply) as url:
-        ask(url)  # what is loaded once
+        ask(url)  # so that what is loaded once does not count
         taken = 0
         tracemalloc.start()
         try:
@@ -214,7 +214,7 @@ def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
 
 
 class Pieces:
-    """The same body as often as it is asked for."""
+    """A body that can be iterated any number of times."""
 
     def __init__(self, head: bytes, pieces: int, piece: bytes) -> None:
         self.head, self.pieces, self.piece = head, pieces, piece
@@ -325,7 +325,7 @@ def test_retry_after_outside_the_calendar_is_none():
         assert isinstance(retry_after({"retry-after": value}), float)
 
 
-# ---- where a request goes, what is seen of the key
+# ---- where requests go, and who sees the key
 
 
 def test_no_redirect_is_followed(tmp_path, capsys):
@@ -496,7 +496,7 @@ def test_unusable_keys_addresses_and_options_are_said_before_anything_is_sent(
     assert INSTEAD in str(error)
 
 
-# ---- anything at all
+# ---- random answers
 
 
 HOSTILE = [
@@ -548,7 +548,7 @@ def check(found: Rollout | ItemError | ReasonerError) -> None:
 
 
 def test_mutated_answers_end_in_a_rollout_or_a_reason(tmp_path):
-    """Any number by hand: MUTATIONS=10000 python -m pytest tests/rollouts"""
+    """More of them by hand: MUTATIONS=10000 python -m pytest tests/rollouts"""
     count = int(os.environ.get("MUTATIONS", 60))
     answers = [mutated(random.Random(seed)) for seed in range(count)]
     queue = iter(answers)
@@ -615,7 +615,7 @@ def test_an_output_that_cannot_be_written_is_one_line_and_costs_nothing(tmp_path
 
 @contextmanager
 def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that is full, as far as a file of this process grows beyond ``size``."""
+    """As if the disk were full for every file of this process that grows beyond ``size``."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -644,7 +644,7 @@ def test_what_a_full_disk_took_of_a_journal_line_is_cut_off_at_once(tmp_path):
     journal.append("a", record)
     with files_no_longer_than(150), pytest.raises(FileError, match="bytes were written"):
         journal.append("b", record)
-    journal.append("c", record)  # was in flight, and there is room again
+    journal.append("c", record)  # there is room again
     journal.close()
     journal = Journal(path)
     assert [key in journal for key in "abc"] == [True, False, True]
@@ -653,7 +653,7 @@ def test_what_a_full_disk_took_of_a_journal_line_is_cut_off_at_once(tmp_path):
 
 
 def test_a_label_needs_nothing_but_the_journal_twice(tmp_path):
-    """The two ends of a run agree: what is lost once is had by the next run."""
+    """What one run loses, the next run samples."""
     write_questions(tmp_path, 2)
     fail = iter([True, False] * 50)
 

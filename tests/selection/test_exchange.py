@@ -53,7 +53,7 @@ def test_vlmevalkit_becomes_candidates(benchmark, tmp_path, capsys):
     assert first.question == "Which\ncolour?\nA. red\nB. blue" and first.dataset == "colours"
     assert first.candidates == ["Step 1: x.\nFinal answer: B", "Final answer: red"]
     assert first.true_false == [True, False]
-    assert second.true_false == [True, True]  # the first run says nothing but its answer
+    assert second.true_false == [True, True]  # the first run gives only its answer
     assert second.image == first.image and (tmp_path / "images" / "3.png").read_bytes() == PNG
 
 
@@ -73,7 +73,7 @@ def test_broken_tables_are_named(benchmark, tmp_path, capsys):
 
 
 def test_an_index_of_two_rows_is_refused(benchmark, tmp_path, capsys):
-    """The later row's image and prediction were those of both."""
+    """Both rows would get the image and the prediction of the later one."""
     flags = ["--image_dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.json")]
     double = write_tsv(tmp_path / "double.tsv", ["index", "prediction"], *[["3", "B"]] * 2)
     assert exchange.main([*benchmark, double, *flags]) == 2
@@ -209,7 +209,7 @@ def test_options_keep_their_letters_and_of_several_images_the_first_counts(tmp_p
     first, second = load_candidates(RecordReader(str(output), str(tmp_path)))
     assert first.question == "Which?\nB. p\nC. q\nD. r" and first.true_false == [True]
     assert second.question == "Which?\nA. p\nC. q" and second.true_false == [True]
-    # An index that is no file name names none.
+    # An index that is not a plain file name does not become one.
     assert len(list(images.iterdir())) == 2 and not list(tmp_path.glob("*.png"))
 
 
@@ -227,7 +227,7 @@ def test_a_benchmark_comes_back_with_its_own_columns(benchmark, tmp_path):
 
 
 def select_first(candidates, tmp_path) -> str:
-    """What a selection writes that took the first candidate of every question."""
+    """The file of a selection that chose the first candidate of every question."""
     samples = load_candidates(RecordReader(str(candidates), str(tmp_path)))
     path = tmp_path / "samples.jsonl"
     lines = [

@@ -155,7 +155,7 @@ def test_methods_by_hand():
     found = pool("xyy", "100", [1, 0.5, 0.5]).accuracies(3)
     assert found["weighted vote"] == 0 and found["mean_log_odds"] == 1
     assert pool("abB", "011", [0, 0, 0]).accuracies(3)["majority"] == 1  # case does not matter
-    # whoever gives no answer has no vote, but can be picked by its score
+    # a candidate without an answer has no vote, but can be picked by its score
     found = pool("--x", "100", [9, 0, 0]).accuracies(3)
     assert found["majority"] == 0 and found["mean_log_odds"] == 1
 
@@ -189,7 +189,7 @@ def test_the_interval_covers_the_mean_and_shrinks():
     assert low < mean < high and error == pytest.approx((0.6 * 0.4 / 400) ** 0.5, rel=0.1)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     runs = np.stack([np.full(400, value) for value in (0.2, 0.8)])
-    _, _, low, high = interval(runs)  # the runs differ: that is uncertainty as well
+    _, _, low, high = interval(runs)  # differences between runs are uncertainty too
     assert low == pytest.approx(0.2) and high == pytest.approx(0.8)
 
 
