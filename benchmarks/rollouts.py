@@ -47,7 +47,7 @@ from reweighting.rollouts.openai_server import Server
 from reweighting.rollouts.reasoner import Query
 from reweighting.rollouts.sampler import Sampler, for_each
 from reweighting.rollouts.schedules import Adaptive, Schedule
-from tests.rollouts.test_rollouts import write_questions
+from tests.rollouts.commands import write_questions
 from tests.support.model_server import model_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -12,19 +12,14 @@ import importlib.util
 import json
 import os
 import random
-import resource
-import signal
 import time
 import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
 
-from reweighting.files import FileError
-from reweighting.rollouts import __main__ as rollouts
 from reweighting.rollouts.completion import MAX_ANSWER_BYTES, MAX_TOKENS, number_of_tokens
 from reweighting.rollouts.journal import Journal
 from reweighting.rollouts.openai_server import Server, retry_after
@@ -38,9 +33,9 @@ from reweighting.rollouts.reasoner import (
 from reweighting.rollouts.sampler import Sampler
 from reweighting.rollouts.scrubbing import INSTEAD, PART, scrubber
 from tests.conftest import REPOSITORY
-from tests.rollouts.test_rollouts import chains, write_questions
+from tests.rollouts.commands import chains, write_questions
 from tests.support.model_server import ECHOED, answer, raw_server
-from tests.support.model_server import response as kept_alive
+from tests.support.model_server import last_response as response
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openai") is None, reason="the openai package is not installed"
@@ -50,10 +45,6 @@ KEY = "sk-proj-Ab3/dE+fGh_iJkLmNoPqRsTuVwXyZ%41234567"
 GOOD = answer(ECHOED)
 TEXT = GOOD["choices"][0]["message"]["content"]
 PIECE = b" " * 2**16
-
-
-def response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
-    return kept_alive(body, status, b"Connection: close\r\n" + more)
 
 
 @pytest.fixture(autouse=True)
@@ -568,103 +559,3 @@ def test_mutated_answers_end_in_a_rollout_or_a_reason(tmp_path):
     journal.close()
     assert len(Journal(tmp_path / "journal.jsonl")) == rolled
     assert 0.1 * count < rolled < 0.9 * count  # neither all nor none
-
-
-# ---- the journal and the outputs
-
-
-def test_a_journal_torn_inside_a_character_loses_that_rollout_only(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for key in "ab":
-        journal.append(key, {"text": f"\u2028\u0085 ü {key}", "tokens_in": 1, "tokens_out": 1})
-    journal.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rindex(b"\xbc")])  # the second byte of ü
-    journal = Journal(path)
-    assert len(journal) == 1 and journal.get("a")["text"] == "\u2028\u0085 ü a"
-    journal.append("b", {"text": "\u2028\u0085 ü b", "tokens_in": 1, "tokens_out": 1})
-    journal.close()
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("line", [b"[]", b'{"key": [], "tokens_in": 1, "tokens_out": 1}', b""])
-def test_a_foreign_line_in_a_journal_is_named(tmp_path, capsys, line):
-    write_questions(tmp_path, 1)
-    (tmp_path / "c.journal.jsonl").write_bytes(
-        b'{"key": "a", "tokens_in": 1, "tokens_out": 1}\n' + line + b'\n{"key": "b"}\n'
-    )
-    assert chains(tmp_path, "http://a/v1", tmp_path / "c.json") == 2
-    assert "c.journal.jsonl: line 2 is " in capsys.readouterr().err
-
-
-def test_an_output_that_cannot_be_written_is_one_line_and_costs_nothing(tmp_path, capsys):
-    write_questions(tmp_path, 2)
-    output, journal = tmp_path / "c.json", tmp_path / "j.jsonl"
-    with raw_server(lambda *_: [response(body())]) as url:
-        output.mkdir()
-        assert chains(tmp_path, url, output, "--journal", str(journal)) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-        assert str(output) in lines[-1]
-    assert len(journal.read_bytes().splitlines()) == 8
-    output.rmdir()
-    assert chains(tmp_path, url, output, "--journal", str(journal)) == 0  # the server is gone
-    assert len(json.loads(output.read_text())) == 2
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """As if the disk were full for every file of this process that grows beyond ``size``."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_ends_a_run_with_one_line_and_costs_nothing(tmp_path, capsys):
-    path = write_questions(tmp_path, 1)
-    record = json.loads(path.read_text()) | {"note": "x" * 100_000}  # kept in the output
-    path.write_text(json.dumps(record))
-    with raw_server(lambda *_: [response(body())]) as url:
-        with files_no_longer_than(50_000):
-            assert chains(tmp_path, url, tmp_path / "c.json") == 2
-        assert "c.json" in capsys.readouterr().err.splitlines()[-1]
-    assert [p.name for p in tmp_path.glob("c.*")] == ["c.journal.jsonl"]
-    assert chains(tmp_path, url, tmp_path / "c.json") == 0  # the server is gone
-
-
-def test_what_a_full_disk_took_of_a_journal_line_is_cut_off_at_once(tmp_path):
-    path, record = tmp_path / "journal.jsonl", {"text": "x" * 50, "tokens_in": 1, "tokens_out": 1}
-    journal = Journal(path)
-    journal.append("a", record)
-    with files_no_longer_than(150), pytest.raises(FileError, match="bytes were written"):
-        journal.append("b", record)
-    journal.append("c", record)  # there is room again
-    journal.close()
-    journal = Journal(path)
-    assert [key in journal for key in "abc"] == [True, False, True]
-    assert journal.get("c")["text"] == "x" * 50
-    journal.close()
-
-
-def test_a_label_needs_nothing_but_the_journal_twice(tmp_path):
-    """What one run loses, the next run samples."""
-    write_questions(tmp_path, 2)
-    fail = iter([True, False] * 50)
-
-    def reply(*_) -> list[bytes]:
-        return [response(b"[]" if next(fail) else body())]
-
-    with raw_server(reply) as url:
-        more = ("--max_retries", "0", "--concurrency", "1")
-        assert chains(tmp_path, url, tmp_path / "c.json", *more) == 0
-        assert (tmp_path / "c.lost.json").exists()
-        for _ in range(6):
-            assert chains(tmp_path, url, tmp_path / "c.json", *more) == 0
-    assert not (tmp_path / "c.lost.json").exists()
-    assert rollouts.main(["select", "--labelled", str(tmp_path / "none"), "--output", "x"]) == 2

@@ -160,10 +160,16 @@ class ModelServer:
 
 
 def response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
+    """A whole HTTP response; ``more`` are further lines of its head."""
     head = (
         f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     )
     return head.encode() + more + b"\r\n" + body
+
+
+def last_response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
+    """As :func:`response`, and says that the connection closes after it."""
+    return response(body, status, b"Connection: close\r\n" + more)
 
 
 def _forward(port: int, body: bytes) -> bytes:
