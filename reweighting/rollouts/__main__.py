@@ -27,17 +27,18 @@ from ..files import FileError, remove, write_records
 from ..records.answers.comparison import unreadable, unreadable_note
 from ..records.samples import (
     DataError,
+    QuestionSample,
     RecordReader,
     describe_candidates,
     load_candidates,
     load_questions,
 )
 from ..terminal import HelpFormatter, Parser, printable, quiet, real, whole
-from .chains import candidates_records, meta_records, sample_chains
+from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner
 from .journal import Journal
-from .labels import count_right, limit_per_domain, prefixes_of, train_records
-from .reasoner import ItemError, MissingReasonerError, ReasonerError
+from .labels import Prefix, count_right, limit_per_domain, prefixes_of, train_records
+from .reasoner import ItemError, MissingReasonerError, Query, ReasonerError
 from .sampler import Item, Result, Sampler, for_each
 from .schedules import Adaptive, Published, Schedule
 
@@ -144,14 +145,11 @@ def make_chains(arguments: argparse.Namespace) -> int:
     samples = load_questions(reader, progress=True)
     _say_left_out(reader)
     questions = reader.read()
-    sampled = asyncio.run(
-        sample_all(
-            arguments,
-            "questions",
-            samples,
-            lambda sampler, sample: sample_chains(sampler, sample, arguments.samples),
-        )
-    )
+
+    def sample_chains(sampler: Sampler, sample: QuestionSample) -> Awaitable:
+        return sampler.rollouts(Query(sample.question, sample.image), range(arguments.samples))
+
+    sampled = asyncio.run(sample_all(arguments, "questions", samples, sample_chains))
     pattern = arguments.step_pattern
     records, lost, notes = candidates_records(samples, sampled, questions, pattern)
     right = [mark for record in records for mark in record["true_false"]]
@@ -199,14 +197,11 @@ def make_labels(arguments: argparse.Namespace) -> int:
         schedule: Schedule = Published(arguments.max_rollouts)
     else:
         schedule = Adaptive(arguments.min_rollouts, arguments.max_rollouts, arguments.tolerance)
-    outcomes = asyncio.run(
-        sample_all(
-            arguments,
-            "prefixes",
-            prefixes,
-            lambda sampler, prefix: count_right(sampler, prefix, schedule),
-        )
-    )
+
+    def label(sampler: Sampler, prefix: Prefix) -> Awaitable:
+        return count_right(sampler, prefix, schedule)
+
+    outcomes = asyncio.run(sample_all(arguments, "prefixes", prefixes, label))
     labelled, counts, lost = [], [], []
     for prefix, outcome in zip(prefixes, outcomes, strict=True):
         if isinstance(outcome, ItemError):

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from ..records.answers.comparison import extract, is_right
 from ..records.samples import QuestionSample, holds_control_token
 from ..records.steps import join, step_starts
-from .reasoner import ItemError, Query, Rollout
-from .sampler import Sampler
+from .reasoner import ItemError, Rollout
 
 
 def usable(response: str, pattern: str | None = None) -> bool:
@@ -19,16 +18,6 @@ def usable(response: str, pattern: str | None = None) -> bool:
         pattern: what starts a step, see :func:`~..records.steps.layout`.
     """
     return bool(step_starts(response, pattern)) and extract(response) != ""
-
-
-async def sample_chains(
-    sampler: Sampler, sample: QuestionSample, count: int
-) -> list[Rollout | ItemError]:
-    """``count`` chains for a question, or for each the reason why it is lost."""
-    try:
-        return await sampler.rollouts(Query(sample.question, sample.image), range(count))
-    except ItemError as error:
-        return [error] * count
 
 
 def candidates_records(

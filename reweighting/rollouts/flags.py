@@ -76,22 +76,20 @@ def make_reasoner(arguments: argparse.Namespace) -> Reasoner:
     instruction = CHAIN_INSTRUCTION
     if arguments.instruction:
         instruction = read_text(arguments.instruction).strip()
-    common = {
-        "instruction": instruction,
-        "temperature": arguments.temperature,
-        "max_tokens": arguments.max_tokens,
-        "max_image_size": arguments.max_image_size,
-    }
+
+    def options(names: str) -> dict[str, Any]:
+        return {name: getattr(arguments, name) for name in names.split()}
+
+    common = options("temperature max_tokens max_image_size")
     if arguments.policy:
         from .local_checkpoint import Policy  # torch and transformers take seconds
 
-        options = {name: getattr(arguments, name) for name in ("batch_size", "device", "precision")}
-        return Policy(arguments.policy, **common, **options)
+        own = options("batch_size device precision")
+        return Policy(arguments.policy, instruction, **common, **own)
     from .openai_server import Server
 
-    names = (
-        *("base_url", "continuation", "request_options", "concurrency", "timeout"),
-        *("max_retries", "requests_per_minute", "tokens_per_minute"),
+    own = options(
+        "base_url continuation request_options concurrency timeout max_retries "
+        "requests_per_minute tokens_per_minute"
     )
-    options = {name: getattr(arguments, name) for name in names}
-    return Server(arguments.model, **common, **options)
+    return Server(arguments.model, instruction, **common, **own)

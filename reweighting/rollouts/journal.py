@@ -39,15 +39,13 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
             os.ftruncate(self._file, self._end)
-        except BlockingIOError as error:
+        except (OSError, FileError) as error:
             self.close()
-            raise FileError(f"{path} is in use by another process") from error
-        except OSError as error:
-            self.close()
+            if isinstance(error, FileError):
+                raise
+            if isinstance(error, BlockingIOError):
+                raise FileError(f"{path} is in use by another process") from error
             raise FileError(f"{path}: {error.strerror or error}") from error
-        except FileError:
-            self.close()
-            raise
 
     def _read(self) -> None:
         """Note the places of all lines except a torn last one."""

@@ -77,17 +77,14 @@ async def count_right(
     query = Query(prefix.sample.question, prefix.sample.image, prefix.text)
     own = schedule.counts_own_chain
     score, times, asked = int(own and prefix.right), int(own), 0
-    try:
-        while more := schedule.wanted(score, times, asked):
-            for rollout in await sampler.rollouts(query, range(asked, asked + more)):
-                if isinstance(rollout, ItemError):
-                    return rollout
-                if schedule.counts(rollout.text, prefix.last):
-                    times += 1
-                    score += is_right(rollout.text, prefix.sample.answer, prefix.choices)
-            asked += more
-    except ItemError as error:
-        return error
+    while more := schedule.wanted(score, times, asked):
+        for rollout in await sampler.rollouts(query, range(asked, asked + more)):
+            if isinstance(rollout, ItemError):
+                return rollout
+            if schedule.counts(rollout.text, prefix.last):
+                times += 1
+                score += is_right(rollout.text, prefix.sample.answer, prefix.choices)
+        asked += more
     return score, times
 
 

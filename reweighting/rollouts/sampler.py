@@ -48,14 +48,16 @@ class Sampler:
         of_query = json.dumps([self._setting, query.question, query.prefix, image.digest])
         return [hashlib.sha256(f"{of_query}/{i}".encode()).hexdigest()[:32] for i in indices]
 
-    async def rollouts(self, query: Query, indices: Iterable[int]) -> list[Rollout | ItemError]:
+    async def rollouts(self, query: Query, indices: Sequence[int]) -> list[Rollout | ItemError]:
         """The rollouts of ``indices``, or for a lost one the reason.
 
         Raises:
-            ItemError: the image cannot be read.
             ReasonerError: no other rollout would succeed either.
         """
-        keys = self.keys(query, indices)
+        try:
+            keys = self.keys(query, indices)
+        except ItemError as error:
+            return [error] * len(indices)
         known = (self.journal, self.lost, self._calls)
         new = [key for key in keys if not any(key in place for place in known)]
         size = self.reasoner.rollouts_per_call
