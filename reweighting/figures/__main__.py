@@ -22,9 +22,10 @@ from ..checkpoints.finding import (
     METRICS_FILE,
     locate,
 )
-from ..files import MEGAPIXELS, FileError, complete_lines, is_number, read_json
+from ..files import FileError, complete_lines, is_number, read_json
+from ..records.flags import MEGAPIXELS
 from ..records.images import allow_megapixels
-from ..records.samples import RecordReader, load_train
+from ..records.reader import RecordReader, load_train
 from ..terminal import Parser
 
 

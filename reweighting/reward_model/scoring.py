@@ -17,7 +17,8 @@ from ..records.samples import (
 )
 from .aggregation import LogOdds
 from .encoder import EncodedPrompts, response_prompts
-from .network import RewardNetwork, autocast
+from .network import RewardNetwork
+from .precision import autocast
 from .prefix_tree import pack
 
 

@@ -25,14 +25,10 @@ from tqdm import tqdm
 from .. import terminal
 from ..files import FileError, remove, write_records
 from ..records.answers.comparison import unreadable, unreadable_note
-from ..records.samples import (
-    DataError,
-    QuestionSample,
-    RecordReader,
-    describe_candidates,
-    load_candidates,
-    load_questions,
-)
+from ..records.chains import describe_candidates
+from ..records.problems import DataError
+from ..records.reader import RecordReader, load_candidates, load_questions
+from ..records.samples import QuestionSample
 from ..terminal import HelpFormatter, Parser, printable, quiet, real, whole
 from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner

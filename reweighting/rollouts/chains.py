@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..records.answers.comparison import extract, is_right
-from ..records.samples import QuestionSample, holds_control_token
+from ..records.samples import QuestionSample
 from ..records.steps import join, step_starts
+from ..records.texts import holds_control_token
 from .reasoner import ItemError, Rollout
 
 

@@ -18,14 +18,11 @@ from .. import terminal
 from ..checkpoints.finding import BASE_DIRECTORY, locate
 from ..checkpoints.fingerprint import fingerprint
 from ..files import DirectoryLock, FileError, unwritable, write_json
+from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
-from ..records.samples import (
-    CandidatesSample,
-    DataError,
-    RecordReader,
-    describe_candidates,
-    load_candidates,
-)
+from ..records.problems import DataError
+from ..records.reader import RecordReader, load_candidates
+from ..records.samples import CandidatesSample
 from ..terminal import Parser, printable, quiet
 from .identity import SAMPLES_FILE, claim, identity
 
@@ -82,10 +79,11 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     weights_path = arguments.weights_path
     if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
-    import torch  # takes seconds: --help and a wrong flag are answered without it
+    # Takes seconds: --help and a wrong path are answered without it.
+    from ..reward_model.precision import unusable
 
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
+    if reason := unusable(arguments.device):
+        parser.error(f"--device {arguments.device}: {reason}")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from reweighting.records.answers.extraction import extract
+from reweighting.records.chains import describe_chains
 from reweighting.records.steps import (
     VERDICT_NAMES,
     Prompt,
     chain_prompts,
-    describe_chains,
     record_prompt,
     split_question,
     split_steps,

@@ -12,7 +12,7 @@ import pytest
 
 from reweighting.exchange import __main__ as exchange
 from reweighting.exchange.vlmevalkit import read_table
-from reweighting.records.samples import RecordReader, load_candidates
+from reweighting.records.reader import RecordReader, load_candidates
 from reweighting.selection import results
 from tests.conftest import REPOSITORY
 
