@@ -5,10 +5,11 @@
     python -m benchmarks.rollouts overhead
     python -m benchmarks.rollouts reasoner
 
-`kills`: labels through a faulty server, killed twice at random (SIGKILL), against an undisturbed
-run. `labels`: error of the accuracy against the demo world's exact one, adaptive against fixed.
-`overhead`: requests per second and memory of the client in front of a server that echoes.
-`reasoner`: the tiny reasoner's labels for a domain of the demo, against the simulated reasoner's.
+`kills`: labels through a faulty server, killed twice at random (SIGKILL), compared with those of an
+undisturbed run. `labels`: error of the accuracy with adaptive and with fixed numbers of rollouts,
+given the demo world's exact accuracies. `overhead`: requests per second and memory of the client,
+with a server that gives a constant answer. `reasoner`: the tiny reasoner's labels for a domain of
+the demo, compared with the simulated reasoner's accuracies.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ from data.world.simulated_reasoner import (
 from reweighting.files import write_records
 from reweighting.rollouts import __main__ as rollouts
 from reweighting.rollouts.journal import Journal
+from reweighting.rollouts.labels import posterior_accuracies
 from reweighting.rollouts.openai_server import Server
-from reweighting.rollouts.reasoner import Prompt
+from reweighting.rollouts.reasoner import Query
 from reweighting.rollouts.sampler import Sampler, for_each
-from reweighting.rollouts.schedules import Adaptive, Schedule, posterior_accuracies
-from tests.rollouts.test_rollouts import write_questions
+from reweighting.rollouts.schedules import Adaptive, Schedule
+from tests.rollouts.commands import write_questions
 from tests.support.model_server import model_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -64,7 +66,7 @@ class Silent:
 
 
 def kills(arguments: argparse.Namespace) -> int:
-    """Exit code 1 if the runs differ."""
+    """Prints what was lost or counted twice; exit code 1 if the runs differ."""
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -128,7 +130,8 @@ State = tuple[Question, tuple, Profile, Trap | None]
 
 
 def demo_prefixes(seed: int, count: int) -> tuple[list[State], list[str]]:
-    """States after every step of chains drawn as those of the demo's training set, and domains."""
+    """The states after every step of chains like those of the demo's training set, and their
+    domains."""
     states, domains = [], []
     for number in range(count):
         domain = DOMAINS[number % len(DOMAINS)]
@@ -143,7 +146,7 @@ def demo_prefixes(seed: int, count: int) -> tuple[list[State], list[str]]:
 
 
 def count(states: list[State], schedule: Schedule, seed: int) -> np.ndarray:
-    """Right ones and all rollouts of every state, ``[prefixes, 2]``."""
+    """Numbers of right rollouts and of all rollouts of every state, ``[prefixes, 2]``."""
     counts = []
     for number, state in enumerate(states):
         rng = stream(seed, "rollouts", number)
@@ -156,7 +159,7 @@ def count(states: list[State], schedule: Schedule, seed: int) -> np.ndarray:
 
 
 def labels(arguments: argparse.Namespace) -> int:
-    """A table: rollouts a prefix, and mean absolute errors of both estimates."""
+    """Prints a table: rollouts per prefix, and mean absolute errors of both estimates."""
     fixed = {f"fixed {n}": Adaptive(n, n, 0.0) for n in (4, 6, 8, 12, 16)}
     adaptive = {f"adaptive, tolerance {t}": Adaptive(4, 16, t) for t in (0.10, 0.11, 0.12, 0.14)}
     found: dict[str, list[list[float]]] = {}
@@ -189,16 +192,16 @@ def labels(arguments: argparse.Namespace) -> int:
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def overhead(arguments: argparse.Namespace) -> int:
-    """Everything a run does for a rollout: name, image, request, retry logic, journal."""
+    """Times everything a run does for a rollout: key, image, request, retry logic, journal."""
     image = str(REPOSITORY / "data" / "images" / "train" / "00000.png")
     with tempfile.TemporaryDirectory() as name, model_server(echo=True) as url:
-        os.sched_setaffinity(0, {0})  # the server was started before and may use the other core
+        os.sched_setaffinity(0, {0})  # the server, started before, may use the other core
         journal = Journal(Path(name) / "journal.jsonl")
         memory = []
 
@@ -207,7 +210,7 @@ def overhead(arguments: argparse.Namespace) -> int:
             sampler = Sampler(server, journal, 1)
 
             async def ask(number: int) -> None:
-                await sampler.rollouts(Prompt(f"Question {number}?", image), [0])
+                await sampler.rollouts(Query(f"Question {number}?", image), [0])
                 if number % (arguments.requests // 10) == 0:
                     memory.append(resident())
 
@@ -216,7 +219,7 @@ def overhead(arguments: argparse.Namespace) -> int:
                 await for_each(numbers, ask, arguments.concurrency, Silent(), str)
                 return time.perf_counter() - start, time.process_time() - used
 
-            await do(range(-500, 0))  # connections are opened, code is warm
+            await do(range(-500, 0))  # opens connections and fills caches
             memory.clear()
             took = await do(range(arguments.requests))
             await server.close()
@@ -228,7 +231,7 @@ def overhead(arguments: argparse.Namespace) -> int:
     print(
         f"{arguments.requests} requests at concurrency {arguments.concurrency}: "
         f"{arguments.requests / seconds:.0f} requests/s, "
-        f"{1000 * used / arguments.requests:.2f} ms of processor time each on the client's one core"
+        f"{1000 * used / arguments.requests:.2f} ms of CPU time each on the client's one core"
     )
     print("memory, MiB, every tenth of the run: " + " ".join(f"{m:.1f}" for m in memory))
     return 0
@@ -238,7 +241,7 @@ def overhead(arguments: argparse.Namespace) -> int:
 
 
 def demo_chains(domain: str, count: int) -> tuple[list[Chain], list[State], list[str]]:
-    """The first chains of a domain of `data/train.json`, their states, and their images."""
+    """The first chains of a domain of `data/train.json`, their states and images."""
     number_of = [d.name for d in DOMAINS].index(domain)
     profile = MIXED.scaled(DOMAINS[number_of].errors)
     chains, states, images = [], [], []
@@ -255,7 +258,7 @@ def demo_chains(domain: str, count: int) -> tuple[list[Chain], list[State], list
 
 
 def reasoner(arguments: argparse.Namespace) -> int:
-    """Labels a domain's prefixes with the tiny reasoner; writes them, compares, prints a table."""
+    """Labels a domain's prefixes with the tiny reasoner, writes them and prints a comparison."""
     chains, states, images = demo_chains(arguments.domain, arguments.questions)
     with tempfile.TemporaryDirectory() as name:
         candidates = Path(name) / "candidates.json"
@@ -312,7 +315,7 @@ def main() -> int:
     part = parts.add_parser("kills")
     part.add_argument("--questions", type=int, default=60)
     part.add_argument("--faults", type=float, default=0.2)
-    part.add_argument("--seed", type=int, default=0, help="of the moments")
+    part.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     part = parts.add_parser("labels")
     part.add_argument("--questions", type=int, default=600, help="with five prefixes each")
     part.add_argument("--seeds", type=int, default=5)

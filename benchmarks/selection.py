@@ -1,9 +1,10 @@
-"""Best-of-N scoring: one forward pass per prefix against one prefix tree a question.
+"""Best-of-N scoring: one forward pass per prefix compared with one prefix tree per question.
 
     python -m benchmarks.selection --questions 40
 
-prints candidates per second, tokens forwarded and peak memory of both, over the same questions of a
-demo set with the tiny model, in turns within one process (memory: in a process each).
+prints candidates per second, tokens forwarded and peak memory of both, for the same questions of a
+demo set and the tiny model. Both run in turns in one process; memory is measured in one process
+each.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def separately(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]
 
 
 def by_trees(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]:
-    """One tree a question, as many questions a forward pass as fit."""
+    """One tree per question, as many questions per forward pass as fit."""
     return [question for batch in score_candidates(model, samples) for question in batch]
 
 
@@ -73,7 +74,7 @@ METHODS = {"one forward per prefix": separately, "prefix trees": by_trees}
 
 
 def memory(arguments, method: str) -> int:
-    """In a process of its own: bytes that scoring adds to a loaded model."""
+    """Bytes that scoring adds to a loaded model; for a process of its own."""
     torch.set_num_threads(arguments.threads)
     model, samples = load(arguments)
     METHODS[method](model, samples[:1])
@@ -112,7 +113,7 @@ def main() -> int:
     print(f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, {arguments.device}, ", end="")
     print(f"{arguments.threads} threads, {candidates} candidates of {arguments.set}; ", end="")
     print(f"largest difference of a score {difference:.1e}")
-    print("\n| | candidates a second | tokens forwarded | memory added, MiB |\n|---|---|---|---|")
+    print("\n| | candidates per second | tokens forwarded | memory added, MiB |\n|---|---|---|---|")
     rates = {name: candidates / statistics.median(values) for name, values in seconds.items()}
     for name in METHODS:
         added = in_a_process(memory, arguments, name)

@@ -245,7 +245,7 @@ def results(rng: random.Random, shop: Workshop, folder: Path) -> Case:
 
 def exchange(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     """Files of other evaluation tools, and our own on the way back."""
-    from reweighting import exchange
+    from reweighting.exchange import __main__ as exchange
 
     output = folder / "out.json"
     kind = rng.randrange(4)

@@ -1,6 +1,6 @@
-"""Finished rollouts on disk, one JSON line each, so that nothing is ever paid for twice.
+"""Finished rollouts on disk, one JSON line each, so that no rollout is paid for twice.
 
-A line is handed to the operating system in one write as soon as its rollout is there: a killed
+A line is handed to the operating system in one write as soon as its rollout has arrived: a killed
 process loses only what was in flight. (A power failure may cost the last seconds; syncing every
 line would cost more than it saves.)
 """
@@ -16,13 +16,13 @@ from ..files import BrokenLine, FileError, json_line, parse_json, read_json_line
 
 
 class Journal:
-    """An append-only file of rollouts by key. Keeps places in memory, not texts.
+    """An append-only file of rollouts by key. Memory holds the places of the lines, not the texts.
 
     Args:
-        path: made if it is not there. A last line torn by a kill is cut off.
+        path: created if it does not exist. A last line that a kill has torn is cut off.
 
     Raises:
-        FileError: another process writes it, or a line in its middle is broken.
+        FileError: another process writes to the file, or a line before the last is broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,22 +39,20 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
             os.ftruncate(self._file, self._end)
-        except BlockingIOError as error:
+        except (OSError, FileError) as error:
             self.close()
-            raise FileError(f"{path} is in use by another process") from error
-        except OSError as error:
-            self.close()
+            if isinstance(error, FileError):
+                raise
+            if isinstance(error, BlockingIOError):
+                raise FileError(f"{path} is in use by another process") from error
             raise FileError(f"{path}: {error.strerror or error}") from error
-        except FileError:
-            self.close()
-            raise
 
     def _read(self) -> None:
-        """Find the places of all lines but a torn last one."""
+        """Note the places of all lines except a torn last one."""
         expected = 1
         try:
             for number, line, record in read_json_lines(self.path):
-                if not line.endswith(b"\n"):  # whole by chance; its end is missing all the same
+                if not line.endswith(b"\n"):  # JSON by chance, but torn all the same
                     break
                 if number != expected:
                     raise FileError(f"{self.path}: line {expected} is blank")
@@ -80,13 +78,13 @@ class Journal:
         """The record of a key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: the journal does not hold the key.
         """
         offset, length = self._places[key]
         return parse_json(os.pread(self._file, length, offset))
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Write a record through to the operating system.
+        """Append a record and hand it to the operating system.
 
         Raises:
             FileError: it could not be written, as on a full disk.
@@ -94,7 +92,7 @@ class Journal:
         line = json_line({"key": key, **record}).encode()
         try:
             written = os.write(self._file, line)
-            if written < len(line):  # what comes next must not go on in the middle of a line
+            if written < len(line):  # the next line must not continue this one
                 os.ftruncate(self._file, self._end)
         except OSError as error:
             raise FileError(f"{self.path}: {error.strerror or error}") from error
@@ -109,5 +107,5 @@ class Journal:
         self.tokens_out += used[1]
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the file, so that another process can use it."""
         os.close(self._file)

@@ -1,8 +1,8 @@
 """A reasoner without a server: rollouts from a Hugging Face checkpoint with batched ``generate``.
 
-All rollouts of a prompt share one prefill: image, question and steps go through the model once, and
-the resulting key-value cache is repeated for every rollout. Each rollout draws from a random stream
-of its own, so what it says does not depend on which others are in the batch.
+All rollouts of a query share one prefill: image, question and steps go through the model once, and
+the resulting key-value cache is repeated for every rollout. Each rollout has its own random
+generator, so its text does not depend on which others are in the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ..reward_model.precision import DTYPES, unusable
-from .reasoner import MissingReasonerError, Prompt, Rollout, prepare_image, user_text
+from .reasoner import MissingReasonerError, Query, Rollout, prepare_image, user_text
 
 
 class Policy:
@@ -32,9 +32,14 @@ class Policy:
 
     Args:
         path: checkpoint directory or hub name.
+        instruction: what follows the question in the user's turn.
         temperature: of the sampling; 0 takes the likeliest token.
         max_tokens: most tokens of a response.
-        batch_size: rollouts of one prompt that are generated together.
+        max_image_size: longest side of an image in pixels.
+        batch_size: rollouts of one query that are generated together.
+
+    Raises:
+        MissingReasonerError: the checkpoint or the device is missing.
     """
 
     def __init__(
@@ -73,29 +78,29 @@ class Policy:
         }
         self._busy = asyncio.Lock()  # one generation at a time
 
-    async def sample(self, prompt: Prompt, seeds: Sequence[int]) -> list[Rollout]:
+    async def sample(self, query: Query, seeds: Sequence[int]) -> list[Rollout]:
         async with self._busy:
-            return await asyncio.to_thread(self._generate, prompt, seeds)
+            return await asyncio.to_thread(self._generate, query, seeds)
 
     async def close(self) -> None:
         pass
 
-    def _inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        """The prompt's tokens and image; a prefix opens the assistant's turn."""
-        text = user_text(prompt.question, self.instruction)
+    def _inputs(self, query: Query) -> dict[str, torch.Tensor]:
+        """The query's tokens and image; a prefix opens the assistant's turn."""
+        text = user_text(query.question, self.instruction)
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         chat = self.processor.apply_chat_template(
             [turn], tokenize=False, add_generation_prompt=True
         )
-        if prompt.prefix:
-            chat += prompt.prefix + "\n"
-        image = Image.open(BytesIO(prepare_image(prompt.image, self.max_image_size).body))
+        if query.prefix:
+            chat += query.prefix + "\n"
+        image = Image.open(BytesIO(prepare_image(query.image, self.max_image_size).body))
         inputs = self.processor(text=[chat], images=[image.convert("RGB")], return_tensors="pt")
         return dict(inputs.to(self.model.device))
 
     @torch.inference_mode()
-    def _generate(self, prompt: Prompt, seeds: Sequence[int]) -> list[Rollout]:
-        inputs = self._inputs(prompt)
+    def _generate(self, query: Query, seeds: Sequence[int]) -> list[Rollout]:
+        inputs = self._inputs(query)
         length = inputs["input_ids"].shape[1]
         cache = DynamicCache(config=self.model.config.get_text_config())
         keep = {self.cache_argument: cache}
@@ -125,9 +130,11 @@ class Policy:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Turns the likeliest token into a sample: argmax of logits / T + Gumbel noise is a draw from
-    softmax(logits / T). One generator a row, on the processor, so that rows do not disturb each
-    other and the device does not matter.
+    """Turns the likeliest token into a sample: argmax(logits / T + Gumbel noise) is a draw from
+    softmax(logits / T).
+
+    Every row has its own generator on the CPU, so that neither the other rows nor the device
+    change what is drawn.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:

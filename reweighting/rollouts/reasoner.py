@@ -1,7 +1,7 @@
-"""What a reasoner is asked, and what it gives back: the part that servers and local models share.
+"""What a reasoner is asked and what it returns, whether it is on a server or a local checkpoint.
 
 A *reasoner* is the model whose chains of thought the reward model will judge. It is asked for whole
-chains, and for *rollouts*: completions of the first i steps of a chain.
+chains and for completions of the first i steps of a chain; both are called *rollouts*.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..records.images import not_too_thin, open_image, source_key, to_pixels
 from ..terminal import printable
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
-# knowledge, reasoning, conclusion) in words of our own.
-INSTRUCTION = """\
+# knowledge, reasoning, conclusion) in our own words.
+CHAIN_INSTRUCTION = """\
 Answer the question about the image. Think in five steps; begin each on a new line with its marker.
 
 Step 1: Say in your own words what is asked.
@@ -42,8 +42,8 @@ Go on right after its last line. Write only what is missing, up to the final ans
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """What is put to the reasoner: a question about an image, perhaps with the steps so far."""
+class Query:
+    """What the reasoner is asked: a question about an image, perhaps with the steps so far."""
 
     question: str
     image: str  # path or URL
@@ -52,53 +52,55 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response (or the rest of one), as it came."""
+    """One sampled response, or the rest of one after a prefix."""
 
     text: str
-    finish_reason: str  # "stop"; "length" when cut off at the limit of tokens
+    finish_reason: str  # "stop", or "length" if it was cut off at the limit of tokens
     tokens_in: int
     tokens_out: int
 
 
 class ItemError(Exception):
-    """This rollout could not be had; others may. The reason is one printable line."""
+    """This rollout is lost; others may succeed. The reason is one printable line."""
 
     def __init__(self, reason: object) -> None:
         super().__init__(printable(reason))
 
 
 class ReasonerError(Exception):
-    """Nothing can be had: wrong key, unknown model, a server that stays dead."""
+    """No rollout will succeed: a wrong key, an unknown model, a server that stays dead."""
 
 
 class MissingReasonerError(Exception):
-    """There is no such reasoner: a package, a checkpoint or a device is missing."""
+    """The reasoner cannot be set up: a package, a checkpoint or a device is missing."""
 
 
 class Reasoner(Protocol):
     """A source of rollouts.
 
-    ``settings`` is everything besides prompt and seed that a response depends on;
-    ``rollouts_per_call`` is how many rollouts of one prompt :meth:`sample` is best given at once.
+    ``settings`` is everything besides query and seed that a response depends on;
+    ``rollouts_per_call`` is how many seeds :meth:`sample` should be given at once.
     """
 
     settings: dict
     rollouts_per_call: int
 
-    async def sample(self, prompt: Prompt, seeds: Sequence[int]) -> list[Rollout]:
-        """One rollout a seed.
+    async def sample(self, query: Query, seeds: Sequence[int]) -> list[Rollout]:
+        """One rollout per seed.
 
         Raises:
             ItemError: these rollouts are lost.
-            ReasonerError: it makes no sense to go on.
+            ReasonerError: no other rollout would succeed either.
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release connections."""
+        ...
 
 
 def user_text(question: str, instruction: str, prefix: str = "") -> str:
-    """The user turn's text: question, instruction and, where given, the steps to go on from."""
+    """The text of the user's turn: question, instruction and, if given, the steps so far."""
     parts = [question, instruction]
     if prefix:
         parts.append(CONTINUATION.format(prefix=prefix))
@@ -107,11 +109,11 @@ def user_text(question: str, instruction: str, prefix: str = "") -> str:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image file as it is sent."""
+    """An image as it is sent to the reasoner."""
 
     body: bytes
     kind: str  # "png" or "jpeg"
-    digest: str
+    digest: str  # SHA-256 of the body
 
     @cached_property
     def data_url(self) -> str:
@@ -119,7 +121,7 @@ class PreparedImage:
 
 
 def prepare_image(source: str, max_size: int) -> PreparedImage:
-    """Shrink an image to ``max_size`` pixels on its longest side and encode it, once.
+    """Shrink an image to at most ``max_size`` pixels on its longest side and encode it once.
 
     JPEG stays JPEG; everything else becomes PNG, which loses nothing. The pixels are those that
     the reward model sees, see :func:`~..records.images.to_pixels`.
@@ -130,8 +132,8 @@ def prepare_image(source: str, max_size: int) -> PreparedImage:
     return _prepare_image(source, source_key(source), max_size)
 
 
-# Work goes on question by question, so few images are in use at a time. ``key`` changes with the
-# file.
+# Questions are worked on in order, so few images are in use at a time. ``key`` changes with the
+# file's content.
 @lru_cache(maxsize=256)
 def _prepare_image(source: str, key: str, max_size: int) -> PreparedImage:
     image = open_image(source)

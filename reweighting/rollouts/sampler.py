@@ -1,4 +1,4 @@
-"""Rollouts by index, each paid for once, and many items worked on side by side."""
+"""Rollouts by index, each sampled only once, and many items worked on concurrently."""
 
 from __future__ import annotations
 
@@ -13,45 +13,57 @@ from tqdm import tqdm
 
 from ..records.images import source_name
 from .journal import Journal
-from .reasoner import ItemError, Prompt, Reasoner, Rollout, prepare_image
+from .reasoner import ItemError, Query, Reasoner, Rollout, prepare_image
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Sampler:
-    """Rollouts by index: from the journal where it has them, else from the reasoner.
+    """Rollouts by index: from the journal if it has them, otherwise from the reasoner.
 
-    A rollout is known by everything it depends on (model, settings, seed, question, image, prefix)
-    and its index, so a journal never answers for another run, and equal prefixes share rollouts.
+    The key of a rollout covers everything it depends on (model, settings, seed, question, image,
+    prefix) and its index. So a journal never answers for another run, and equal prefixes share
+    their rollouts.
     """
 
     def __init__(self, reasoner: Reasoner, journal: Journal, seed: int) -> None:
         self.reasoner = reasoner
         self.journal = journal
-        self.sampled = 0  # rollouts that this run has paid for
+        self.sampled = 0  # rollouts that this run has sampled
         self.lost: dict[str, ItemError] = {}
         self._setting = json.dumps([reasoner.settings, seed], sort_keys=True)
         self._calls: dict[str, asyncio.Task] = {}  # in flight, by key
 
-    def keys(self, prompt: Prompt, indices: Iterable[int]) -> list[str]:
-        """Names of a prompt's rollouts in the journal."""
-        try:
-            image = prepare_image(prompt.image, self.reasoner.settings["max_image_size"])
-        except OSError as error:
-            raise ItemError(f"{source_name(prompt.image)}: {error}") from error
-        of_prompt = json.dumps([self._setting, prompt.question, prompt.prefix, image.digest])
-        return [hashlib.sha256(f"{of_prompt}/{i}".encode()).hexdigest()[:32] for i in indices]
+    def keys(self, query: Query, indices: Iterable[int]) -> list[str]:
+        """The keys of a query's rollouts in the journal.
 
-    async def rollouts(self, prompt: Prompt, indices: Iterable[int]) -> list[Rollout | ItemError]:
-        """The rollouts of ``indices``, or why one is lost."""
-        keys = self.keys(prompt, indices)
+        Raises:
+            ItemError: the image cannot be read.
+        """
+        try:
+            image = prepare_image(query.image, self.reasoner.settings["max_image_size"])
+        except OSError as error:
+            raise ItemError(f"{source_name(query.image)}: {error}") from error
+        of_query = json.dumps([self._setting, query.question, query.prefix, image.digest])
+        return [hashlib.sha256(f"{of_query}/{i}".encode()).hexdigest()[:32] for i in indices]
+
+    async def rollouts(self, query: Query, indices: Sequence[int]) -> list[Rollout | ItemError]:
+        """The rollouts of ``indices``, or for a lost one the reason.
+
+        Raises:
+            ReasonerError: no other rollout would succeed either.
+        """
+        try:
+            keys = self.keys(query, indices)
+        except ItemError as error:
+            return [error] * len(indices)
         known = (self.journal, self.lost, self._calls)
         new = [key for key in keys if not any(key in place for place in known)]
         size = self.reasoner.rollouts_per_call
         for start in range(0, len(new), size):
             together = new[start : start + size]
-            call = asyncio.create_task(self._call(prompt, together))
+            call = asyncio.create_task(self._call(query, together))
             self._calls.update(dict.fromkeys(together, call))
         await asyncio.gather(*{self._calls[key] for key in keys if key in self._calls})
         return [self.lost[key] if key in self.lost else self._recorded(key) for key in keys]
@@ -60,12 +72,12 @@ class Sampler:
         record = self.journal.get(key)
         return Rollout(**{name: record[name] for name in Rollout.__dataclass_fields__})
 
-    async def _call(self, prompt: Prompt, keys: list[str]) -> None:
+    async def _call(self, query: Query, keys: list[str]) -> None:
         try:
-            # 31 bits of the name: the same rollout has the same seed in every run.
-            rollouts = await self.reasoner.sample(prompt, [int(key[:8], 16) >> 1 for key in keys])
+            # 31 bits of the key: the same rollout has the same seed in every run.
+            rollouts = await self.reasoner.sample(query, [int(key[:8], 16) >> 1 for key in keys])
         except ItemError as error:
-            # A new one: to the one that was raised cling request and answer, megabytes perhaps.
+            # A copy: the error itself keeps request and answer in memory, perhaps megabytes.
             self.lost.update(dict.fromkeys(keys, ItemError(error)))
         else:
             for key, rollout in zip(keys, rollouts, strict=True):
@@ -83,10 +95,13 @@ async def for_each(
     bar: tqdm,
     status: Callable[[], str],
 ) -> list[Result]:
-    """``work`` done on all items, at most ``workers`` at a time, begun in order.
+    """The results of ``work`` on all items, begun in order, at most ``workers`` at a time.
 
-    So few are open at any time that memory does not grow with the number of items, and early ones
-    finish early, which the time left is estimated from.
+    Memory does not grow with the number of items, and the first ones finish early, so that the
+    progress bar can estimate the time left.
+
+    Args:
+        status: what the bar shows after each item.
     """
     results: list[Any] = [None] * len(items)
     queue = iter(enumerate(items))

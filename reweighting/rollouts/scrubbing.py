@@ -1,17 +1,19 @@
-"""Keys and passwords, taken out of what others say before it is printed or written."""
+"""Keys and passwords are taken out of what others say before it is printed or written."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import re
 import string
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
-PART = 12  # characters of a secret in a row that must not be seen
-LEVELS = 4  # of escapes within escapes that are looked through
+PART = 12  # consecutive characters of a secret that must not be seen
+LEVELS = 4  # of nested escapes that are resolved in the search
 INSTEAD = "[secret]"
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _BACKSLASHED = re.compile(
@@ -21,15 +23,15 @@ _BACKSLASHED = re.compile(
 
 
 def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
-    """A function that gives a text back without the secrets.
+    """A function that returns a text without the secrets.
 
-    They are found in any case, whole or from :data:`PART` characters on (a server may cut its
-    message), as they are or in base64 or hexadecimal, and behind escapes of URLs, HTML, JSON and
-    Python. A text that holds a secret comes back with its escapes resolved, as a part of the secret
-    may be among them; every other text is left alone.
+    They are found in upper and lower case, whole or any :data:`PART` characters of them (a server
+    may cut its message), as they are or in base64 or hexadecimal, and behind escapes of URLs, HTML,
+    JSON and Python. A text that holds a secret is returned with its escapes resolved, as a part of
+    the secret may be among them; every other text is returned unchanged.
 
-    This is against accidents. A server that wants to can write a key in a form that nobody knows
-    (backwards, with spaces, as words), and nothing here finds that.
+    This protects against accidents only. A server that wants to can write a key backwards, with
+    spaces or as words, and nothing here finds that.
     """
     parts: dict[int, set[str]] = defaultdict(set)  # by length
     halves: dict[int, set[str]] = defaultdict(set)
@@ -42,8 +44,8 @@ def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
         lower, seen = text.translate(_LOWER), bytearray(len(text))
         for size, known in parts.items():
             half = (size + 1) // 2
-            # Wherever a part is, one of these places has half of it. They are few, as most texts
-            # are long and hold nothing.
+            # Wherever a part is, one of these places has half of it. Most texts are long and hold
+            # no secret, so looking at these few places first saves time.
             if any(lower[i : i + half] in halves[size] for i in range(0, len(text), half)):
                 for i in range(len(text) - size + 1):
                     if lower[i : i + size] in known:
@@ -59,18 +61,27 @@ def scrubber(secrets: Iterable[str]) -> Callable[[str], str]:
         for level in _levels(text) if parts else ():
             found = without(level)
             if found != level:
-                scrubbed = found  # the deepest such level shows most, so all of it goes there
+                scrubbed = found  # the deepest such level shows most of the secret
         return scrubbed
 
     return scrub
 
 
+def proxy_passwords() -> Iterator[str]:
+    """Names and passwords in the addresses of the proxies that the environment names."""
+    for address in urllib.request.getproxies().values():
+        with contextlib.suppress(ValueError):
+            parts = urlsplit(address)
+            for secret in filter(None, (parts.username, parts.password)):
+                yield from {secret, unquote(secret)}
+
+
 def _forms(secret: str) -> Iterator[str]:
-    """A secret, and the letters that stand for it alone wherever it is in an encoded text."""
-    yield from _levels(secret)  # what resolving a text's escapes may make of it
+    """A secret and its encodings, as far as they do not depend on the text around it."""
+    yield from _levels(secret)  # what the escapes of a text may be resolved to
     body = secret.encode()
     yield body.hex()
-    for before in range(3):  # bytes before it in the group of three that base64 takes together
+    for before in range(3):  # bytes before it in the group of three that base64 encodes together
         encoded = base64.b64encode(bytes(before) + body).decode()
         letters = encoded[-(-8 * before // 6) : 8 * (before + len(body)) // 6]
         yield letters
@@ -78,7 +89,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _levels(text: str) -> Iterator[str]:
-    """A text, and what comes out when its escapes are resolved again and again."""
+    """A text, and what it becomes as its escapes are resolved again and again."""
     for _ in range(LEVELS):
         yield text
         unescaped = html.unescape(unquote(_BACKSLASHED.sub(_character, text)))

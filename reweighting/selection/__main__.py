@@ -1,48 +1,34 @@
-"""Best-of-N: score every step prefix of every candidate chain and pick one chain a question.
+"""Best-of-N: score every step prefix of every candidate chain and pick one chain per question.
 
     python -m reweighting.selection --weights_path weights/dreamprm \
         --candidates data/test_mix.json --image_root data --output_dir selected
 
 All candidates of a question share image and question, so they go through one prefix tree (see
-:mod:`reweighting.reward_model.prefix_tree`). Results are written as they come: the same command
-goes on where a killed one stopped.
+:mod:`reweighting.reward_model.prefix_tree`). Results are written batch by batch: after a kill, the
+same command continues where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from .. import terminal
 from ..checkpoints.finding import BASE_DIRECTORY, locate
-from ..checkpoints.fingerprint import file_fingerprint, fingerprint
-from ..checkpoints.opening import saved_head
-from ..files import (
-    DirectoryLock,
-    FileError,
-    read_json,
-    unwritable,
-    write_json,
-)
+from ..checkpoints.fingerprint import fingerprint
+from ..files import DirectoryLock, FileError, unwritable, write_json
 from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
 from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates
 from ..records.samples import CandidatesSample
-from ..reward_model.aggregation import AGGREGATIONS
-from ..reward_model.model import RewardModel
-from ..reward_model.precision import unusable
 from ..terminal import Parser, printable, quiet
-from .results import remarks, results, run, table
+from .identity import SAMPLES_FILE, claim, identity
 
-SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
-IDENTITY_FILE = "run.json"  # what a set's results belong to
+# Those of reward_model.aggregation, which takes seconds to import: --help needs only their names.
+AGGREGATION_NAMES = ("mean_log_odds", "sum_log_odds", "mean", "min", "max", "product", "last")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,8 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights_path", required=True, type=Path, help="directory of a training run")
     add("--candidates", required=True, nargs="+", type=Path, help="files of candidates records")
     add("--output_dir", required=True, type=Path, help="where samples and results go")
-    add("--aggregation", nargs="+", choices=list(AGGREGATIONS), 
-        default=["mean_log_odds", "last"],
+    add("--aggregation", nargs="+", choices=AGGREGATION_NAMES, default=["mean_log_odds", "last"],
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
     add_record_flags(add)
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
@@ -71,71 +56,71 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     quiet()
+    _check(parser, arguments)
+    try:
+        sets = _load_sets(arguments)
+        model_fingerprint = fingerprint(arguments.weights_path)
+        with DirectoryLock(arguments.output_dir):
+            for path in arguments.candidates:
+                wanted = identity(arguments, path, sets[path.stem], model_fingerprint)
+                claim(arguments.output_dir / path.stem, wanted)
+            _score_sets(arguments, sets)
+            return 0
+    except (DataError, FileError) as error:
+        terminal.error(error)
+    except OSError as error:  # such as a full disk
+        where = f"{error.filename}: " if error.filename else f"{arguments.output_dir}: "
+        terminal.error(f"{where}{error.strerror or error}; the same command goes on from here")
+    return 2
+
+
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End the program if a flag is unusable."""
     weights_path = arguments.weights_path
     if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
+    # Takes seconds: --help and a wrong path are answered without it.
+    from ..reward_model.precision import unusable
+
     if reason := unusable(arguments.device):
         parser.error(f"--device {arguments.device}: {reason}")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):
         parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
-    try:
-        if arguments.step_pattern is None:
-            arguments.step_pattern = saved_head(weights_path).get("step_pattern")
-        sets = {}
-        for path in arguments.candidates:
-            reader = RecordReader.of(arguments, path)
-            sets[path.stem] = load_candidates(reader, progress=True)
-            if note := reader.left_out():
-                terminal.warning(note)
-            summary = describe_candidates(sets[path.stem], arguments.step_pattern)
-            print(f"{printable(path)}: {summary}")
-        model_fingerprint = fingerprint(weights_path)
-        with DirectoryLock(arguments.output_dir):
-            return _select(arguments, sets, model_fingerprint)
-    except (DataError, FileError) as error:
-        terminal.error(error)
-    except OSError as error:  # such as a disk that is full
-        where = f"{error.filename}: " if error.filename else f"{arguments.output_dir}: "
-        terminal.error(f"{where}{error.strerror or error}; the same command goes on from here")
-    return 2
 
 
-def _select(
-    arguments: argparse.Namespace, sets: dict[str, list[CandidatesSample]], model_fingerprint: str
-) -> int:
-    """Score and choose in an output directory that is ours; returns the exit code."""
+def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample]]:
+    """The questions of every file, by the file's name without ending.
+
+    Without ``--step_pattern`` the one that the model was trained with is used.
+    """
+    from ..checkpoints.opening import saved_head
+
+    if arguments.step_pattern is None:
+        arguments.step_pattern = saved_head(arguments.weights_path).get("step_pattern")
+    sets = {}
     for path in arguments.candidates:
-        folder = arguments.output_dir / path.stem
-        identity = _identity(arguments, path, sets[path.stem], model_fingerprint)
-        known = folder / IDENTITY_FILE
-        before = _read_identity(known)
-        if before is not None and before != identity:
-            differing = sorted(
-                name
-                for name in before.keys() | identity.keys()
-                if before.get(name) != identity.get(name)
-            )
-            terminal.error(
-                f"{folder} holds results of another model, file or setting "
-                f"({printable(', '.join(differing))}); choose another --output_dir"
-            )
-            return 2
-        if before is None and (folder / SAMPLES_FILE).exists():
-            terminal.error(
-                f"{folder / SAMPLES_FILE} is there, but not {IDENTITY_FILE}, which says what it "
-                "belongs to; choose another --output_dir"
-            )
-            return 2
-        write_json(known, identity)
+        reader = RecordReader.of(arguments, path)
+        sets[path.stem] = load_candidates(reader, progress=True)
+        if note := reader.left_out():
+            terminal.warning(note)
+        summary = describe_candidates(sets[path.stem], arguments.step_pattern)
+        print(f"{printable(path)}: {summary}")
+    return sets
+
+
+def _score_sets(arguments: argparse.Namespace, sets: dict[str, list[CandidatesSample]]) -> None:
+    """Score and choose in all sets; write and print the accuracies."""
+    from ..reward_model import RewardModel
+    from .results import accuracies, format_table, score_questions, table_notes
 
     model = RewardModel.from_pretrained(
         arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
     ).eval()
-    by_set, lines_of_set = {}, {}
+    by_set, lines_by_set = {}, {}
     for name, samples in sets.items():
-        lines = lines_of_set[name] = run(
+        lines = lines_by_set[name] = score_questions(
             model,
             samples,
             arguments.output_dir / name / SAMPLES_FILE,
@@ -144,63 +129,16 @@ def _select(
             arguments.precision,
             title=name,
         )
-        if found := results(lines):
+        if found := accuracies(lines):
             by_set[name] = found
     write_json(arguments.output_dir / RESULTS_FILE, by_set)
     if by_set:
-        print(table(by_set))
-    for line in remarks(lines_of_set):
-        print(line)
+        print(format_table(by_set))
+    for note in table_notes(lines_by_set):
+        print(note)
     for name in sets:
         unknown = "" if name in by_set else " (no right and wrong is known: there is no table)"
         print(f"choices: {arguments.output_dir / name / SAMPLES_FILE}{unknown}")
-    return 0
-
-
-def _read_identity(path: Path) -> dict | None:
-    """What results belong to; None if there is no such file, or an empty one of an old version."""
-    if not path.exists() or not path.stat().st_size:
-        return None
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise FileError(f"{path}: describes no results; choose another --output_dir")
-    return value
-
-
-# Where things are says nothing about what they are: the files' contents do.
-_PLACES = {"weights_path", "candidates", "output_dir", "image_root", "allow_external_images"}
-
-
-def _identity(
-    arguments: argparse.Namespace,
-    path: Path,
-    samples: Sequence[CandidatesSample],
-    model_fingerprint: str,
-) -> dict:
-    """What must be the same for results to be continued: every weight, image and setting.
-
-    Images are known by their size and by blocks spread over them, as compressed pictures that
-    differ do so nearly everywhere; thousands take well below a second.
-    """
-    images = hashlib.sha256()
-    known: dict[str, str] = {}
-    for sample in samples:
-        image = str(sample.image)
-        if image not in known:
-            # An image that is no file of ours is known by its address.
-            known[image] = file_fingerprint(image) if os.path.isfile(image) else image
-        images.update(f"{sample.record} {known[image]}\n".encode())
-    settings = {
-        name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
-    }
-    settings["device"] = arguments.device.split(":")[0]  # which of several cards does not matter
-    identity = {
-        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "weights": model_fingerprint,
-        "images": images.hexdigest(),
-        **settings,
-    }
-    return json.loads(json.dumps(identity, default=str))  # as it is read again
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""From step scores to a choice among N candidates, and what choosing is worth.
+"""Methods of choosing among N candidates, and the accuracy of their choices.
 
-Every method sees the same pool of candidates. Accuracies at N are averages over the subsets of size
-N of the pool, all of them where there are few, so that no lucky subset is ever picked.
+Every method sees the same pool of candidates. The accuracy at N is an average over subsets of N
+candidates of the pool (all subsets if there are few), so that it does not depend on a lucky one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ..records.answers.comparison import parties
 from ..records.answers.extraction import extract
 from ..reward_model.aggregation import LogOdds, aggregate
 
-SUBSETS = 200  # at least, where not all are looked at
+SUBSETS = 200  # drawn at random if there are more
 RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass
 class Pool:
-    """The candidates of one question as choosing sees them.
+    """The candidates of one question, as the methods of choosing see them.
 
     Args:
-        parties: which candidates give the same final answer ``[n]``: equal numbers for the same,
-            by the comparison that decides truth; -1 where no answer can be read.
+        parties: equal numbers for candidates with the same final answer ``[n]``, by the comparison
+            that also decides what is right; -1 where no answer can be read.
         right: whether a candidate is right, ``[n]``.
         scores: aggregated scores ``[n]`` by aggregation.
-        probability: of being right, ``[n]``: the sigmoid of the mean log-odds; weighs votes.
+        probability: of being right, ``[n]``: the sigmoid of the mean log-odds; weights the votes.
     """
 
     parties: np.ndarray
@@ -49,7 +49,7 @@ class Pool:
         aggregations: Sequence[str],
         choices: Sequence[str] | None = None,
     ) -> Pool:
-        """From responses, their truth and the log-odds of their prefixes.
+        """The pool of responses, whether they are right, and the log-odds of their prefixes.
 
         Args:
             choices: texts of the question's options, if it has any.
@@ -63,7 +63,12 @@ class Pool:
         )
 
     def accuracies(self, size: int) -> dict[str, float]:
-        """Share of subsets of ``size`` candidates from which each method picks a right one."""
+        """The share of subsets of ``size`` candidates from which a method picks a right one.
+
+        Returns:
+            The share by method: ``one sample``, ``majority``, ``weighted vote``, the aggregations,
+            ``oracle``.
+        """
         chosen = subsets(len(self.right), min(size, len(self.right)))  # [subsets, size]
         right = self.right[chosen]
         party = self.parties[chosen]
@@ -82,7 +87,10 @@ class Pool:
 
 @cache
 def subsets(pool: int, size: int) -> np.ndarray:
-    """Subsets of ``size`` of ``pool`` candidates, in order: all, or :data:`SUBSETS` random ones."""
+    """Subsets of ``size`` of ``pool`` candidates, ``[subsets, size]``, the candidates in order.
+
+    All subsets, or :data:`SUBSETS` random ones if there are more.
+    """
     if math.comb(pool, size) <= SUBSETS:
         return np.array(list(itertools.combinations(range(pool), size)))
     rng = np.random.default_rng(0)
@@ -100,8 +108,11 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
     """Mean over questions, its standard error, and its 95 % bootstrap interval.
 
     Args:
-        values: of every question, ``[questions]``, or of several runs, ``[runs, questions]``; both
-            runs and questions are drawn anew, the same questions for every run.
+        values: of every question, ``[questions]``, or of several runs, ``[runs, questions]``. The
+            bootstrap draws runs and questions, the same questions for every run.
+
+    Returns:
+        Mean, standard error, and the lower and upper end of the interval.
     """
     table = np.atleast_2d(values)
     rng = np.random.default_rng(0)
@@ -117,7 +128,11 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
 def evaluate(
     pools: Sequence[Pool], at: Sequence[int] | None = None
 ) -> dict[str, dict[int, np.ndarray]]:
-    """Accuracy of every method at every N (of ``at``, or of :func:`sizes`), a value a question."""
+    """Accuracy of every method at every N, one value per question: {method: {N: ``[questions]``}}.
+
+    Args:
+        at: the values of N; by default those of :func:`sizes`.
+    """
     found: dict[str, dict[int, np.ndarray]] = {}
     for size in at or sizes(max(len(pool.right) for pool in pools)):
         by_question = [pool.accuracies(size) for pool in pools]

@@ -1,4 +1,4 @@
-"""What a selection writes, a line a question, and the tables that are made of the lines."""
+"""What a selection writes: a line per question, and the accuracies and tables from the lines."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..files import (
-    FileError,
-    complete_lines,
-    is_number,
-    json_line,
-    replacing,
-)
+from ..files import FileError, complete_lines, is_number, json_line, replacing
 from ..records.answers.comparison import unreadable, unreadable_note
-from ..records.samples import (
-    CandidatesSample,
-)
+from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds, aggregate, select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
 from .best_of_n import Pool, evaluate, interval
 
 
-def run(
+def score_questions(
     model: RewardModel,
     samples: list[CandidatesSample],
     path: Path,
@@ -34,10 +26,20 @@ def run(
     precision: str,
     title: str = "",
 ) -> list[dict]:
-    """Score ``samples`` and write one JSON line a question to ``path``, going on where it ends.
+    """Score the candidates of all questions and choose among them, continuing where ``path`` ends.
 
-    Lines are kept by whole batches: what a question is packed with can change its last digits, and
-    a resumed run is to write the same file as an undisturbed one.
+    Only whole batches are continued: the questions that share a forward pass can change each
+    other's last digits, and a resumed run must write the same file as an undisturbed one.
+
+    Args:
+        path: gets one JSON line per question.
+        title: of the progress bar.
+
+    Returns:
+        All lines of the file.
+
+    Raises:
+        FileError: ``path`` holds a line that is not what was written for its question.
     """
     lines = _complete_batches(path, samples)
     with replacing(path) as file:
@@ -53,7 +55,7 @@ def run(
             new = []
             for log_odds in batch:
                 sample = samples[len(lines) + len(new)]
-                line = _line(sample, log_odds, aggregations)
+                line = line_of(sample, log_odds, aggregations)
                 new.append({"batch": [batch_number, len(batch)], **line})
             file.write("".join(map(json_line, new)))
             file.flush()
@@ -63,7 +65,8 @@ def run(
     return lines
 
 
-def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[str]) -> dict:
+def line_of(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[str]) -> dict:
+    """What is written about a question: the record, the scores, and the choices by aggregation."""
     chosen = {name: select(log_odds, name) for name in aggregations}
     line = {
         "record": sample.record,
@@ -73,7 +76,7 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
         "candidates": sample.candidates,
         "step_log_odds": log_odds,
         "step_scores": [torch.sigmoid(torch.tensor(z)).tolist() for z in log_odds],
-        # Not JSON: the -inf of a candidate without steps
+        # The -inf of a candidate without steps is not JSON.
         "aggregates": {
             name: [aggregate(z, name) if z else None for z in log_odds] for name in aggregations
         },
@@ -90,7 +93,7 @@ def _line(sample: CandidatesSample, log_odds: LogOdds, aggregations: Sequence[st
 
 
 def _is_line_of(line: object, sample: CandidatesSample) -> bool:
-    """Whether ``line`` has what later lines and the table are made from, for this question."""
+    """Whether a line belongs to a question and has what further lines and the table need."""
     if not isinstance(line, dict):
         return False
     batch, log_odds, chosen = (line.get(name) for name in ("batch", "step_log_odds", "chosen"))
@@ -110,7 +113,7 @@ def _is_line_of(line: object, sample: CandidatesSample) -> bool:
 
 
 def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
-    """The lines of whole batches that are there already.
+    """The lines of all whole batches in ``path``.
 
     Raises:
         FileError: a line is not what was written for its question.
@@ -127,12 +130,14 @@ def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[d
     return lines
 
 
-def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """What choosing is worth where right and wrong are known: {method: {N: numbers}}.
+def accuracies(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """Accuracy of every method at every N, over the questions whose candidates are known to be
+    right or wrong: {method: {N: numbers}}.
 
     ``one sample`` is the expected accuracy of one candidate, ``oracle`` that of a perfect judge,
-    ``last`` that of the model used as an outcome reward model. Numbers are the accuracy over all
-    subsets of N candidates, its standard error over questions and its 95 % bootstrap interval.
+    ``last`` that of the model used as an outcome reward model. The numbers are the mean accuracy
+    over subsets of N candidates, its standard error over questions, its 95 % bootstrap interval and
+    the number of questions.
     """
     pools = [
         Pool.of(
@@ -157,10 +162,10 @@ def results(lines: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def remarks(lines_of_set: dict[str, list[dict]]) -> list[str]:
-    """What a table does not show: questions left out, candidates without a readable answer."""
+def table_notes(lines_by_set: dict[str, list[dict]]) -> list[str]:
+    """What the table does not show: questions left out, candidates without a readable answer."""
     found = []
-    for name, lines in lines_of_set.items():
+    for name, lines in lines_by_set.items():
         known = sum("true_false" in line for line in lines)
         if 0 < known < len(lines):
             found.append(
@@ -176,8 +181,9 @@ def remarks(lines_of_set: dict[str, list[dict]]) -> list[str]:
     return found
 
 
-def table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
-    """Accuracies in per cent with standard errors: a block a set, a row a method, N across."""
+def format_table(by_set: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
+    """Accuracies in per cent with standard errors: a block per set, a row per method, a column per
+    N."""
     rows = []
     for name, methods in by_set.items():
         numbers = list(next(iter(methods.values())))

@@ -11,7 +11,7 @@ import main
 from reweighting.records.reader import RecordReader, load_meta
 from reweighting.records.steps import MAX_STEPS
 from reweighting.reward_model import RewardModel
-from reweighting.rollouts import __main__ as rollouts
+from reweighting.rollouts import chains as rollouts
 from reweighting.selection import __main__ as selection
 from reweighting.training import arguments
 from tests.conftest import command

@@ -1,192 +1,33 @@
-"""Chains and Monte-Carlo labels: schedules, journal, faults, kills, a real server, a checkpoint."""
+"""The commands of rollouts: what is sent, faults, kills, refusals, a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.util
 import json
 import random
 import subprocess
 import sys
 import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from benchmarks import own_benchmark
 from benchmarks.own_benchmark import commands
 from data.make_questions import write_questions as make_questions
-from reweighting.files import FileError
 from reweighting.records.reader import RecordReader, load_candidates, load_meta, load_train
 from reweighting.records.steps import split_steps
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.journal import Journal
-from reweighting.rollouts.openai_server import Pace, Server, _retry_after
-from reweighting.rollouts.reasoner import Prompt, prepare_image
-from reweighting.rollouts.schedules import (
-    Adaptive,
-    Published,
-    half_width,
-    posterior_accuracies,
-    select_prefixes,
-)
+from reweighting.rollouts.openai_server import Pace, Server, retry_after
+from reweighting.rollouts.reasoner import Query, prepare_image
 from tests.conftest import REPOSITORY
+from tests.rollouts.commands import chains, label_command, needs_openai, write_questions
 from tests.support.model_server import free_port, model_server, running
 
 REASONER = REPOSITORY / "weights" / "tiny-reasoner"
-INSTRUCTION = REASONER / "instruction.txt"
-needs_openai = pytest.mark.skipif(
-    importlib.util.find_spec("openai") is None, reason="the openai package is not installed"
-)
-
-
-def write_questions(folder: Path, count: int, *special: str) -> Path:
-    """Questions of all difficulties for the model server, and ``special`` ones at the end."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0)
-    texts = [f"[{(0, 30, 60, 90, 100)[n % 5]}] Which colour has thing {n}?" for n in range(count)]
-    lines = []
-    for number, text in enumerate([*texts, *special]):
-        image = f"images/{number % 5}.png"
-        picture = pixels.integers(0, 255, (28, 28, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / image)
-        record = {"id": f"q{number}", "question": text, "image_path": image}
-        record |= {"answer": "red", "dataset": ("chart", "map")[number % 2]}
-        lines.append(json.dumps(record) + "\n")
-    path = folder / "questions.jsonl"
-    path.write_text("".join(lines))
-    return path
-
-
-def flags(folder: Path, url: str, *more: str) -> list[str]:
-    return [
-        *("--image_root", str(folder), "--model", "rule", "--base_url", url),
-        *("--concurrency", "16", "--timeout", "1", *more),
-    ]
-
-
-def chains(folder: Path, url: str, output: Path, *more: str) -> int:
-    questions = folder / "questions.jsonl"
-    meta = ("--meta_output", str(output.with_name("meta.json")))
-    command = ["chains", "--questions", str(questions), "--output", str(output), *meta]
-    return rollouts.main([*command, *flags(folder, url, "--samples", "4", *more)])
-
-
-def label_command(folder: Path, url: str, candidates: Path, output: Path, *more: str) -> list[str]:
-    command = ["label", "--candidates", str(candidates), "--output", str(output)]
-    return [*command, *flags(folder, url, *more)]
-
-
-# ---- when to stop, what is kept
-
-
-def test_adaptive_rounds_stop_where_one_by_one_would():
-    rng = random.Random(0)
-    for _ in range(300):
-        schedule = Adaptive(rng.randint(1, 6), rng.randint(6, 40), rng.choice([0.05, 0.1, 0.15]))
-        outcomes = [rng.random() < rng.choice([0.02, 0.3, 0.95]) for _ in range(40)]
-        single = next(n for n in range(1, 41) if schedule.enough(sum(outcomes[:n]), n))
-        times = 0
-        while more := schedule.wanted(sum(outcomes[:times]), times, times):
-            times += more
-        assert times == single
-
-
-def test_half_width_is_the_deviation_of_the_posterior():
-    draws = np.random.default_rng(0).beta(3.5, 5.5, 200_000)
-    assert half_width(3, 8) == pytest.approx(draws.std(), rel=0.01)
-    assert half_width(0, 5) < Adaptive().tolerance < half_width(8, 15)
-
-
-def test_published_rule_by_hand():
-    rule = Published(max_rollouts=10)
-    # the own chain is the first one: three more, and all ten where they are mixed
-    assert [rule.wanted(score, 1, 0) for score in (0, 1)] == [3, 3]
-    assert rule.wanted(4, 4, 3) == rule.wanted(0, 4, 3) == 0
-    assert rule.wanted(1, 4, 3) == 6
-    assert rule.wanted(2, 3, 9) == 0  # one short completion did not count, but was asked for
-    assert not rule.counts("too short", last_step=False)
-    assert rule.counts("Final answer: B", last_step=True)
-
-
-def test_posterior_accuracies_are_closer_to_the_truth():
-    rng = np.random.default_rng(0)
-    truth = rng.choice([0.05, 0.2, 0.8, 0.95], 600)
-    times = rng.choice([4, 8, 16], 600)
-    scores = rng.binomial(times, truth)
-    found = np.array(posterior_accuracies(scores, times))
-    assert abs(found - truth).mean() < 0.85 * abs(scores / times - truth).mean()
-    order = np.argsort(scores[times == 8])
-    assert (np.diff(found[times == 8][order]) >= 0).all()
-
-
-def test_selection_takes_fractions_first_then_balances():
-    def record(domain: str, score: int, times: int = 8) -> dict:
-        return {"dataset": domain, "score": score, "times": times, "accuracy": score / times}
-
-    a = [record("a", s) for s in (0, 8, 3, 8, 8, 5, 0, 8, 8)]
-    b = [record("b", s) for s in (8, 8, 0)]
-    kept = select_prefixes(a + b, 6, seed=0)
-    scores = [r["score"] for r in kept if r["dataset"] == "a"]
-    assert sorted(scores) == [0, 0, 3, 5, 8, 8]
-    assert [r["score"] for r in kept if r["dataset"] == "b"] == [8, 8, 0]
-    assert kept == [r for r in a + b if any(r is k for k in kept)]  # order of the file
-    assert select_prefixes(a + b, 6, seed=0) == kept
-    few = select_prefixes(a, 1, seed=0)
-    assert [0 < r["accuracy"] < 1 for r in few] == [True]
-
-
-def test_meta_set_cannot_be_told_by_its_form():
-    def chain(length: int, answer: str, steps: bool = True) -> str:
-        opening = "Step 1: " if steps else ""
-        return f"{opening}{'x' * length}\nFinal answer: {answer}"
-
-    candidates = [chain(50, "red"), chain(10, "blue"), chain(45, "blue"), chain(9, "b", False)]
-    record = {"question": "Q", "image_path": "i.png", "dataset": "d", "candidates": candidates}
-    pure = {**record, "candidates": candidates[:1], "true_false": [True]}
-    record["true_false"] = [True, False, False, False]
-    meta = rollouts.meta_records([record, pure, record])
-    assert [m["true_false"] for m in meta] == [False, True, True, False]
-    assert meta[0]["input"] == f"Q\n\n{candidates[2]}"  # the most alike in length
-    assert meta[1]["input"] == f"Q\n\n{candidates[0]}"
-
-
-# ---- journal
-
-
-def test_journal_survives_a_torn_line(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for key in "ab":
-        journal.append(key, {"text": key * 3, "tokens_in": 5, "tokens_out": 2})
-    journal.close()
-    whole = path.read_bytes()
-    for cut in (1, 10, 30):
-        path.write_bytes(whole[:-cut])
-        journal = Journal(path)
-        assert len(journal) == 1 and "b" not in journal and journal.tokens_in == 5
-        journal.append("b", {"text": "bbb", "tokens_in": 5, "tokens_out": 2})
-        assert journal.get("a")["text"] == "aaa" and journal.get("b")["text"] == "bbb"
-        journal.close()
-        assert path.read_bytes() == whole
-
-
-def test_journal_refuses_a_broken_middle_and_a_second_writer(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"key": "a", "tokens_in": 1, "tokens_out": 1}\nrubbish\n')
-    with pytest.raises(FileError, match="line 2: not JSON"):
-        Journal(path)
-    path.unlink()
-    first = Journal(path)
-    with pytest.raises(FileError, match=r"journal\.jsonl is in use by another process"):
-        Journal(path)
-    first.close()
-    Journal(path).close()
 
 
 # ---- what is sent
@@ -224,10 +65,10 @@ def test_pace_holds_requests_and_tokens_to_their_rates():
 
 
 def test_retry_after_is_a_number_or_a_date():
-    assert _retry_after({"retry-after": "1.5"}) == 1.5
-    assert _retry_after({}) == 0
-    assert _retry_after({"retry-after": "soon"}) == 0
-    assert _retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) < 0
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert retry_after({}) == 0
+    assert retry_after({"retry-after": "soon"}) == 0
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) < 0
 
 
 # ---- a server that answers by rule
@@ -303,7 +144,7 @@ def test_the_same_journal_gives_the_same_file_and_costs_nothing(tmp_path, capsys
     first = labelled.read_bytes()
     journal = tmp_path / "labelled.journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
-    random.Random(0).shuffle(lines)  # as if they had come in another order
+    random.Random(0).shuffle(lines)  # as if they had arrived in another order
     journal.write_text("".join(lines))
     labelled.unlink()
     capsys.readouterr()
@@ -402,7 +243,7 @@ def test_a_server_that_comes_back_is_waited_for():
 
     async def ask() -> str:
         try:
-            late = asyncio.create_task(server.sample(Prompt("[100] Why?", image), [1]))
+            late = asyncio.create_task(server.sample(Query("[100] Why?", image), [1]))
             await asyncio.sleep(1)
             command = [sys.executable, "-m", "tests.support.model_server", "--port", str(port)]
             with running(command, port):
@@ -445,72 +286,12 @@ def test_a_missing_package_or_checkpoint_is_said_plainly(tmp_path, capsys, monke
     assert "--policy" in capsys.readouterr().err
 
 
-# ---- a local checkpoint
-
-
-@pytest.fixture(scope="module")
-def policy():
-    from reweighting.rollouts.local_checkpoint import Policy
-
-    instruction = INSTRUCTION.read_text().strip()
-    return Policy(REASONER, instruction, max_tokens=120, precision="fp32")
-
-
-@pytest.fixture(scope="module")
-def demo_questions(tmp_path_factory) -> Path:
-    """A file of questions of the demo world."""
-    return make_questions(tmp_path_factory.mktemp("demo"), "policy", 2)
-
-
-def prompt_of(questions: Path, number: int, prefix: str = "") -> Prompt:
-    record = json.loads(questions.read_text().splitlines()[number])
-    return Prompt(record["question"], str(questions.parent / record["image_path"]), prefix)
-
-
-def sample(policy, prompt: Prompt, seeds) -> list:
-    return asyncio.run(policy.sample(prompt, seeds))
-
-
-def test_shared_prefill_gives_what_a_plain_forward_gives(policy, demo_questions):
-    prompt = prompt_of(demo_questions, 0, "Step 1: the question asks for the colour.")
-    policy.temperature, temperature = 0.0, policy.temperature
-    try:
-        ours = sample(policy, prompt, [1, 2])
-    finally:
-        policy.temperature = temperature
-    inputs = policy._inputs(prompt)
-    plain = policy.model.generate(**inputs, do_sample=False, max_new_tokens=120)
-    theirs = policy._rollout(plain[0, inputs["input_ids"].shape[1] :].tolist(), 0).text
-    assert ours[0].text == ours[1].text == theirs
-    assert ours[0].finish_reason == "stop" and "Final answer:" in theirs
-
-
-def test_a_rollout_depends_on_its_seed_alone(policy, demo_questions):
-    prompt = prompt_of(demo_questions, 1)
-    together = [rollout.text for rollout in sample(policy, prompt, range(6))]
-    assert len(set(together)) > 1
-    assert [sample(policy, prompt, [seed])[0].text for seed in (4, 2)] == [
-        together[4],
-        together[2],
-    ]
-
-
-def test_samples_follow_the_models_probabilities(policy, demo_questions):
-    """The first word after a prefix that leaves two: their shares against the softmax."""
-    from reweighting.rollouts.local_checkpoint import GumbelNoise
-
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
-    drawn = GumbelNoise(range(4000), 0.7)(torch.zeros(4000, 1), logits).argmax(-1)
-    shares = torch.bincount(drawn, minlength=4) / 4000
-    assert shares.tolist() == pytest.approx(torch.softmax(logits[0] / 0.7, 0).tolist(), abs=0.03)
-
-
-# ---- a real server, the whole chain
+# ---- all commands with a real server
 
 
 @needs_openai
 def test_the_whole_chain_through_transformers_serve(tmp_path):
-    """The documented commands, small, with a faulty proxy before the server."""
+    """The documented commands on little data, with a faulty proxy in front of the server."""
     pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
     pytest.importorskip("uvicorn", reason="transformers[serving] is not installed")
     port = free_port()

@@ -1,4 +1,4 @@
-"""What a faulty or lying server says: a rollout or a reason of one line, and the key nowhere."""
+"""Answers of faulty or lying servers: each a rollout or a reason of one line, without the key."""
 
 from __future__ import annotations
 
@@ -12,40 +12,30 @@ import importlib.util
 import json
 import os
 import random
-import resource
-import signal
 import time
 import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from urllib.parse import quote
 
 import pytest
 
-from reweighting.files import FileError
-from reweighting.rollouts import __main__ as rollouts
+from reweighting.rollouts.completion import MAX_ANSWER_BYTES, MAX_TOKENS, number_of_tokens
 from reweighting.rollouts.journal import Journal
-from reweighting.rollouts.openai_server import (
-    MAX_ANSWER_BYTES,
-    MAX_TOKENS,
-    Server,
-    _number_of_tokens,
-    _retry_after,
-)
+from reweighting.rollouts.openai_server import Server, retry_after
 from reweighting.rollouts.reasoner import (
     ItemError,
     MissingReasonerError,
-    Prompt,
+    Query,
     ReasonerError,
     Rollout,
 )
 from reweighting.rollouts.sampler import Sampler
 from reweighting.rollouts.scrubbing import INSTEAD, PART, scrubber
 from tests.conftest import REPOSITORY
-from tests.rollouts.test_rollouts import chains, write_questions
+from tests.rollouts.commands import chains, write_questions
 from tests.support.model_server import ECHOED, answer, raw_server
-from tests.support.model_server import response as kept_alive
+from tests.support.model_server import last_response as response
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("openai") is None, reason="the openai package is not installed"
@@ -57,10 +47,6 @@ TEXT = GOOD["choices"][0]["message"]["content"]
 PIECE = b" " * 2**16
 
 
-def response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
-    return kept_alive(body, status, b"Connection: close\r\n" + more)
-
-
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -69,16 +55,16 @@ def key(monkeypatch):
 def ask(
     url: str, times: int = 1, **options
 ) -> tuple[Server, list[Rollout | ItemError | ReasonerError]]:
-    """A server's rollouts, or what came instead of each."""
+    """A server, and for every request its rollout or its error."""
 
     async def run() -> tuple[Server, list]:
         server = Server("rule", "Think.", url, **{"timeout": 5.0, "max_retries": 0} | options)
         found = []
         for seed in range(times):
             try:
-                found += await server.sample(Prompt("[50]", IMAGE), [seed])
+                found += await server.sample(Query("[50]", IMAGE), [seed])
             except (ItemError, ReasonerError) as error:
-                found.append(type(error)(str(error)))  # to the one raised cling request and answer
+                found.append(type(error)(str(error)))  # the one raised keeps request and answer
         await server.close()
         return server, found
 
@@ -86,7 +72,7 @@ def ask(
 
 
 def said(*answers: bytes | dict, status: str = "200", **options) -> tuple[Server, list]:
-    """What comes of a server that gives these answers one after the other."""
+    """As :func:`ask`, of a server that gives these answers one after the other."""
     bodies = [body if isinstance(body, bytes) else json.dumps(body).encode() for body in answers]
     queue = iter(bodies)
     with raw_server(lambda headers, body: [response(next(queue), status)]) as url:
@@ -113,8 +99,8 @@ def test_a_wrong_usage_counts_as_unknown_and_is_noted():
     assert count == 8 and "how many tokens" in note
     server, found = said(*({**GOOD, "usage": usage} for usage in (None, 7, [], {}, "much")))
     assert [r.text for r in found] == [TEXT] * 5 and server.notes[note] == 5
-    assert _number_of_tokens(MAX_TOKENS) == MAX_TOKENS and _number_of_tokens(MAX_TOKENS + 1) is None
-    assert _number_of_tokens(12.0) == 12
+    assert number_of_tokens(MAX_TOKENS) == MAX_TOKENS and number_of_tokens(MAX_TOKENS + 1) is None
+    assert number_of_tokens(12.0) == 12
 
 
 def test_halves_of_surrogate_pairs_and_broken_utf8_cost_their_characters_only(tmp_path):
@@ -194,11 +180,11 @@ def test_what_is_no_json_is_said_so():
     assert all("not JSON" in str(error) for error in found)
 
 
-# ---- how much is read
+# ---- limits on what is read
 
 
 def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
-    """What an answer comes to, the bytes of it that were taken, and the peak of memory."""
+    """The error for an answer, the bytes of it that were taken, and the peak of memory."""
     taken = 0
 
     def reply(headers, _) -> Iterator[bytes]:
@@ -208,7 +194,7 @@ def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
             taken += len(piece)
 
     with raw_server(reply) as url:
-        ask(url)  # what is loaded once
+        ask(url)  # so that what is loaded once does not count
         taken = 0
         tracemalloc.start()
         try:
@@ -219,7 +205,7 @@ def ask_measured(pieces: Iterable[bytes]) -> tuple[Exception, int, int]:
 
 
 class Pieces:
-    """The same body as often as it is asked for."""
+    """A body that can be iterated any number of times."""
 
     def __init__(self, head: bytes, pieces: int, piece: bytes) -> None:
         self.head, self.pieces, self.piece = head, pieces, piece
@@ -271,7 +257,7 @@ def test_what_is_lost_is_not_kept_in_memory(tmp_path):
     async def run(url: str) -> None:
         server = Server("rule", "Think.", url, max_retries=0)
         sampler = Sampler(server, journal, 1)
-        lost = await sampler.rollouts(Prompt("[50]", IMAGE), range(8))
+        lost = await sampler.rollouts(Query("[50]", IMAGE), range(8))
         await server.close()
         assert len(sampler.lost) == 8 and all(isinstance(one, ItemError) for one in lost)
         gc.collect()
@@ -327,10 +313,10 @@ def test_broken_http_is_a_reason(kind):
 
 def test_retry_after_outside_the_calendar_is_none():
     for value in ("Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 01 Jan 0001 00:00:00 -0000", "1 2", "1"):
-        assert isinstance(_retry_after({"retry-after": value}), float)
+        assert isinstance(retry_after({"retry-after": value}), float)
 
 
-# ---- where a request goes, what is seen of the key
+# ---- where requests go, and who sees the key
 
 
 def test_no_redirect_is_followed(tmp_path, capsys):
@@ -501,7 +487,7 @@ def test_unusable_keys_addresses_and_options_are_said_before_anything_is_sent(
     assert INSTEAD in str(error)
 
 
-# ---- anything at all
+# ---- random answers
 
 
 HOSTILE = [
@@ -553,7 +539,7 @@ def check(found: Rollout | ItemError | ReasonerError) -> None:
 
 
 def test_mutated_answers_end_in_a_rollout_or_a_reason(tmp_path):
-    """Any number by hand: MUTATIONS=10000 python -m pytest tests/test_server_answers.py"""
+    """More of them by hand: MUTATIONS=10000 python -m pytest tests/rollouts"""
     count = int(os.environ.get("MUTATIONS", 60))
     answers = [mutated(random.Random(seed)) for seed in range(count)]
     queue = iter(answers)
@@ -573,103 +559,3 @@ def test_mutated_answers_end_in_a_rollout_or_a_reason(tmp_path):
     journal.close()
     assert len(Journal(tmp_path / "journal.jsonl")) == rolled
     assert 0.1 * count < rolled < 0.9 * count  # neither all nor none
-
-
-# ---- the journal and the outputs
-
-
-def test_a_journal_torn_inside_a_character_loses_that_rollout_only(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for key in "ab":
-        journal.append(key, {"text": f"\u2028\u0085 ü {key}", "tokens_in": 1, "tokens_out": 1})
-    journal.close()
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rindex(b"\xbc")])  # the second byte of ü
-    journal = Journal(path)
-    assert len(journal) == 1 and journal.get("a")["text"] == "\u2028\u0085 ü a"
-    journal.append("b", {"text": "\u2028\u0085 ü b", "tokens_in": 1, "tokens_out": 1})
-    journal.close()
-    assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("line", [b"[]", b'{"key": [], "tokens_in": 1, "tokens_out": 1}', b""])
-def test_a_foreign_line_in_a_journal_is_named(tmp_path, capsys, line):
-    write_questions(tmp_path, 1)
-    (tmp_path / "c.journal.jsonl").write_bytes(
-        b'{"key": "a", "tokens_in": 1, "tokens_out": 1}\n' + line + b'\n{"key": "b"}\n'
-    )
-    assert chains(tmp_path, "http://a/v1", tmp_path / "c.json") == 2
-    assert "c.journal.jsonl: line 2 is " in capsys.readouterr().err
-
-
-def test_an_output_that_cannot_be_written_is_one_line_and_costs_nothing(tmp_path, capsys):
-    write_questions(tmp_path, 2)
-    output, journal = tmp_path / "c.json", tmp_path / "j.jsonl"
-    with raw_server(lambda *_: [response(body())]) as url:
-        output.mkdir()
-        assert chains(tmp_path, url, output, "--journal", str(journal)) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-        assert str(output) in lines[-1]
-    assert len(journal.read_bytes().splitlines()) == 8
-    output.rmdir()
-    assert chains(tmp_path, url, output, "--journal", str(journal)) == 0  # the server is gone
-    assert len(json.loads(output.read_text())) == 2
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that is full, as far as a file of this process grows beyond ``size``."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_a_full_disk_ends_a_run_with_one_line_and_costs_nothing(tmp_path, capsys):
-    path = write_questions(tmp_path, 1)
-    record = json.loads(path.read_text()) | {"note": "x" * 100_000}  # kept in the output
-    path.write_text(json.dumps(record))
-    with raw_server(lambda *_: [response(body())]) as url:
-        with files_no_longer_than(50_000):
-            assert chains(tmp_path, url, tmp_path / "c.json") == 2
-        assert "c.json" in capsys.readouterr().err.splitlines()[-1]
-    assert [p.name for p in tmp_path.glob("c.*")] == ["c.journal.jsonl"]
-    assert chains(tmp_path, url, tmp_path / "c.json") == 0  # the server is gone
-
-
-def test_what_a_full_disk_took_of_a_journal_line_is_cut_off_at_once(tmp_path):
-    path, record = tmp_path / "journal.jsonl", {"text": "x" * 50, "tokens_in": 1, "tokens_out": 1}
-    journal = Journal(path)
-    journal.append("a", record)
-    with files_no_longer_than(150), pytest.raises(FileError, match="bytes were written"):
-        journal.append("b", record)
-    journal.append("c", record)  # was in flight, and there is room again
-    journal.close()
-    journal = Journal(path)
-    assert [key in journal for key in "abc"] == [True, False, True]
-    assert journal.get("c")["text"] == "x" * 50
-    journal.close()
-
-
-def test_a_label_needs_nothing_but_the_journal_twice(tmp_path):
-    """The two ends of a run agree: what is lost once is had by the next run."""
-    write_questions(tmp_path, 2)
-    fail = iter([True, False] * 50)
-
-    def reply(*_) -> list[bytes]:
-        return [response(b"[]" if next(fail) else body())]
-
-    with raw_server(reply) as url:
-        more = ("--max_retries", "0", "--concurrency", "1")
-        assert chains(tmp_path, url, tmp_path / "c.json", *more) == 0
-        assert (tmp_path / "c.lost.json").exists()
-        for _ in range(6):
-            assert chains(tmp_path, url, tmp_path / "c.json", *more) == 0
-    assert not (tmp_path / "c.lost.json").exists()
-    assert rollouts.main(["select", "--labelled", str(tmp_path / "none"), "--output", "x"]) == 2

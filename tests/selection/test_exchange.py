@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from reweighting import exchange
+from reweighting.exchange import __main__ as exchange
+from reweighting.exchange.vlmevalkit import read_table
 from reweighting.records.reader import RecordReader, load_candidates
 from reweighting.selection import results
 from tests.conftest import REPOSITORY
@@ -52,7 +53,7 @@ def test_vlmevalkit_becomes_candidates(benchmark, tmp_path, capsys):
     assert first.question == "Which\ncolour?\nA. red\nB. blue" and first.dataset == "colours"
     assert first.candidates == ["Step 1: x.\nFinal answer: B", "Final answer: red"]
     assert first.true_false == [True, False]
-    assert second.true_false == [True, True]  # the first run says nothing but its answer
+    assert second.true_false == [True, True]  # the first run gives only its answer
     assert second.image == first.image and (tmp_path / "images" / "3.png").read_bytes() == PNG
 
 
@@ -72,7 +73,7 @@ def test_broken_tables_are_named(benchmark, tmp_path, capsys):
 
 
 def test_an_index_of_two_rows_is_refused(benchmark, tmp_path, capsys):
-    """The later row's image and prediction were those of both."""
+    """Both rows would get the image and the prediction of the later one."""
     flags = ["--image_dir", str(tmp_path / "images"), "--output", str(tmp_path / "out.json")]
     double = write_tsv(tmp_path / "double.tsv", ["index", "prediction"], *[["3", "B"]] * 2)
     assert exchange.main([*benchmark, double, *flags]) == 2
@@ -125,7 +126,7 @@ def test_choices_become_predictions(selected, tmp_path, capsys):
     output = tmp_path / "out.tsv"
     flags = ["--samples", selected, "--output", str(output)]
     assert exchange.main(["to-vlmevalkit", *flags]) == 0
-    rows = exchange.read_table(output, ("index", "answer", "prediction"))
+    rows = read_table(output, ("index", "answer", "prediction"))
     assert [row["prediction"] for row in rows] == ["no", "Step 1: 2\tand 2.\nFinal answer: 4"]
     assert exchange.main(["to-lm-eval", *flags]) == 0
     found = [json.loads(line) for line in output.read_text().splitlines()]
@@ -163,7 +164,7 @@ def test_predictions_are_read_from_spreadsheets(benchmark, tmp_path, capsys):
 def test_without_the_package_for_spreadsheets_the_file_is_named(benchmark, tmp_path, capsys):
     script = (
         "import sys; sys.modules['openpyxl'] = None\n"  # as where it is not installed
-        "from reweighting import exchange; sys.exit(exchange.main(sys.argv[1:]))"
+        "from reweighting.exchange.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     flags = [str(tmp_path / "run.xlsx"), "--image_dir", str(tmp_path), "--output", "out.json"]
     command = [sys.executable, "-c", script, *benchmark, *flags]
@@ -208,7 +209,7 @@ def test_options_keep_their_letters_and_of_several_images_the_first_counts(tmp_p
     first, second = load_candidates(RecordReader(str(output), str(tmp_path)))
     assert first.question == "Which?\nB. p\nC. q\nD. r" and first.true_false == [True]
     assert second.question == "Which?\nA. p\nC. q" and second.true_false == [True]
-    # An index that is no file name names none.
+    # An index that is not a plain file name does not become one.
     assert len(list(images.iterdir())) == 2 and not list(tmp_path.glob("*.png"))
 
 
@@ -218,7 +219,7 @@ def test_a_benchmark_comes_back_with_its_own_columns(benchmark, tmp_path):
     assert exchange.main([*benchmark, *flags]) == 0
     samples = select_first(candidates, tmp_path)
     assert exchange.main(["to-vlmevalkit", "--samples", samples, "--output", str(output)]) == 0
-    rows = exchange.read_table(output, ())
+    rows = read_table(output, ())
     assert list(rows[0]) == ["index", "question", "A", "B", "answer", "category", "prediction"]
     assert [row["index"] for row in rows] == ["3", "8"]
     assert rows[0]["question"] == "Which\ncolour?" and rows[0]["B"] == "blue"
@@ -226,11 +227,13 @@ def test_a_benchmark_comes_back_with_its_own_columns(benchmark, tmp_path):
 
 
 def select_first(candidates, tmp_path) -> str:
-    """What a selection writes that took the first candidate of every question."""
+    """The file of a selection that chose the first candidate of every question."""
     samples = load_candidates(RecordReader(str(candidates), str(tmp_path)))
     path = tmp_path / "samples.jsonl"
     lines = [
-        results._line(sample, [[1.0 - k] for k in range(len(sample.candidates))], ["mean_log_odds"])
+        results.line_of(
+            sample, [[1.0 - k] for k in range(len(sample.candidates))], ["mean_log_odds"]
+        )
         for sample in samples
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -19,6 +19,7 @@ from reweighting.reward_model.aggregation import AGGREGATIONS, aggregate, select
 from reweighting.reward_model.scoring import score_candidates
 from reweighting.selection import __main__ as selection
 from reweighting.selection import results
+from reweighting.selection.__main__ import AGGREGATION_NAMES
 from reweighting.selection.best_of_n import Pool, evaluate, interval, sizes, subsets
 from tests.conftest import REPOSITORY
 
@@ -107,7 +108,7 @@ def test_aggregations_by_hand():
         "product": math.log(0.9 * 0.4 * 0.6),
         "last": 0.6,
     }
-    assert set(by_hand) == set(AGGREGATIONS)
+    assert set(by_hand) == set(AGGREGATIONS) and list(AGGREGATIONS) == list(AGGREGATION_NAMES)
     for name, value in by_hand.items():
         assert aggregate(z, name) == pytest.approx(value, abs=1e-6), name
 
@@ -154,7 +155,7 @@ def test_methods_by_hand():
     found = pool("xyy", "100", [1, 0.5, 0.5]).accuracies(3)
     assert found["weighted vote"] == 0 and found["mean_log_odds"] == 1
     assert pool("abB", "011", [0, 0, 0]).accuracies(3)["majority"] == 1  # case does not matter
-    # whoever gives no answer has no vote, but can be picked by its score
+    # a candidate without an answer has no vote, but can be picked by its score
     found = pool("--x", "100", [9, 0, 0]).accuracies(3)
     assert found["majority"] == 0 and found["mean_log_odds"] == 1
 
@@ -188,7 +189,7 @@ def test_the_interval_covers_the_mean_and_shrinks():
     assert low < mean < high and error == pytest.approx((0.6 * 0.4 / 400) ** 0.5, rel=0.1)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     runs = np.stack([np.full(400, value) for value in (0.2, 0.8)])
-    _, _, low, high = interval(runs)  # the runs differ: that is uncertainty as well
+    _, _, low, high = interval(runs)  # differences between runs are uncertainty too
     assert low == pytest.approx(0.2) and high == pytest.approx(0.8)
 
 
@@ -198,10 +199,10 @@ def test_results_skip_questions_without_truth():
         "step_log_odds": [[0.0, 1.0], [2.0]],
         "chosen": {"min": 1},
     }
-    found = results.results([{**line, "true_false": [False, True]}, line])
+    found = results.accuracies([{**line, "true_false": [False, True]}, line])
     assert found["min"]["2"]["accuracy"] == 1 and found["min"]["2"]["questions"] == 1
     assert found["one sample"]["1"]["accuracy"] == 0.5
-    assert results.results([line]) == {}
+    assert results.accuracies([line]) == {}
 
 
 @pytest.fixture(scope="module")
@@ -412,12 +413,12 @@ def test_an_empty_candidate_loses(reward_model, samples, tmp_path):
     ways = list(AGGREGATIONS)
     for limit in (1, 8192):
         path = tmp_path / f"{limit}.jsonl"
-        first, second = results.run(reward_model, few, path, ways, limit, "fp32")
+        first, second = results.score_questions(reward_model, few, path, ways, limit, "fp32")
         assert [len(z) for z in first["step_log_odds"]] == [0, 2, 2, 0]
         assert first["step_scores"][0] == [] and first["aggregates"]["min"][0] is None
         assert set(first["chosen"].values()) <= {1, 2} and second["step_log_odds"] == [[], []]
         assert "Infinity" not in path.read_text()
-        found = results.results([first, second])
+        found = results.accuracies([first, second])
         assert found["mean_log_odds"]["4"]["accuracy"] in (0, 1)
 
 
@@ -463,10 +464,10 @@ def test_votes_follow_the_options_and_what_cannot_be_read_is_said(
 
 def test_a_table_says_what_it_leaves_out():
     lines = [{"candidates": ["Final answer: 5"], "true_false": [True]}, {"candidates": ["B", "A"]}]
-    assert results.remarks({"half": lines}) == [
+    assert results.table_notes({"half": lines}) == [
         "half: the table covers 1 of 2 questions: of the others, no right and wrong is known"
     ]
-    assert results.remarks({"all": lines[:1]}) == []
+    assert results.table_notes({"all": lines[:1]}) == []
 
 
 def test_a_damaged_line_of_earlier_results_is_named(run, candidates, tmp_path, capsys):

@@ -1,11 +1,12 @@
-"""Servers for the tests and benchmarks of rollouts: one that answers by rule, one that is faulty.
+"""Servers for the tests and benchmarks of rollouts: one answers by rule, one with any bytes.
 
     python -m tests.support.model_server --port 8001 [--faults 0.3] [--upstream 8000]
 
-The server's answers are a pure function of the request (seed included), so that two runs can be
-compared rollout by rollout. With --upstream the answers come from a real server instead. Faults are
-drawn anew for every request: errors with and without Retry-After, hangs, torn bodies, bodies that
-are not JSON, resets. :func:`raw_server` answers with whatever bytes a test makes up.
+The answers of :class:`ModelServer` are a pure function of the request (including its seed), so that
+two runs can be compared rollout by rollout. With --upstream the answers come from a real server
+instead. A fault may be drawn for every request: errors with and without Retry-After, hangs, torn
+bodies, bodies that are not JSON, resets. :func:`raw_server` answers with whatever bytes a test
+makes up.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ STEPS = ("what is asked", "what is seen", "what is known", "what follows", "what
 def answer(body: dict) -> dict:
     """A chat completion: five steps, or the rest of them, and an answer that is right or not.
 
-    A question says how hard it is, as "[60]": the share of right answers in per cent; "cut" has
-    the response cut off, "filtered" held back.
+    A question holds its share of right answers in per cent, as "[60]". With "cut" in it the
+    response is cut off, with "filtered" it is withheld.
     """
     user, *assistant = body["messages"]
     text = next(part["text"] for part in user["content"] if part["type"] == "text")
@@ -82,8 +83,8 @@ class ModelServer:
     Args:
         faults: share of requests that go wrong.
         upstream: port of a server that answers instead.
-        echo: give every request the same answer, unread.
-        log: file to which every request answered without fault adds a line (its digest).
+        echo: give every request the same answer without reading it.
+        log: file that gets a line for every request answered without a fault: its digest.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class ModelServer:
             writer.close()
 
     async def respond(self, body: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; says whether the connection goes on."""
+        """Answer one request; returns whether the connection stays open."""
         fault = self.rng.choice(FAULTS) if self.rng.random() < self.faults else None
         if self.echo:
             writer.write(self.echo)
@@ -159,10 +160,16 @@ class ModelServer:
 
 
 def response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
+    """A whole HTTP response; ``more`` are further lines of its head."""
     head = (
         f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
     )
     return head.encode() + more + b"\r\n" + body
+
+
+def last_response(body: bytes, status: str = "200", more: bytes = b"") -> bytes:
+    """As :func:`response`, and says that the connection closes after it."""
+    return response(body, status, b"Connection: close\r\n" + more)
 
 
 def _forward(port: int, body: bytes) -> bytes:
@@ -181,7 +188,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int, seconds: float = 120.0):
-    """A server in a process of its own, from when it listens to when it is done with."""
+    """A server in a process of its own, from the moment it listens; gives its base URL."""
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -218,8 +225,8 @@ def raw_server(reply: Callable[[Message, bytes], Iterable[bytes]]) -> Iterator[s
     """A server in a thread of this process; gives its base URL.
 
     Args:
-        reply: gets headers and body of a request and gives the bytes of a whole HTTP response, in
-            as many pieces as it likes; the connection is closed after them.
+        reply: gets headers and body of a request and returns the bytes of a whole HTTP response,
+            in any number of pieces; the connection is closed after them.
     """
 
     class Handler(BaseHTTPRequestHandler):

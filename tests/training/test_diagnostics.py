@@ -18,9 +18,9 @@ from PIL import Image
 from torch import nn
 
 import main as program
-from reweighting import figures
 from reweighting.checkpoints import finding
-from reweighting.figures import PALETTE, smoothed, spread
+from reweighting.figures import __main__ as figures
+from reweighting.figures.drawing import PALETTE, smoothed, spread
 from reweighting.records.dataset import load_data
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.dry_run import advice, weight_reach

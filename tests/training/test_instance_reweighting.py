@@ -10,7 +10,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import main as program
-from reweighting import figures
+from reweighting.figures import __main__ as figures
 from reweighting.training.statistics import divergence, entropy
 from tests.conftest import DOMAINS, command
 from tests.training.test_training import assert_same_run, metrics_of, train, weights_of

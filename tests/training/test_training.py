@@ -425,7 +425,7 @@ def test_a_dry_run_warns_of_prompts_beyond_the_models_positions(dataset, tmp_pat
 def test_figures_are_drawn_from_a_run(finished, dataset, tmp_path):
     from PIL import Image
 
-    from reweighting import figures
+    from reweighting.figures import __main__ as figures
 
     assert figures.main(["--weights_path", str(finished), "--output_dir", str(tmp_path)]) == 0
     for name in ("domain_weights.png", "weights_over_time.png", "losses.png"):
