@@ -15,7 +15,7 @@ from ..reward_model.prefix_tree import ByValue, PackedTrees, pack
 
 @dataclass
 class TrainBatch(ByValue):
-    """B records with R prompts in all: one per record, or one per labelled step of a conversation."""
+    """B records with R prompts in all: one per record, or per labelled step of a conversation."""
 
     prompts: PackedTrees
     accuracy: torch.Tensor  # [R], Monte-Carlo accuracy in [0, 1]

@@ -40,7 +40,7 @@ def mean_log_odds(log_odds: torch.Tensor, chain: torch.Tensor, chains: int) -> t
 
 
 def group_means(values: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
-    """Means ``[groups]`` of ``values`` ``[R]``; ``group`` ``[R]`` holds numbers below ``groups``."""
+    """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, integers below ``groups``."""
     members = torch.bincount(group, minlength=groups)
     total = torch.zeros(groups, dtype=values.dtype, device=values.device)
     return total.index_add(0, group, values) / members
