@@ -118,7 +118,7 @@ def test_wrong_arguments_are_told_what_is_accepted(reward_model):
 
 
 def test_many_questions_score_as_they_do_alone(reward_model):
-    """Pictures made on the fly among them, which take each other's place in memory."""
+    """Some pictures are made on the fly and take each other's place in memory."""
     items = [
         (Image.new("RGB", (28 + 28 * (n % 3), 56), (4 * n, 0, 0)), f"{QUESTION} {n}", RESPONSES)
         for n in range(12)
