@@ -1,4 +1,4 @@
-"""Train a multimodal process reward model with learned domain weights (DreamPRM).
+"""Train a multimodal process reward model with learned data weights (DreamPRM).
 
 The paper's run, on one 80 GB GPU:
 
@@ -12,65 +12,132 @@ Minutes on a laptop:
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from reweighting import terminal
-from reweighting.training.arguments import parse_arguments  # without torch: --help comes at once
+from reweighting.training.arguments import parse_arguments
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, check, train; returns the process's exit code."""
-    arguments = parse_arguments(argv)
+    """Parse, check, train; returns the exit code of the process."""
+    arguments = parse_arguments(argv)  # torch is imported only after this, so --help is quick
     terminal.quiet()
     try:
         import betty.problems  # noqa: F401
     except ImportError as error:
         if not (error.name or "").startswith("betty"):
             raise
-        # Its wheel refuses Python 3.11 and later, on which it runs, and "betty" on the package
-        # index is another program.
+        # Betty's metadata refuses Python 3.11 and later, where it does run, and the package called
+        # "betty" on the index is another program.
         print(f"Betty is not installed. Install it with\n\n    {BETTY_INSTALL}\n", file=sys.stderr)
         return 2
 
     from reweighting.bilevel.problems import NonFiniteLoss
-    from reweighting.files import DirectoryLock, FileError
-    from reweighting.records.dataset import load_data
-    from reweighting.records.samples import DataError, describe_meta
-    from reweighting.training import engine as training
-    from reweighting.training.build import SetupError, check_start, make_encoder
-    from reweighting.training.dry_run import advice, print_plan
+    from reweighting.files import FileError
+    from reweighting.records.samples import DataError
+    from reweighting.training.build import SetupError
 
     try:
-        data = load_data(arguments)
-        for note in [*data.warnings, *advice(arguments, data)]:
-            terminal.warning(note)
-        encoder = make_encoder(arguments, data.system)
-        folder, _ = training.checkpoint_to_resume(arguments)
-        for note in check_start(arguments, data, folder):
-            print(note)
-        if arguments.dry_run:
-            training.check_resume(arguments, data)
-            print_plan(arguments, data, encoder)
-            return 0
-        if data.meta:
-            print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
-        with DirectoryLock(arguments.weights_path):
-            return training.ReweightingEngine(arguments, data, encoder).run()
+        return run(arguments)
     except (DataError, SetupError, FileError) as error:
         for note in getattr(error, "notes", []):
             terminal.warning(note)
         terminal.error(error)
         return 2
-    except OSError as error:  # such as a disk that is full
+    except OSError as error:  # for example a full disk
         where = f"{error.filename}: " if error.filename else ""
         terminal.error(f"{where}{error.strerror or error}; the last checkpoint is left as it was")
         return 1
     except NonFiniteLoss as error:
-        print(file=sys.stderr)  # behind the progress line
+        print(file=sys.stderr)  # ends the progress line
         terminal.error(f"{error}; the last checkpoint is left as it was")
         return 1
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything that can be checked before training, then train."""
+    from reweighting.files import DirectoryLock
+    from reweighting.records.dataset import load_data
+    from reweighting.records.samples import describe_meta
+    from reweighting.training.build import check_start, make_encoder
+    from reweighting.training.dry_run import advice, print_plan
+    from reweighting.training.resume import check_resume, checkpoint_to_resume
+
+    data = load_data(arguments)
+    for note in [*data.warnings, *advice(arguments, data)]:
+        terminal.warning(note)
+    encoder = make_encoder(arguments, data.system)
+    checkpoint, _ = checkpoint_to_resume(arguments)
+    for note in check_start(arguments, data, checkpoint):
+        print(note)
+    if arguments.dry_run:
+        check_resume(arguments, data)
+        print_plan(arguments, data, encoder)
+        return 0
+    if data.meta:
+        print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
+    with DirectoryLock(arguments.weights_path):
+        return make_engine(arguments, data, encoder).run()
+
+
+def make_engine(arguments: argparse.Namespace, data, encoder):
+    """The two-level problem (DreamPRM, section 3) as a pair of Betty problems, in their engine."""
+    import torch
+    from betty.configs import Config
+
+    from reweighting.bilevel.hypergradient import HYPERGRADIENTS
+    from reweighting.bilevel.problems import Lower, Upper
+    from reweighting.training import build
+    from reweighting.training.engine import ReweightingEngine
+    from reweighting.training.resume import check_resume
+
+    a = arguments
+    state = check_resume(a, data)  # None for a fresh start
+    progress = build.make_progress(a, data, state)
+    torch.manual_seed(a.seed)
+    model = build.make_model(a, encoder, state)
+
+    # Lower level: φ*(α) = argmin_φ mean_j w_j(α) · ℓ(V_φ(prefix_j), accuracy_j)
+    optimizer, lr_scheduler = build.lower_optimization(a, model, progress)
+    lower = Lower(
+        name="lower",
+        config=Config(type=HYPERGRADIENTS[a.hypergradient], unroll_steps=a.unroll_steps),
+        module=model,
+        batches=build.train_batches(a, data, encoder, progress),
+        loss=a.loss,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        max_grad_norm=a.max_grad_norm,
+        accumulation=a.gradient_accumulation,
+        precision=a.precision,
+        loss_scaler=build.make_loss_scaler(a),
+        window=build.window(a),
+        fixed_weights=build.make_fixed_weights(a, data),
+        cold=progress.cold,
+    )
+    if not a.learn_weights:
+        return ReweightingEngine(a, data, progress, lower, None, state)
+
+    # Upper level: α* = argmin_α mean_m ℓ_meta( σ( mean_i z_{m,i}(φ*(α)) ), true_false_m )
+    weighting = build.make_weighting(a, data, model)
+    optimizer, lr_scheduler = build.upper_optimization(a, weighting, progress)
+    upper = Upper(
+        name="upper",
+        config=Config(retain_graph=True),  # Betty asks for the direct gradient of α first
+        module=weighting,
+        batches=build.meta_batches(a, data, encoder, progress),
+        loss=a.meta_loss,
+        target=a.meta_target,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        max_grad_norm=a.meta_max_grad_norm,
+        precision=a.precision,
+    )
+    # The two meet here: α weighs the losses of `lower`, and `upper` judges the φ that follows.
+    return ReweightingEngine(a, data, progress, lower, upper, state)
 
 
 if __name__ == "__main__":

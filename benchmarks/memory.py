@@ -17,10 +17,10 @@ import tempfile
 
 import torch
 
+import main as program
 from benchmarks.bilevel import EIGHT, SHAPES, allocated, demo_run, in_a_process, make_model
 from reweighting.records.dataset import load_data
 from reweighting.terminal import quiet
-from reweighting.training import engine as training
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder
 from reweighting.training.dry_run import largest_batches
@@ -47,7 +47,7 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     encoder = make_encoder(arguments, data.system)
     train, meta = largest_batches(arguments, data, encoder)
     estimate = estimate_memory(arguments, encoder, train, meta)
-    engine = training.ReweightingEngine(arguments, data, encoder)
+    engine = program.make_engine(arguments, data, encoder)
     engine.train()
     engine.lower.batches = itertools.repeat(train)
     if meta is not None:

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+import main as program
 from reweighting.records.dataset import load_data
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.network import autocast
 from reweighting.reward_model.prefix_tree import pack
-from reweighting.training import engine as training
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder
 from reweighting.training.reports import _flat
@@ -70,7 +70,7 @@ def metrics_and_waits(argv: list[str], device: str) -> tuple[list[dict], float]:
     data = load_data(arguments, progress=False)
     arguments.device, arguments.weights_path = device, f"{arguments.weights_path}-{device}"
     encoder = make_encoder(arguments, data.system)
-    engine = training.ReweightingEngine(arguments, data, encoder)
+    engine = program.make_engine(arguments, data, encoder)
     engine.save = lambda: None  # files need the addresses of tensors, which are none there
     second_device.waits = 0
     assert engine.run() == 0

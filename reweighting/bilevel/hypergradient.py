@@ -35,6 +35,9 @@ from .adamw_step import AdamWStep, inner
 from .largest_group import largest_group, with_remainder
 
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
+# Names under which Betty finds the two; its own "darts" is left as it is.
+UNROLLED, FINITE_DIFFERENCE = "unrolled", "finite_difference"
+HYPERGRADIENTS = {"unrolled": UNROLLED, "darts": FINITE_DIFFERENCE}  # by --hypergradient
 FP16_LENGTH = 64.0  # of u in fp16's forward-mode pass: far from both ends of fp16's range
 
 
@@ -165,8 +168,8 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[Products]:
     return _by_batch(lower, difference)
 
 
-register("unrolled", inner_products)
-register("finite_difference", finite_differences)  # Betty's own "darts" is left as it is
+register(UNROLLED, inner_products)
+register(FINITE_DIFFERENCE, finite_differences)
 
 
 def _shorten(vector: list[torch.Tensor]) -> float:

@@ -1,10 +1,12 @@
 """The two levels of DreamPRM as a pair of Betty problems (DreamPRM, section 3).
 
-    lower   φ*(α) = argmin_φ  mean_j  w_{d(j)}(α) · ℓ(V_φ(prefix_j), accuracy_j)
+    lower   φ*(α) = argmin_φ  mean_j  w_j(α) · ℓ(V_φ(prefix_j), accuracy_j)
     upper   α*    = argmin_α  mean_m  ℓ_meta( σ( mean_i z_{m,i}(φ*(α)) ), true_false_m )
 
-Betty's engine takes ``unroll_steps`` lower steps, then one upper step, whose gradient reaches α
-through the lower step by the function registered in :mod:`reweighting.bilevel.hypergradient`.
+Betty's engine gives each problem the other one under its name: ``lower.upper`` holds the weighting,
+``upper.lower`` the reward model. It takes ``unroll_steps`` lower steps, then one upper step, whose
+gradient reaches α through the lower step by a function of
+:mod:`reweighting.bilevel.hypergradient`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import collections
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from betty.problems import ImplicitProblem
@@ -22,38 +24,55 @@ from ..reward_model.network import autocast
 from . import hypergradient
 from .batches import MetaBatch, TrainBatch
 from .objectives import chain_losses, group_means, mean_log_odds, record_losses
-from .weighting import total_norm
+from .weighting import Weighting
 
-FP16_LOSS_SCALE = 2.0**12  # of the meta loss at first: as far from overflow as from vanishing
+FP16_LOSS_SCALE = 2.0**12  # initial scale of the meta loss, far from overflow and underflow
 
-# Why an upper step teaches nothing. The first two are not taken; the third follows what earlier
-# hypergradients left in the optimizer.
+# Why an upper step teaches nothing. In the first two cases the step is skipped; in the third it
+# follows the optimizer's memory of earlier hypergradients.
 NOT_FINITE = "the hypergradient was not finite"
 NO_LOWER_STEP = "the loss scaler had skipped the lower step"
 ONE_WEIGHT_CLIPPED = "clipping leaves only the direction of a gradient whose records share a weight"
 
 
 class NonFiniteLoss(Exception):
-    """A loss became NaN or infinite; carries the record numbers of its batch."""
+    """A loss became NaN or infinite; the message names the records of its batch."""
 
 
 class _Problem(ImplicitProblem):
-    """What both levels do otherwise than Betty's defaults.
+    """What both levels change in Betty's defaults.
 
-    Betty rebuilds optimizers from their defaults, autocasts on CUDA only and hands out frozen
-    parameters; here the optimizer stays as it was made, any device computes in the precision asked
-    for, and only trainable parameters take part.
+    Betty rebuilds optimizers from their default options, autocasts on CUDA only, and differentiates
+    frozen parameters too. Here optimizers stay as they are, every device computes in ``precision``,
+    and only trainable parameters take part.
+
+    Args:
+        batches: endless; an item is a batch that has a method ``to(device)``.
+        precision: of the computation, ``fp32``, ``bf16`` or ``fp16``.
+        lr_scheduler: stepped by the problem itself after each of its optimizer steps; Betty would
+            step its own after every micro-batch.
+        max_grad_norm: larger gradients are scaled down to this norm; 0 turns clipping off.
     """
 
-    def __init__(self, *args, batches: Iterator, precision: str = "fp32", **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        batches: Iterator,
+        precision: str = "fp32",
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        max_grad_norm: float = 0.0,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
         self.compute_precision = precision
+        self.lr_scheduler = lr_scheduler
+        self.max_grad_norm = max_grad_norm
         self.last_loss = float("nan")
-        self.waited = 0.0  # seconds, for batches
+        self.waited = 0.0  # seconds spent waiting for batches
 
     def next_batch(self):
-        """The next batch on this problem's device; counts the time it takes to come."""
+        """The next batch, on the device of this problem."""
         started = time.monotonic()
         batch = next(self.batches)
         self.waited += time.monotonic() - started
@@ -77,10 +96,10 @@ class _Problem(ImplicitProblem):
             return self.training_step(batch)
 
     def check_finite(self, loss: torch.Tensor, records: torch.Tensor) -> float:
-        """The loss as a number.
+        """The value of ``loss``.
 
         Raises:
-            NonFiniteLoss: it is none.
+            NonFiniteLoss: it is NaN or infinite.
         """
         value = loss.item()
         if not math.isfinite(value):
@@ -90,17 +109,29 @@ class _Problem(ImplicitProblem):
             )
         return value
 
+    def state_dict(self) -> dict:
+        """The optimizer and its schedule, for a checkpoint."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a checkpoint."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+
 
 class Lower(_Problem):
-    """Lower level: the reward model φ, trained on weighted records.
+    """Lower level: minimise the weighted loss of the training records over the reward model φ.
 
     Args:
-        loss: ``bce`` or ``mse``, see :func:`~reweighting.bilevel.objectives.record_losses`.
-        accumulation: micro-batches a step; all of them count in the hypergradient.
-        max_grad_norm: gradient norm is clipped to this; 0 turns clipping off.
-        lr_scheduler: stepped once a lower step (Betty would step its own once a micro-batch).
+        loss: ``bce`` or ``mse``, see :func:`~.objectives.record_losses`.
+        accumulation: micro-batches per step; all of them enter the hypergradient.
         loss_scaler: keeps fp16 gradients from vanishing; disabled otherwise.
-        window: last lower steps whose records enter the hypergradient.
+        window: number of the last lower steps whose records enter the hypergradient.
+        fixed_weights: weights ``[K]`` of the domains, used when there is no upper level.
+        cold: whether the run begins with a cold start, in which every weight is 1.
     """
 
     def __init__(
@@ -108,22 +139,20 @@ class Lower(_Problem):
         *args,
         loss: str = "bce",
         accumulation: int = 1,
-        max_grad_norm: float = 0.0,
-        lr_scheduler=None,
         loss_scaler: torch.amp.GradScaler | None = None,
         window: int = 1,
+        fixed_weights: torch.Tensor | None = None,
+        cold: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
         self.accumulation = accumulation
-        self.max_grad_norm = max_grad_norm
-        self.lr_scheduler = lr_scheduler
         self.loss_scaler = loss_scaler or torch.amp.GradScaler(enabled=False)
-        self.fixed_weights: torch.Tensor | None = None  # [domains]
         self.window: collections.deque[list[TrainBatch]] = collections.deque(maxlen=window)
+        self.fixed_weights = fixed_weights
+        self.cold = cold
         self.last_step: hypergradient.AdamWStep | None = None
-        self.cold = False  # before reweighting starts, all weights are 1
         self.on_losses: Callable[[TrainBatch, torch.Tensor, torch.Tensor], None] = (
             lambda batch, losses, weights: None
         )
@@ -135,9 +164,12 @@ class Lower(_Problem):
     def losses_and_features(
         self, batch: TrainBatch, forward=None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Unweighted loss of every record, ``[B]``, and what an instance net looks at, ``[R, F]``.
+        """Unweighted losses ``[B]`` of the records, and the features ``[R, F]`` of the weighting.
 
-        A record's loss is the mean over its prompts. ``forward`` replaces the module.
+        The loss of a record is the mean over its prompts.
+
+        Args:
+            forward: called instead of the module, for other parameters.
         """
         forward, needs = forward or self.module, self.weighting.needs if self.parents else None
         hidden = features = None
@@ -155,12 +187,12 @@ class Lower(_Problem):
         return self.losses_and_features(batch, forward)[0]
 
     @property
-    def weighting(self) -> torch.nn.Module:
-        """What the upper level learns."""
+    def weighting(self) -> Weighting:
+        """The module of the upper level."""
         return self.upper.module
 
     def weights(self, batch: TrainBatch, features: torch.Tensor | None = None) -> torch.Tensor:
-        """w of every record, ``[B]``; what the upper level learns is constant at this level.
+        """The weights w ``[B]`` of the records, with α held constant.
 
         Without an upper level they are the ``fixed_weights`` of the domains, or 1.
         """
@@ -201,14 +233,14 @@ class Lower(_Problem):
     def optimizer_step(self) -> None:
         parameters = self.trainable_parameters()
         for parameter in parameters:
-            if parameter.grad is None:  # a part of the model this batch does not reach
+            if parameter.grad is None:  # this batch does not reach that part of the model
                 parameter.grad = torch.zeros_like(parameter)
         self.loss_scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in parameters]
         clip = 1.0
         if self.max_grad_norm > 0:
             norm = float(torch.nn.utils.get_total_norm(gradients))
-            clip = self.max_grad_norm / max(norm, self.max_grad_norm)  # weights of 0 have norm 0
+            clip = self.max_grad_norm / max(norm, self.max_grad_norm)  # the norm may be 0
             if clip < 1:
                 for parameter in parameters:
                     # A new tensor: the unclipped gradient is kept for the hypergradient.
@@ -217,14 +249,19 @@ class Lower(_Problem):
         self.loss_scaler.step(self.optimizer)
         self.loss_scaler.update()
         skipped = self.loss_scaler.get_scale() < scale
-        if self.parents and self.config.type == "unrolled" and not skipped:
+        if self.parents and self.keeps_steps and not skipped:
             self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip)
 
-    def loses_the_weights(self) -> bool:
-        """Whether the last step is the same whatever the weights are: its derivative is zero.
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether the hypergradient differentiates the optimizer step itself."""
+        return self.config.type == hypergradient.UNROLLED
 
-        A clipped gradient counts by its direction alone, and a factor that all its records share
-        does not turn it.
+    def loses_the_weights(self) -> bool:
+        """Whether the last step does not depend on the weights, so that its derivative is zero.
+
+        Only the direction of a clipped gradient counts, and a factor that all records of the step
+        share does not change the direction.
         """
         step = self.last_step
         if step is None or step.clip == 1 or len(self.window) > 1 or not self.weighting.detached:
@@ -232,16 +269,44 @@ class Lower(_Problem):
         numbers = [self.weighting.sharing(batch) for batch in self.cur_batch]
         return len(torch.cat(numbers).unique()) == 1
 
+    def end_cold_start(
+        self,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    ) -> None:
+        """Go on with learned weights and a new optimizer."""
+        self.cold = False
+        self.window.clear()
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "loss_scaler": self.loss_scaler.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.loss_scaler.load_state_dict(state["loss_scaler"])
+
+    def replay(self, features: Sequence[list[torch.Tensor | None]]) -> None:
+        """Read again the batches of the last lower steps, which the next hypergradient needs.
+
+        Args:
+            features: those that the weighting saw, ``[R, F]`` for each micro-batch of each step;
+                they depend on parameters that are gone.
+        """
+        for seen_in_step in features:
+            step = self.get_batch()
+            for batch, seen in zip(step, seen_in_step, strict=True):
+                batch.features = None if seen is None else seen.to(self.device)
+            self.window.append(step)
+
 
 class Upper(_Problem):
-    """Upper level: the weights α, trained so that the reward model just updated does well.
+    """Upper level: minimise the meta loss of the reward model just updated over the weights α.
 
     Args:
-        loss: ``mse`` or ``bce``, see :func:`~reweighting.bilevel.objectives.chain_losses`.
+        loss: ``mse`` or ``bce``, see :func:`~.objectives.chain_losses`.
         target: what is compared with true/false: the aggregated score of a ``chain``, or the score
             of every ``prefix`` by itself (the ablation without the aggregation loss).
-        max_grad_norm: the hypergradient's norm is clipped to this; 0 turns clipping off.
-        lr_scheduler: stepped once an upper step.
     """
 
     def __init__(
@@ -249,18 +314,14 @@ class Upper(_Problem):
         *args,
         loss: str = "mse",
         target: str = "chain",
-        max_grad_norm: float = 0.0,
-        lr_scheduler=None,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
         self.target = target
-        self.max_grad_norm = max_grad_norm
-        self.lr_scheduler = lr_scheduler
         self.hypergradient_norm = float("nan")
         self.loss_scale = FP16_LOSS_SCALE if self.compute_precision == "fp16" else 1.0
-        self.lost: collections.Counter[str] = collections.Counter()  # upper steps by reason
+        self.lost: collections.Counter[str] = collections.Counter()  # upper steps, by reason
         self.on_losses: Callable[[float, torch.Tensor, torch.Tensor], None] = (
             lambda loss, losses, true_false: None
         )
@@ -270,7 +331,7 @@ class Upper(_Problem):
         return self.next_batch()
 
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
-        """Aggregation loss of the meta chains under the lower level's present parameters."""
+        """Aggregation loss of the meta chains under the present parameters of the reward model."""
         log_odds, chains = self.lower.module(batch.prompts), len(batch.true_false)
         if self.target == "prefix":
             losses = chain_losses(log_odds, batch.true_false[batch.chain], self.loss)
@@ -288,22 +349,22 @@ class Upper(_Problem):
         return loss * self.loss_scale, {"loss": self.last_loss}
 
     def backward(self, *args, **kwargs) -> None:
-        """Betty's: the meta gradient, and from it the hypergradient."""
+        """The meta gradient and, by Betty, the hypergradient that follows from it."""
         with hypergradient.pulled_back(self.lower.last_step):
             super().backward(*args, **kwargs)
 
     def grad_callback(self) -> None:
-        """Called by Betty once the hypergradient is there."""
+        """Called by Betty when the hypergradient is known."""
         gradients = [p.grad for p in self.trainable_parameters() if p.grad is not None]
         self.hypergradient_norm = total_norm(gradients)
 
     def optimizer_step(self) -> None:
-        """One step of the weights; one that has nothing to go by is left out and counted."""
+        """One step of the weights; without a usable hypergradient it is skipped and counted."""
         if not math.isfinite(self.hypergradient_norm):
             self.lost[NOT_FINITE] += 1
             if self.compute_precision == "fp16":
                 self.loss_scale /= 2
-        elif self.lower.config.type == "unrolled" and self.lower.last_step is None:
+        elif self.lower.keeps_steps and self.lower.last_step is None:
             self.lost[NO_LOWER_STEP] += 1
         else:
             if self.lower.loses_the_weights():
@@ -315,3 +376,29 @@ class Upper(_Problem):
             self.on_step()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
+
+    def state_dict(self) -> dict:
+        return {
+            **super().state_dict(),
+            "module": self.module.state_dict(),
+            "features": [[b.features for b in step] for step in self.lower.window],
+            "last_loss": self.last_loss,
+            "hypergradient_norm": self.hypergradient_norm,
+            "loss_scale": self.loss_scale,
+            "lost": dict(self.lost),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.module.load_state_dict(state["module"])
+        self.last_loss = state["last_loss"]
+        self.hypergradient_norm = state["hypergradient_norm"]
+        # Checkpoints written before version 0.1.0 lack the last two.
+        self.loss_scale = state.get("loss_scale", self.loss_scale)
+        self.lost.update(state.get("lost", {}))
+
+
+def total_norm(gradients: Sequence[torch.Tensor]) -> float:
+    """Euclidean norm over all ``gradients``, dense or sparse."""
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    return float(torch.nn.utils.get_total_norm(dense))

@@ -37,8 +37,8 @@ def save_instance_weights(folder: Path, weighting, samples, records) -> None:
 
     Args:
         samples: the train samples.
-        records: their :class:`~reweighting.training.monitors.RecordWeights`; the weight written is
-            the last one a record was trained with, null if it never was.
+        records: their :class:`~reweighting.training.monitors.InstanceMonitor`; the weight written
+            is the last one a record was trained with, null if it never was.
     """
     import pyarrow
     from pyarrow import parquet

@@ -1,9 +1,10 @@
-"""What a run is made of, from its arguments: encoder, model, weighting, optimizers, schedules."""
+"""The parts of a run, made from its arguments; main.py puts them together."""
 
 from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,12 +14,27 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
+from ..bilevel.batches import (
+    CollateTrain,
+    MetaBatch,
+    ShuffledStream,
+    TrainBatch,
+    batch_loader,
+    collate_meta,
+)
+from ..bilevel.weighting import (
+    DomainTable,
+    InstanceNet,
+    InstanceTable,
+    Weighting,
+    make_meta_optimizer,
+)
 from ..checkpoints import finding, opening, weight_tables
-from ..records.dataset import Data
+from ..records.dataset import Data, total_steps, train_units
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
 from ..terminal import printable, warning
+from .progress import Progress
 
 
 class SetupError(Exception):
@@ -39,10 +55,64 @@ def make_scheduler(
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size, gamma)
 
 
-def make_weighting(
-    arguments: argparse.Namespace, data: Data, model: RewardModel
-) -> DomainTable | InstanceTable | InstanceNet:
-    """What ``--reweighting`` learns, at its start."""
+def make_progress(arguments: argparse.Namespace, data: Data, state: dict | None) -> Progress:
+    """How many steps the run has, and how many of them ``state`` has behind it."""
+    units = train_units(arguments, data.train)
+    cold_steps = arguments.cold_start_iterations
+    total = cold_steps + total_steps(arguments, len(units))
+    iteration = state["iteration"] if state else 0
+    return Progress(total, cold_steps, arguments.unroll_steps, iteration)
+
+
+def window(arguments: argparse.Namespace) -> int:
+    """Number of lower steps whose records enter the hypergradient."""
+    return arguments.unroll_steps if arguments.hypergradient_batches == "all" else 1
+
+
+def train_batches(
+    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder, progress: Progress
+) -> Iterator[TrainBatch]:
+    """Endless micro-batches of the lower level, from where the run stands.
+
+    A resumed run begins earlier by the steps that the next hypergradient still needs, see
+    :meth:`~..bilevel.problems.Lower.replay`.
+    """
+    replayed = progress.since_upper_step if window(arguments) > 1 else 0
+    units = train_units(arguments, data.train)
+    stream = ShuffledStream(
+        len(units),
+        arguments.batch_size,
+        seed=2 * arguments.seed,
+        start=(progress.iteration - replayed) * arguments.gradient_accumulation,
+    )
+    return _batches(arguments, units, encoder, CollateTrain(data.domains), stream)
+
+
+def meta_batches(
+    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder, progress: Progress
+) -> Iterator[MetaBatch]:
+    """Endless batches of the upper level, from where the run stands."""
+    stream = ShuffledStream(
+        len(data.meta),
+        arguments.meta_batch_size,
+        seed=2 * arguments.seed + 1,
+        start=progress.upper_steps,
+    )
+    units = [[sample] for sample in data.meta]
+    return _batches(arguments, units, encoder, collate_meta, stream)
+
+
+def _batches(arguments, units, encoder, collate, stream) -> Iterator:
+    pinned = torch.device(arguments.device).type == "cuda"
+    return iter(batch_loader(units, encoder, collate, stream, arguments.num_workers, pinned))
+
+
+def make_weighting(arguments: argparse.Namespace, data: Data, model: RewardModel) -> Weighting:
+    """What ``--reweighting`` learns, at its start, on the device of the run."""
+    return _weighting(arguments, data, model).to(arguments.device)
+
+
+def _weighting(arguments: argparse.Namespace, data: Data, model: RewardModel) -> Weighting:
     if arguments.reweighting == "instance_table":
         rows = max(sample.record for sample in data.train)
         return InstanceTable(
@@ -164,8 +234,10 @@ def make_encoder(arguments: argparse.Namespace, system: str) -> PromptEncoder:
     return encoder
 
 
-def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel:
-    """The reward model as training wants it, at the start or as it was when ``state`` was saved."""
+def make_model(
+    arguments: argparse.Namespace, encoder: PromptEncoder, state: dict | None
+) -> RewardModel:
+    """The reward model on the device of the run, at its start or as ``state`` has it."""
     source = arguments.reward_model
     if state is not None and not arguments.lora_rank:  # a checkpoint has its adapters merged
         source = finding.current(Path(arguments.weights_path))
@@ -188,7 +260,8 @@ def make_model(arguments: argparse.Namespace, state: dict | None) -> RewardModel
             model.load_state_dict(state["trained"], strict=False)
     if arguments.gradient_checkpointing:
         model.checkpoint_gradients()
-    return model
+    model.encoder = encoder
+    return model.to(arguments.device)
 
 
 def make_optimizer(
@@ -204,3 +277,48 @@ def make_optimizer(
 
         return AdamW8bit(parameters, bf16_stochastic_round=True, **options)
     return torch.optim.AdamW(parameters, fused=True, **options)
+
+
+def lower_optimization(
+    arguments: argparse.Namespace, model: RewardModel, progress: Progress
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimizer and learning-rate schedule of the part of the run that comes next."""
+    optimizer = make_optimizer(arguments, model, progress.cold)
+    if progress.cold:
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1)
+    return optimizer, make_scheduler(
+        optimizer,
+        arguments.scheduler_type,
+        progress.total - progress.cold_steps,
+        arguments.warmup_share,
+        arguments.scheduler_step_size,
+        arguments.scheduler_gamma,
+    )
+
+
+def upper_optimization(
+    arguments: argparse.Namespace, weighting: Weighting, progress: Progress
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimizer and learning-rate schedule of the upper level."""
+    optimizer = make_meta_optimizer(weighting, arguments.meta_lr, arguments.meta_weight_decay)
+    return optimizer, make_scheduler(
+        optimizer,
+        arguments.meta_scheduler_type,
+        (progress.total - progress.cold_steps) // arguments.unroll_steps,
+        arguments.warmup_share,
+        arguments.meta_scheduler_step_size,
+        arguments.meta_scheduler_gamma,
+    )
+
+
+def make_loss_scaler(arguments: argparse.Namespace) -> torch.amp.GradScaler:
+    """Keeps fp16 gradients from vanishing; does nothing in other precisions."""
+    device = torch.device(arguments.device).type
+    return torch.amp.GradScaler(device, enabled=arguments.precision == "fp16")
+
+
+def make_fixed_weights(arguments: argparse.Namespace, data: Data) -> torch.Tensor | None:
+    """The weights ``[K]`` of ``--domain_weights``, in the order of the domains."""
+    if data.fixed_weights is None:
+        return None
+    return torch.tensor(data.fixed_weights, device=arguments.device)

@@ -91,7 +91,7 @@ def weight_reach(arguments: argparse.Namespace, data: Data) -> tuple[float, floa
         weighting = InstanceNet(bounds=a.weight_bounds)
     else:
         weighting = DomainTable(data.domains)
-    return weighting.start, weighting.reach(distance), weighting.bounds()[1]
+    return weighting.start, weighting.reach(distance), weighting.high
 
 
 def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:

@@ -13,11 +13,12 @@ from statistics import fmean
 import torch
 
 from ..checkpoints.finding import METRICS_FILE
-from .monitors import entropy
 
 BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
 UNCUT = 160  # columns of a progress line that goes to a file
+# Numbers that have their place elsewhere in a line of metrics, or serve the progress line only.
+UNWRITTEN = {"parameters_moved", "waited", "weight_range"}
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -38,12 +39,13 @@ class Reporter:
     def __init__(self, arguments: argparse.Namespace, domains: list[str]) -> None:
         self.arguments = arguments
         self.domains = domains
+        self.device = torch.device(arguments.device)
         self.path = Path(arguments.weights_path) / METRICS_FILE
         self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
         self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
         self._meta_losses: list[float] = []
         self._at_chance = False  # the meta loss, when last compared
-        self._samples = 0  # of this process, for the speed
+        self._samples = 0  # seen by this process
         self._file = None
         self._send = None
 
@@ -82,87 +84,73 @@ class Reporter:
         """Remember the loss of an upper step."""
         self._meta_losses.append(loss)
 
-    def progress_line(self, engine, seconds: float) -> str:
+    def progress_line(self, numbers: dict, total: int, seconds: float) -> str:
         """The part of the progress line after the times: what is known already and what fits.
 
         The most important comes first; what would go beyond the terminal's width is left out.
+
+        Args:
+            numbers: as for :meth:`write`, of which it needs the losses, the weights and the norm.
+            total: lower steps of the run.
+            seconds: since the run, or its present part, began.
         """
-        parts = [f"loss {engine.lower.last_loss:.4f}"]
-        if self.arguments.learn_weights:
-            if math.isfinite(engine.upper.last_loss):
-                chance = " chance" if self._at_chance else ""
-                parts.append(f"meta {engine.upper.last_loss:.4f}{chance}")
-                weights = engine.weight_sample().tolist() or [1.0]
-                parts.append(f"w {min(weights):.2f}..{max(weights):.2f}")
-            if math.isfinite(engine.upper.hypergradient_norm):
-                parts.append(f"|hypergrad| {engine.upper.hypergradient_norm:.1e}")
+        parts = [f"loss {numbers['weighted_loss']:.4f}"]
+        if math.isfinite(numbers.get("meta_loss", math.nan)):
+            chance = " chance" if self._at_chance else ""
+            parts.append(f"meta {numbers['meta_loss']:.4f}{chance}")
+            low, high = numbers["weight_range"]
+            parts.append(f"w {low:.2f}..{high:.2f}")
+        if math.isfinite(numbers.get("hypergradient_norm", math.nan)):
+            parts.append(f"|hypergrad| {numbers['hypergradient_norm']:.1e}")
         parts += [
-            f"peak {peak_memory_gib(engine.device):.1f} GiB",
+            f"peak {peak_memory_gib(self.device):.1f} GiB",
             f"{self._samples / max(seconds, 1e-9):.1f} samples/s",
         ]
         columns = shutil.get_terminal_size((UNCUT, 24)).columns
-        room = columns - 1 - LENGTH_BEFORE - 2 * len(str(engine.total))
+        room = columns - 1 - LENGTH_BEFORE - 2 * len(str(total))
         line = parts[0]
         for part in parts[1:]:
             if len(line) + len(part) + 2 <= room:
                 line += f", {part}"
         return line
 
-    def write(self, engine, seconds: float) -> None:
-        """Write one line and forget the losses collected so far; nothing if there are none."""
+    def write(self, numbers: dict, seconds: float) -> None:
+        """Write one line and forget the losses collected so far; nothing if there are none.
+
+        Args:
+            numbers: what the line says besides the losses collected here, JSON values and floats;
+                those of the upper level are there only if the run has one.
+            seconds: since the run, or its present part, began.
+        """
         count = int(self._loss_counts.sum())
         if count == 0:
             return
         seen = self._loss_counts > 0
         means = self._loss_sums / self._loss_counts.clamp(min=1)
-        line = {
-            "iteration": engine.iteration,
-            "epoch": engine.iteration
-            * self.arguments.batch_size
-            * self.arguments.gradient_accumulation
-            / len(engine.units),
-            "loss": float(self._loss_sums.sum() / count),
-            "weighted_loss": engine.lower.last_loss,
-            "learning_rate": float(engine.lower.optimizer.param_groups[0]["lr"]),
-        }
-        if self.arguments.learn_weights:
-            compared = engine.meta_losses.compared()
-            self._at_chance = compared is not None and compared.at_chance
+        line = {name: numbers[name] for name in ("iteration", "epoch")}
+        line["loss"] = float(self._loss_sums.sum() / count)
+        line |= {name: value for name, value in numbers.items() if name not in UNWRITTEN}
+        if "meta_loss" in numbers:
+            self._at_chance = bool(numbers["meta_loss_at_chance"])
             # The mean since the last line; the last value if there was no upper step in between.
-            losses = self._meta_losses or [engine.upper.last_loss]
-            line["meta_loss"] = _number(fmean(losses))
-            line["meta_loss_of_one_score"] = None if compared is None else compared.constant
-            line["meta_loss_at_chance"] = None if compared is None else compared.at_chance
-            line["upper_steps"] = engine.upper_steps
-            line["upper_steps_lost"] = sum(engine.upper.lost.values())
-            line["hypergradient_norm"] = _number(engine.upper.hypergradient_norm)
-            line["weights"] = engine.named_weights()
-            line["weight_entropy"] = entropy(engine.weight_sample())
-            if len(engine.history):
-                line["sign_agreement"] = self._by_domain(engine.history.sign_agreement())
-                line["signal_to_noise"] = self._by_domain(engine.history.signal_to_noise())
-        if engine.validation.history:
-            line["best_of_n_accuracy"] = engine.validation.history[-1]["accuracy"]
+            line["meta_loss"] = fmean(self._meta_losses or [numbers["meta_loss"]])
         line["domain_loss"] = {
             domain: float(mean)
             for domain, mean, present in zip(self.domains, means, seen, strict=True)
             if present
         }
-        line["parameters_moved"] = engine.moved.value()
+        line["parameters_moved"] = numbers["parameters_moved"]
         line["samples_per_second"] = self._samples / max(seconds, 1e-9)
-        waited = sum(problem.waited for problem in engine.problems)
-        line["waiting"] = waited / max(seconds, 1e-9)
-        line["peak_memory_gib"] = peak_memory_gib(engine.device)
+        line["waiting"] = numbers["waited"] / max(seconds, 1e-9)
+        line["peak_memory_gib"] = peak_memory_gib(self.device)
+        line = _finite(line)
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._file.flush()
         if self._send is not None:
-            self._send(_flat(line), engine.iteration)
+            self._send(_flat(line), numbers["iteration"])
         self._loss_sums.zero_()
         self._loss_counts.zero_()
         self._meta_losses.clear()
-
-    def _by_domain(self, values: torch.Tensor) -> dict[str, float | None]:
-        return dict(zip(self.domains, map(_number, values.tolist()), strict=True))
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""
@@ -180,9 +168,11 @@ class Reporter:
         self._at_chance = state.get("at_chance", False)
 
 
-def _number(value: float) -> float | None:
-    """JSON has neither NaN nor infinity: None for what is not known or not finite."""
-    return value if math.isfinite(value) else None
+def _finite(value):
+    """JSON has neither NaN nor infinity: None for what is unknown or not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(line: dict, prefix: str = "") -> dict[str, float]:

@@ -74,6 +74,14 @@ class Validation:
             self._keep(write)
         return accuracy
 
+    def state_dict(self) -> list[dict]:
+        """The evaluations so far, for a checkpoint."""
+        return self.history
+
+    def load_state_dict(self, state: list[dict]) -> None:
+        """Continue from a checkpoint."""
+        self.history = state
+
     def _keep(self, write: Callable[[Path], None]) -> None:
         aside, old = (self.directory / f"{BEST_DIRECTORY}.{end}" for end in ("unfinished", "old"))
         best = self.directory / BEST_DIRECTORY

@@ -24,7 +24,7 @@ from reweighting.figures import PALETTE, smoothed, spread
 from reweighting.records.dataset import load_data
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.dry_run import advice, weight_reach
-from reweighting.training.monitors import (
+from reweighting.training.statistics import (
     ENOUGH_STEPS,
     WINDOW,
     MetaLosses,

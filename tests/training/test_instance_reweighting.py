@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 import main as program
 from reweighting import figures
-from reweighting.training.monitors import divergence, entropy
+from reweighting.training.statistics import divergence, entropy
 from tests.conftest import DOMAINS, command
 from tests.training.test_training import assert_same_run, metrics_of, train, weights_of
 
@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumes_where_it_was(dataset, tmp_path, flags, monke
 
         def interrupt(self, bar, seconds, stop=stop, after_step=after_step):
             after_step(self, bar, seconds)
-            if self.iteration == stop:
+            if self.progress.iteration == stop:
                 self._interrupted = 2
 
         with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from reweighting.reward_model import RewardModel
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_optimizer
-from reweighting.training.monitors import MovedShare
+from reweighting.training.statistics import MovedShare
 from tests.conftest import TINY, command
 from tests.training.test_training import assert_same_run, metrics_of, train, weights_of
 

@@ -1,0 +1,95 @@
+"""What a run says at its end: where it stands, what the domains weigh, and what to think of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Upper
+from ..terminal import printable
+from .monitors import DomainMonitor, InstanceMonitor
+from .progress import Progress
+from .statistics import ENOUGH_STEPS
+from .validation import BEST_DIRECTORY, Validation
+
+
+def outcome(
+    progress: Progress,
+    directory: Path,
+    upper: Upper | None,
+    monitor: DomainMonitor | InstanceMonitor | None,
+    validation: Validation,
+    candidates: str | None,
+) -> str:
+    """The lines that end a run.
+
+    Args:
+        directory: of the run.
+        upper, monitor: None without reweighting.
+        candidates: the file of the validation set, if there is one.
+    """
+    lines = [f"{progress.iteration:,} of {progress.total:,} lower steps done, saved in {directory}"]
+    if upper is not None:
+        lines += ["", *_weight_table(monitor), *_doubts(progress, upper, monitor)]
+    if best := validation.best:
+        lines += [
+            "",
+            f"best of N on {candidates}: {100 * best['accuracy']:.1f} % "
+            f"after {best['iteration']:,} steps, kept in {directory / BEST_DIRECTORY}; "
+            f"last {100 * validation.history[-1]['accuracy']:.1f} %"
+            + (f"; {validation.note}" if validation.note else ""),
+        ]
+    return "\n".join(lines)
+
+
+def _weight_table(monitor: DomainMonitor | InstanceMonitor) -> list[str]:
+    data, history = monitor.data, monitor.history
+    records = Counter(sample.domain for sample in data.train)
+    weights = monitor.by_domain()
+    lines = [f"{'domain':<24}{'records':>8}{'weight':>9}"]
+    if len(history):
+        lines[0] += f"{'average':>9}{'signal/noise':>14}"
+        average, ratio = history.average(), history.signal_to_noise()
+    for domain in sorted(weights, key=weights.get, reverse=True):
+        lines.append(f"{printable(domain):<24}{records[domain]:>8,}{weights[domain]:>9.3f}")
+        if len(history):
+            index = data.domains.index(domain)
+            known = "-" if ratio[index].isnan() else f"{ratio[index]:.1f}"
+            lines[-1] += f"{average[index]:>9.3f}{known:>14}"
+    if len(history):
+        about = (
+            f"of the last {history.looked_back} hypergradients, below 2 is what chance gives"
+            if history.looked_back >= ENOUGH_STEPS
+            else f"not before {ENOUGH_STEPS} upper steps"
+        )
+        lines.append(f"average: over the last quarter of the upper steps; signal/noise: {about}")
+    return lines
+
+
+def _doubts(
+    progress: Progress, upper: Upper, monitor: DomainMonitor | InstanceMonitor
+) -> list[str]:
+    """Reasons not to trust the weights."""
+    lines = []
+    if progress.upper_steps < ENOUGH_STEPS:
+        lines.append(
+            f"weights after {counted(progress.upper_steps, 'upper step')} are not learned yet: "
+            f"fewer than {ENOUGH_STEPS} cannot be told from noise"
+        )
+    compared = monitor.meta_losses.compared()
+    if compared is not None and compared.at_chance:
+        lines.append(
+            "the meta loss is at chance: these weights mean nothing. Over the last "
+            f"{compared.chains:,} meta chains it is {compared.loss:.4f}, and one score for all "
+            f"has {compared.constant:.4f}"
+        )
+    for reason, count in upper.lost.items():
+        steps = f"{count:,} of {counted(progress.upper_steps, 'upper step')}"
+        what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "skipped"
+        lines.append(f"{steps} {what}: {reason}")
+    return lines
+
+
+def counted(count: int, what: str) -> str:
+    """``1 upper step``, ``2 upper steps``."""
+    return f"{count:,} {what}" + "s" * (count != 1)
