@@ -22,16 +22,7 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from ..records.images import Source, content_key, load_pixels, shrunk_size, source_key
-from ..records.steps import (  # noqa: F401 (scripts find two more of them here)
-    LABELS,
-    Prompt,
-    chain_prompts,
-    check_count,
-    join,
-    split_question,
-    split_steps,
-    step_prompts,
-)
+from ..records.steps import LABELS, Prompt, chain_prompts, check_count, join, step_prompts
 
 # The system turn of the head plus_minus if the data have none.
 INSTRUCTION = (

@@ -29,8 +29,8 @@ from .network import RewardNetwork
 from .prefix_tree import pack
 from .scoring import score_candidates
 
-IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
-PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
+# Options of the encoder that are saved with a model, beside the head itself.
+PROMPT_OPTIONS = ("max_image_size", "min_pixels", "max_pixels", "step_pattern")
 WRONG_TREES = (
     "its prefix trees give other scores than separate forwards: a forward pass a prompt instead"
 )
