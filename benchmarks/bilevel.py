@@ -54,8 +54,8 @@ from reweighting.records.samples import MetaSample, TrainSample
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.encoder import PromptEncoder
-from reweighting.reward_model.network import autocast
 from reweighting.reward_model.patches import PatchProjection
+from reweighting.reward_model.precision import autocast
 from reweighting.training.memory import allocated_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import torch
 import main as program
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.records.samples import RecordReader, load_train
-from reweighting.reward_model.network import autocast
+from reweighting.reward_model.precision import autocast
 from tests.conftest import DOMAINS, command
 
 pytestmark = pytest.mark.gpu

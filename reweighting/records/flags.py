@@ -11,7 +11,7 @@ from .steps import compiled
 
 
 def step_pattern(text: str) -> str:
-    """A regular expression of what starts a step, see :func:`~.steps.compiled`."""
+    """``text`` as the type of a flag: a regular expression that :func:`.compiled` accepts."""
     try:
         compiled(text)
     except ValueError as error:
@@ -20,7 +20,7 @@ def step_pattern(text: str) -> str:
 
 
 def add_record_flags(add: Callable[..., argparse.Action]) -> None:
-    """The flags of every command that reads records, see :meth:`.RecordReader.of`.
+    """Add the flags from which :meth:`.RecordReader.of` makes a reader.
 
     Args:
         add: ``add_argument`` of a parser or of a group.
@@ -29,7 +29,7 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
         "--image_root",
         default=".",
         metavar="DIR",
-        help="directory relative image paths start from; images must lie inside it",
+        help="directory that relative image paths start from; images must lie inside it",
     )
     add(
         "--allow_external_images",
@@ -39,25 +39,25 @@ def add_record_flags(add: Callable[..., argparse.Action]) -> None:
     add(
         "--allow_image_urls",
         action="store_true",
-        help="accept http(s) URLs of images, which are fetched",
+        help="accept http(s) URLs of images, and fetch them",
     )
     add(
         MEGAPIXELS_FLAG,
         type=real(positive=True),
         default=MEGAPIXELS,
         metavar="M",
-        help="refuse images of more million pixels, which may be made to fill the memory",
+        help="largest image accepted, in million pixels; larger ones may be made to fill memory",
     )
     add(
         "--skip_bad_records",
         action="store_true",
-        help="leave out records with problems, and say how many, instead of stopping",
+        help="leave out records with problems and say how many, instead of stopping",
     )
     add(
         "--step_pattern",
         type=step_pattern,
         metavar="REGEX",
-        help="what starts a step of a chain, as '^Part [A-Z]' or, for paragraphs, '\\A|\\n\\n', "
-        'instead of the markers known here ("Step 1", "1.", ...); what it repeats is '
-        "taken 50 times at most, * and + too",
+        help="regular expression for the start of a step, such as '^Part [A-Z]' or, for "
+        "paragraphs, '\\A|\\n\\n', instead of the usual markers ('Step 1', '1.', ...); * and + "
+        "repeat at most 50 times",
     )

@@ -28,6 +28,7 @@ from ..files import write_records, write_text
 from ..records.samples import RecordReader, load_candidates
 from ..records.steps import join
 from ..reward_model.aggregation import AGGREGATIONS
+from ..reward_model.precision import unusable
 from ..selection.best_of_n import evaluate, interval
 from ..terminal import Parser, quiet
 from .study import REPOSITORY, Setup, Study
@@ -322,7 +323,7 @@ def main(argv: list[str] | None = None) -> int:
         files = "".join(f"\n  {path}" for path in missing)
         terminal.error(f"the study needs these files (README.md, Your own data):{files}")
         return 2
-    if setup.device == "cuda" and not torch.cuda.is_available():
+    if unusable(setup.device):
         terminal.error("--config paper needs a CUDA device")
         return 2
     more = ["--iteration_num", str(arguments.iterations)] if arguments.iterations else []

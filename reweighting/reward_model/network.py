@@ -45,14 +45,6 @@ TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_o
 TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2", "qwen3"}
 # Largest difference of z between a tree and separate forwards, relative to max(1, |z|).
 TREE_TOLERANCE = 1e-3
-_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device | str, precision: str):
-    """Compute in ``precision`` (``bf16``, ``fp16``, ``fp32``) over fp32 parameters."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=_AUTOCAST_DTYPES[precision])
 
 
 def packs_trees(config) -> bool:

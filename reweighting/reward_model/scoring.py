@@ -15,7 +15,8 @@ import torch
 from ..records.samples import CandidatesSample
 from .aggregation import LogOdds
 from .encoder import EncodedPrompts, response_prompts
-from .network import RewardNetwork, autocast
+from .network import RewardNetwork
+from .precision import autocast
 from .prefix_tree import pack
 
 

@@ -23,9 +23,8 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from ..reward_model.precision import DTYPES, unusable
 from .reasoner import MissingReasonerError, Prompt, Rollout, prepare_image, user_text
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Policy:
@@ -49,13 +48,11 @@ class Policy:
         device: str = "cpu",
         precision: str = "fp32",
     ) -> None:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise MissingReasonerError(
-                f"--device {device}: no CUDA device is there; try --device cpu"
-            )
+        if reason := unusable(device):
+            raise MissingReasonerError(f"--device {device}: {reason}")
         try:
             self.processor = AutoProcessor.from_pretrained(path)
-            model = AutoModelForImageTextToText.from_pretrained(path, dtype=_DTYPES[precision])
+            model = AutoModelForImageTextToText.from_pretrained(path, dtype=DTYPES[precision])
         except (OSError, ValueError) as error:
             raise MissingReasonerError(f"--policy {path}: {error}") from error
         self.model = model.to(device).eval()

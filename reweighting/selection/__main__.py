@@ -18,8 +18,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from .. import terminal
 from ..checkpoints.finding import BASE_DIRECTORY, locate
 from ..checkpoints.fingerprint import file_fingerprint, fingerprint
@@ -41,6 +39,7 @@ from ..records.samples import (
 )
 from ..reward_model.aggregation import AGGREGATIONS
 from ..reward_model.model import RewardModel
+from ..reward_model.precision import unusable
 from ..terminal import Parser, printable, quiet
 from .results import remarks, results, run, table
 
@@ -78,8 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     weights_path = arguments.weights_path
     if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {arguments.device}: no CUDA device is there; try --device cpu")
+    if reason := unusable(arguments.device):
+        parser.error(f"--device {arguments.device}: {reason}")
     if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
         parser.error("--candidates: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):

@@ -14,6 +14,7 @@ from ..bilevel.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatc
 from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
 from ..records.dataset import Data, total_steps, train_units
 from ..records.samples import describe_meta
+from ..records.steps import Prompt
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
@@ -22,18 +23,18 @@ from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
 from .reports import peak_memory_gib
 
-TOKENISED = 200  # records looked at for the token statistics
-DRAWN = 1000  # batches among which the longest is taken
-LEAST_REACH = 1.1  # a weight that cannot move from 1 to this tells domains hardly apart
-FAR_APART = 0.05  # shares of right chains that differ by more are worth a line
+TOKENISED = 200  # records that are tokenised for the statistics
+DRAWN = 1000  # random batches, of which the longest is taken
+LEAST_REACH = 1.1  # a weight that cannot rise from 1 to this hardly tells domains apart
+FAR_APART = 0.05  # base rates that differ by more than this are reported
 
 
 def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
-    """What in the flags keeps the weights from being learned, one sentence each."""
+    """Warnings about flags that keep the weights from being learned, a sentence each."""
     a, found = arguments, []
     if not a.learn_weights:
         return found
-    # A chain's records share a domain; every record has an instance weight of its own.
+    # The records of a chain share a domain, but each has an instance weight of its own.
     one_weight = a.batch_by == "record" or not a.by_instance
     one_step = a.unroll_steps == 1 or a.hypergradient_batches == "last"
     exact = a.hypergradient == "unrolled" and a.detach_features
@@ -56,16 +57,16 @@ def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
 
 
 def upper_steps(arguments: argparse.Namespace, data: Data) -> int:
-    """Upper steps of the run."""
+    """The number of upper steps of the run."""
     units = len(train_units(arguments, data.train))
     return total_steps(arguments, units) // arguments.unroll_steps
 
 
 def weight_reach(arguments: argparse.Namespace, data: Data) -> tuple[float, float, float]:
-    """Where a weight starts, where it gets if all upper steps push it up, and its upper bound.
+    """Where a weight starts, where it ends if all upper steps push it up, and its upper bound.
 
-    A step of AdamW moves a parameter by about the learning rate, which the schedule changes, while
-    the gradients agree. A table's entry moves only in the steps that visit its record.
+    While the gradients agree, a step of AdamW moves a parameter by about the learning rate, which
+    the schedule changes. An entry of the instance table moves only in steps that draw its record.
     """
     a, steps = arguments, upper_steps(arguments, data)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=a.meta_lr)
@@ -149,7 +150,7 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
 
 
 def _peak(arguments: argparse.Namespace, tensors: float, process: float) -> str:
-    """In the terms of the progress line: of a process, or of what is allocated on a GPU."""
+    """What the progress line will show: memory of the process, or tensors allocated on a GPU."""
     if torch.device(arguments.device).type == "cuda":
         return f"{_size(tensors)} of tensors; CUDA's context and reserve come on top"
     held = (1 + ALLOCATOR_RESERVE) * tensors
@@ -165,7 +166,7 @@ def _size(memory: float) -> str:
 def largest_batches(
     arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
 ) -> tuple[TrainBatch, MetaBatch | None]:
-    """The longest of many batches drawn at random, of both levels (None without reweighting)."""
+    """The longest of many random batches, for each level (upper: None without reweighting)."""
     units = train_units(arguments, data.train)
     train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
     if not arguments.learn_weights:
@@ -174,20 +175,21 @@ def largest_batches(
     return train, collate_meta(_longest(units, arguments.meta_batch_size, encoder))
 
 
-def _longest(units, batch_size: int, encoder: PromptEncoder) -> list:
+def _longest(units: list[list], batch_size: int, encoder: PromptEncoder) -> list:
+    """The items of a batch whose longest prompts have the most tokens together."""
     rng = random.Random(0)
     dataset = EncodedDataset(units, encoder)
     chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
     items = {index: dataset[index] for index in chosen}
-    # The prompts of a unit form a tree little larger than the longest of them.
+    # The prompts of a unit form a tree that is little larger than the longest of them.
     size = {index: max(map(len, prompts.token_ids)) for index, (_, prompts) in items.items()}
     batches = ([rng.choice(chosen) for _ in range(batch_size)] for _ in range(DRAWN))
     longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
     return [items[index] for index in longest]
 
 
-def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[int]:
-    """Lengths of the prompts of a random choice of samples."""
+def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) -> list[int]:
+    """Lengths, in tokens, of the ``prompts`` of some ``samples`` drawn at random."""
     chosen = random.Random(0).sample(range(len(samples)), min(len(samples), TOKENISED))
     return [
         len(ids)
@@ -197,7 +199,7 @@ def _tokens(encoder: PromptEncoder, prompts: list[list[str]], samples) -> list[i
 
 
 def _warn_of_long(name: str, lengths: list[int], config: PretrainedConfig) -> None:
-    """Say how many prompts of ``lengths`` tokens go beyond the positions that the model knows."""
+    """Warn if prompts have more tokens (``lengths``) than the model has positions."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     long = 0 if limit is None else sum(length > limit for length in lengths)
     if long:

@@ -2,7 +2,7 @@
 
 Parameters, gradients and the optimizer's state are counted from the model's configuration. What a
 forward pass keeps for the backward pass is measured: a model of the same widths with one or two
-layers is run on the processor, on a batch of the run's own data, and the layers are scaled up.
+layers runs on the CPU, on a batch of the run's own data, and the result is scaled up to all layers.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from ..bilevel.batches import MetaBatch, TrainBatch
 from ..bilevel.hypergradient import without_checkpoints
 from ..checkpoints.finding import base_source
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
-from ..reward_model.network import autocast
+from ..reward_model.precision import autocast
 from ..reward_model.prefix_tree import PackedTrees
 
-# What the processor's allocator holds beyond the tensors in use, as a share of these: freed blocks
-# that nothing fits into. It was 7 % on a model of real widths, and should be no less.
+# What the CPU allocator holds beyond the tensors in use, as a share of them: freed blocks that no
+# later tensor fits into. It was 7 % on a model of real widths, and an estimate should not be short.
 ALLOCATOR_RESERVE = 0.1
 
 
@@ -42,15 +42,16 @@ def estimate_memory(
     """Bytes at the peak of training, without the CUDA context and the allocator's reserve.
 
     Args:
-        arguments, encoder: of the run.
-        train_batch: a micro-batch as large as the run's largest.
-        meta_batch: likewise of the upper level; None without reweighting.
+        arguments: the arguments of the run, see :func:`.parse_arguments`.
+        encoder: the prompt encoder of the run.
+        train_batch: a micro-batch as large as the largest of the run.
+        meta_batch: the same for the upper level; None without reweighting.
     """
     train = train_batch.prompts
     config = load_config(arguments.reward_model)
     eight_bit = arguments.optimizer == "adamw_8bit"
-    weight = 2 if eight_bit else 4  # bytes of a parameter, and of its gradient
-    moments = 2 if eight_bit else 8
+    weight = 2 if eight_bit else 4  # bytes per parameter, and per number of its gradient
+    moments = 2 if eight_bit else 8  # bytes per parameter
 
     def activations(packed: PackedTrees, checkpointed: bool) -> _Parts:
         def measure(shallow) -> int:
@@ -65,15 +66,18 @@ def estimate_memory(
     static = weight * every.all + moments * trained.all
 
     def backward(packed: PackedTrees, already: float = 0, pulled_back: bool = False) -> float:
-        """The most a forward and backward pass adds: activations go while gradients come."""
+        """Bytes that a forward and backward pass adds at most.
+
+        The activations are freed while the gradients are made.
+        """
         kept = activations(packed, arguments.gradient_checkpointing)
         recomputed = 0.0
         if arguments.gradient_checkpointing:
             whole = activations(packed, False)
             recomputed = max(whole.layer, whole.vision_layer)
-        if already:  # gradients of earlier micro-batches are there from the start
+        if already:  # the gradients of earlier micro-batches
             return already + kept.all + recomputed
-        if pulled_back:  # one parameter's gradient at a time; the vocabulary's comes last
+        if pulled_back:  # one gradient at a time; that of the vocabulary comes last
             largest = max(_sizes(config, arguments, encoder, True))
             return max(kept.all, kept.vision + weight * largest) + recomputed
         after_text = weight * (trained.rest + trained.text) + kept.vision
@@ -84,19 +88,19 @@ def estimate_memory(
         return peak
 
     def scoring(packed: PackedTrees, along: bool) -> int:
-        model = _model(_with_depth(config, 2, 2), arguments, encoder)  # deeper ones hold no more
+        model = _model(_with_depth(config, 2, 2), arguments, encoder)  # more layers hold no more
         return _scoring_bytes(model, packed, arguments.precision, along)
 
     if arguments.hypergradient == "darts":
-        # The meta gradient and moved parameters take the place of the lower gradient.
+        # The meta gradient and the moved parameters take the place of the lower gradient.
         scored = scoring(train, along=False)
         upper = max(backward(meta_batch.prompts), 2 * gradients + scored)
         return max(peak, static + upper)
-    # The stored lower gradient becomes u; clipping needs both.
+    # The stored lower gradient becomes u, parameter by parameter; clipping needs both at once.
     clipped = arguments.max_grad_norm > 0
     upper = gradients + backward(meta_batch.prompts, pulled_back=not clipped)
     told_apart = _told_apart(arguments, train_batch)
-    if told_apart is not None:  # φ joins u
+    if told_apart is not None:  # the parameters φ join u
         upper = max(upper, 2 * gradients + scoring(told_apart, along=True))
     return max(peak, static + upper)
 
@@ -106,7 +110,7 @@ def count_parameters(arguments: argparse.Namespace, encoder: PromptEncoder) -> i
     return sum(_sizes(load_config(arguments.reward_model), arguments, encoder))
 
 
-def load_config(reward_model: str):
+def load_config(reward_model: str) -> PretrainedConfig:
     """The configuration of ``--reward_model``."""
     return AutoConfig.from_pretrained(base_source(reward_model))
 
@@ -114,7 +118,7 @@ def load_config(reward_model: str):
 def _model(
     config, arguments: argparse.Namespace, encoder: PromptEncoder, checkpointed: bool = False
 ) -> RewardModel:
-    """A reward model with random parameters, set up as ``arguments`` ask."""
+    """A reward model of random parameters, set up as :func:`.build.make_model` does it."""
     dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
     model = RewardModel(AutoModelForImageTextToText.from_config(config, dtype=dtype), encoder)
     model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
@@ -126,14 +130,17 @@ def _model(
 
 
 def _sizes(config, arguments, encoder: PromptEncoder, trained: bool = False) -> list[int]:
-    """How many numbers every parameter holds, or only those that are trained."""
+    """The size of every parameter, or of every trained one, in numbers."""
     with torch.device("meta"):
         parameters = _model(config, arguments, encoder).parameters()
     return [p.numel() for p in parameters if p.requires_grad or not trained]
 
 
 def _depth_names(config) -> tuple[tuple[object, str], tuple[object, str]]:
-    """Where ``config`` keeps the number of layers: of the language model, of the vision tower."""
+    """Where ``config`` keeps the number of layers of the language model and of the vision tower.
+
+    Each is an object and the name of its attribute.
+    """
     vision = config.vision_config
     return (
         (config.get_text_config(), "num_hidden_layers"),
@@ -142,7 +149,12 @@ def _depth_names(config) -> tuple[tuple[object, str], tuple[object, str]]:
 
 
 class _Parts:
-    """Bytes or numbers of the embeddings and head, of all text layers and of all vision layers."""
+    """A quantity by parts: of the embeddings and head, of all text layers, of all vision layers.
+
+    Args:
+        config: the configuration of the whole model.
+        measure: gives the quantity for a configuration of fewer layers.
+    """
 
     def __init__(self, config, measure) -> None:
         text, vision = (getattr(holder, name) for holder, name in _depth_names(config))
@@ -167,7 +179,7 @@ def _with_depth(config, text: int, vision: int):
 
 
 def saved_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
-    """Bytes that a forward pass of ``packed`` keeps for the backward pass, parameters excepted."""
+    """Bytes that a forward pass of ``packed`` keeps for the backward pass, without parameters."""
     known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -175,17 +187,20 @@ def saved_bytes(model: RewardModel, packed: PackedTrees, precision: str) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # an output that holds its own graph would never be freed
+        return tensor.detach()  # an output that held its own graph would never be freed
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, autocast("cpu", precision):
-        log_odds = model(packed)  # holds the graph, so that no address is used twice
+        log_odds = model(packed)  # keeps the graph alive, so that no address is used twice
     del log_odds
     return sum(kept.values())
 
 
 def _told_apart(arguments: argparse.Namespace, batch: TrainBatch) -> PackedTrees | None:
-    """The trees of ``batch`` that a forward-mode pass takes; None if a gradient tells it all."""
+    """The trees of ``batch`` that a forward-mode pass scores; None if a gradient is enough.
+
+    The gradient stands for the largest group of trees that share a weight.
+    """
     trees = batch.prompts.trees
     if arguments.reweighting == "instance_net" or arguments.hypergradient_batches == "all":
         return batch.prompts
@@ -201,7 +216,7 @@ def _told_apart(arguments: argparse.Namespace, batch: TrainBatch) -> PackedTrees
 
 @torch.no_grad()
 def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, along: bool) -> int:
-    """The most that scoring ``packed`` holds at one time; ``along``: with the derivatives."""
+    """Bytes that scoring ``packed`` holds at most; ``along``: with forward-mode derivatives."""
     named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
     def score() -> None:
@@ -222,10 +237,10 @@ def _scoring_bytes(model: RewardModel, packed: PackedTrees, precision: str, alon
 
 
 def allocated_bytes(function: Callable[[], None]) -> tuple[int, int]:
-    """Bytes of tensors that ``function`` makes on the processor: the most at a time, and left."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler prints that it started
+    """Bytes of the tensors that ``function`` makes on the CPU: at the peak, and at the end."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from printing
     activities = [ProfilerActivity.CPU]
-    # One cycle is all there is; torch 2.11 warns of what it would forget between several.
+    # acc_events: torch 2.11 warns that events are lost between cycles, of which there is only one.
     with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
