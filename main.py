@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from reweighting.bilevel.problems import NonFiniteLoss
     from reweighting.files import FileError
-    from reweighting.records.samples import DataError
+    from reweighting.records.problems import DataError
     from reweighting.training.build import SetupError
 
     try:
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked before training, then train."""
     from reweighting.files import DirectoryLock
+    from reweighting.records.chains import describe_meta
     from reweighting.records.dataset import load_data
-    from reweighting.records.samples import describe_meta
     from reweighting.training.build import check_start, make_encoder
     from reweighting.training.dry_run import advice, print_plan
     from reweighting.training.resume import check_resume, checkpoint_to_resume

@@ -33,7 +33,7 @@ from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_me
 from reweighting.bilevel.objectives import chain_losses, mean_log_odds, record_losses
 from reweighting.bilevel.problems import Lower, Upper
 from reweighting.bilevel.weighting import DomainTable, make_meta_optimizer
-from reweighting.records.samples import RecordReader
+from reweighting.records.reader import RecordReader
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.prefix_tree import PackedTrees
 from reweighting.terminal import quiet

@@ -21,7 +21,7 @@ from benchmarks.bilevel import allocated, now
 from benchmarks.hypergradient import build
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.bilevel.weighting import InstanceTable
-from reweighting.records.samples import RecordReader
+from reweighting.records.reader import RecordReader
 from reweighting.reproduce.__main__ import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.terminal import quiet

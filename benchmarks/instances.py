@@ -29,7 +29,7 @@ from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.bilevel.weighting import InstanceNet
 from reweighting.checkpoints import finding
 from reweighting.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
-from reweighting.records.samples import RecordReader, load_train
+from reweighting.records.reader import RecordReader, load_train
 from reweighting.reproduce.__main__ import DEMO
 from reweighting.reward_model import RewardModel
 from reweighting.terminal import quiet

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.bilevel import allocated, in_a_process, now
-from reweighting.records.samples import CandidatesSample, RecordReader, load_candidates
+from reweighting.records.reader import RecordReader, load_candidates
+from reweighting.records.samples import CandidatesSample
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.aggregation import LogOdds

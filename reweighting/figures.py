@@ -24,9 +24,11 @@ import matplotlib.pyplot as plt
 from . import terminal
 from .checkpoints.finding import ARGUMENTS_FILE, DOMAIN_JSON, INSTANCE_PARQUET, METRICS_FILE, locate
 from .checkpoints.weight_tables import read_named_weights
-from .files import MEGAPIXELS, FileError, complete_lines, is_number, read_json, replacing
+from .files import FileError, complete_lines, is_number, read_json, replacing
+from .records.flags import MEGAPIXELS
 from .records.images import allow_megapixels, load_pixels
-from .records.samples import RecordReader, TrainSample, load_train
+from .records.reader import RecordReader, load_train
+from .records.samples import TrainSample
 from .terminal import Parser
 
 # Domains and records are quoted as they are: a "$" in them opens no formula.

@@ -1,15 +1,16 @@
-"""One way to read JSON and JSON Lines, to write a file, and to keep a directory to oneself."""
+"""The one way to read JSON and JSON Lines, to write a file and to lock a directory."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,11 +18,8 @@ MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
 _NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
-MEGAPIXELS = 89.0  # of an image, if no one asks for more: Pillow's bound
-MEGAPIXELS_FLAG = "--max_image_megapixels"
-_SPACE = re.compile(r"[ \t\r\n]*")  # what JSON takes for white space
-# What most values do not hold, so that they need not be walked through: an escaped surrogate, or a
-# long run of digits.
+_SPACE = re.compile(r"[ \t\r\n]*")  # white space in JSON
+# An escaped surrogate or a long run of digits: values without them need not be walked through.
 _SUSPICIOUS = re.compile(rf"\\u[dD][89a-fA-F]|[0-9]{{{MAX_DIGITS + 1}}}")
 
 
@@ -33,7 +31,7 @@ class BrokenLine(FileError):
     """A line of a JSON Lines file cannot be read.
 
     Args:
-        torn: whether it is the last line and lacks its end, as a killed writer leaves it.
+        torn: whether it is a last line without its end, as a killed writer leaves it.
     """
 
     def __init__(self, message: str, torn: bool) -> None:
@@ -42,10 +40,10 @@ class BrokenLine(FileError):
 
 
 def parse_json(text: str | bytes, checked: bool = True) -> Any:
-    """The value of a JSON text, with limits that keep the rest of the program out of trouble.
+    """The value of a JSON text, with limits that the rest of the program relies on.
 
     Args:
-        checked: whether :func:`check_json` is called; a caller that can name the place does it.
+        checked: whether to call :func:`check_json`; a caller that can name the place calls it.
 
     Raises:
         ValueError: it is no JSON, or :func:`check_json` refuses it.
@@ -61,7 +59,7 @@ def parse_json(text: str | bytes, checked: bool = True) -> Any:
 
 @contextlib.contextmanager
 def _python_limits() -> Iterator[None]:
-    """Say what stands in the way where Python's own limits are met while JSON is parsed."""
+    """Turn the errors of Python's own limits, met while JSON is parsed, into plain ones."""
     try:
         yield
     except RecursionError:
@@ -73,7 +71,7 @@ def _python_limits() -> Iterator[None]:
 
 
 def check_json(value: Any) -> None:
-    """See to it that a value can be worked with and written again.
+    """Make sure that a value can be processed and written again.
 
     Raises:
         ValueError: it is nested deeper than :data:`MAX_DEPTH`, holds a number of more than
@@ -102,8 +100,11 @@ def check_json(value: Any) -> None:
         level = deeper
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+def read_text(path: str | Path, seen: Callable[[bytes], object] | None = None) -> str:
+    """The text of a UTF-8 file, without a byte order mark; lines end with a line feed.
+
+    Args:
+        seen: is called with the bytes of the file.
 
     Raises:
         FileError: it is missing, cannot be read or is not UTF-8.
@@ -111,8 +112,11 @@ def read_text(path: str | Path) -> str:
     path = Path(path)
     with _named(path):
         _refuse_pipes(path)
+        content = path.read_bytes()
+        if seen:
+            seen(content)
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
         except UnicodeDecodeError as error:
             raise FileError(f"{path}: {_NOT_UTF8} ({error.reason})") from error
 
@@ -131,28 +135,33 @@ def read_json(path: str | Path) -> Any:
 
 
 def _refuse_pipes(path: Path) -> None:
-    """Whoever opens a pipe that nobody writes to waits for ever."""
+    """Refuse pipes: opening one that nobody writes to waits for ever."""
     if path.exists() and not path.is_file():
         raise FileError(f"{path}: not a file")
 
 
-def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[int, bytes, Any]]:
-    """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are passed.
+def read_json_lines(
+    path: str | Path, checked: bool = True, seen: Callable[[bytes], object] | None = None
+) -> Iterator[tuple[int, bytes, Any]]:
+    """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are skipped.
 
     Lines end with a line feed and nothing else: U+2028 and U+0085 are text to JSON.
 
     Args:
         checked: as for :func:`parse_json`.
+        seen: is called with the bytes of every line, blank ones included.
 
     Raises:
         FileError: the file cannot be read.
-        BrokenLine: a line cannot be read. Those before it have been given.
+        BrokenLine: a line cannot be read. The lines before it have been yielded.
     """
     path = Path(path)
     with _named(path):
         _refuse_pipes(path)
     with _named(path), path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if seen:
+                seen(line)
             body = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not body.strip():
                 continue
@@ -170,20 +179,23 @@ def read_json_lines(path: str | Path, checked: bool = True) -> Iterator[tuple[in
             yield number, line, value
 
 
-def read_records(path: str | Path) -> list[Any]:
+def read_records(path: str | Path, seen: Callable[[bytes], object] | None = None) -> list[Any]:
     """The items of a JSON array or the values of JSON Lines, told apart by the first character.
 
-    :func:`check_json` is left to the caller, who can name record and field.
+    The caller, who can name record and field, calls :func:`check_json`.
+
+    Args:
+        seen: is called with the bytes of the file, piece by piece.
 
     Raises:
         FileError: the file cannot be read or is neither.
     """
     path = Path(path)
     if _opens_an_array(path):
-        return _array_items(path)
+        return _array_items(path, seen)
     records: list[Any] = []
     try:
-        for _, _, value in read_json_lines(path, checked=False):
+        for _, _, value in read_json_lines(path, False, seen):
             records.append(value)
     except BrokenLine as error:
         if not records and _is_json(path):  # one value over many lines
@@ -212,9 +224,9 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _array_items(path: Path) -> list[Any]:
+def _array_items(path: Path, seen: Callable[[bytes], object] | None) -> list[Any]:
     """The items of a JSON array, read one by one so that an error can name the broken one."""
-    text = read_text(path)
+    text = read_text(path, seen)
     decoder = json.JSONDecoder()
     items: list[Any] = []
     try:
@@ -243,10 +255,12 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def complete_lines(path: str | Path) -> list[Any]:
-    """The values of a JSON Lines file of our own, up to the first line that a kill has torn.
+    """The values of a JSON Lines file of our own, up to the first broken line; [] without a file.
+
+    A killed writer leaves its last line broken.
 
     Raises:
-        FileError: the file is there and cannot be read.
+        FileError: the file exists but cannot be read.
     """
     values: list[Any] = []
     if not Path(path).exists():
@@ -260,21 +274,21 @@ def complete_lines(path: str | Path) -> list[Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number; true and false are none."""
+    """Whether a JSON value is a finite number, which true and false are not."""
     return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON with its end."""
+    """One line of JSON Lines, with its line feed."""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """A stream to write; what it holds becomes the file ``path`` when the block ends well.
+    """A stream to write; its content becomes the file ``path`` when the block ends without error.
 
-    Whoever opens ``path`` sees the old file or the new one, never a part, after a kill or a power
-    failure too.
+    Readers of ``path`` see the old file or the new one and never a part of it, even after a kill or
+    a power failure.
 
     Raises:
         FileError: it cannot be written; the old file is as it was.
@@ -315,7 +329,7 @@ def write_records(path: str | Path, records: list[dict]) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Delete a file if it is there.
+    """Delete a file if it exists.
 
     Raises:
         FileError: it cannot be deleted.
@@ -328,7 +342,7 @@ _locks: set[int] = set()  # open files of this process's locks
 
 
 def _leave_locks_to_the_parent() -> None:
-    """A forked child, such as a data worker, must not keep a directory after its parent died."""
+    """A forked child, such as a data worker, must not hold a lock that outlives its parent."""
     for file in _locks:
         os.close(file)
     _locks.clear()
@@ -338,13 +352,13 @@ os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 class DirectoryLock:
-    """Keeps other processes out of a directory until this one lets go or dies.
+    """Keeps other processes out of a directory until it is released or this process dies.
 
     Args:
-        directory: is made if it is not there.
+        directory: is created if it does not exist.
 
     Raises:
-        FileError: another process has it, or it cannot be written.
+        FileError: another process has locked the directory, or it cannot be written.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -360,7 +374,7 @@ class DirectoryLock:
         _locks.add(self._file)
 
     def release(self) -> None:
-        """Let others have the directory. The file stays: deleting it would let two in."""
+        """Give up the lock. The file stays: if it were deleted, two processes could lock it."""
         if self._file in _locks:
             _locks.remove(self._file)
             os.close(self._file)
@@ -374,7 +388,7 @@ class DirectoryLock:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors into ones that name the file."""
+    """Turn errors of the operating system into a :class:`FileError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -382,7 +396,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def unwritable(path: str) -> str | None:
-    """Why a directory could not be created or written at ``path``, or None."""
+    """Why a directory at ``path`` could not be created or written, or None."""
     present = os.path.abspath(path)
     while not os.path.lexists(present):
         present = os.path.dirname(present)

@@ -1,4 +1,4 @@
-"""What a command says: untrusted text made safe for a terminal, errors of one line, help."""
+"""What a command prints: untrusted text made safe, errors and warnings, help; types of flags."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import NoReturn
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
@@ -15,12 +16,12 @@ MAX_LINE = 1000  # characters of a message
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
-    """``text`` on one line of at most ``limit`` characters, without anything a terminal obeys.
+    """``text`` on one line of at most ``limit`` characters, without control of the terminal.
 
     White space becomes single spaces; escape sequences, control characters (C0 and C1), halves of
-    surrogate pairs and marks that turn the direction of writing are spelled out.
+    surrogate pairs and marks for the direction of writing are spelled out.
     """
-    text = str(text)[: 4 * limit + 4]  # what is cut anyway need not be cleaned
+    text = str(text)[: 4 * limit + 4]  # the rest would be cut anyway
     line = "".join(c if c.isprintable() else _spelled(c) for c in " ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
@@ -30,7 +31,7 @@ def _spelled(character: str) -> str:
 
 
 def error(text: object) -> None:
-    """Print an error, several lines if it has them, to standard error."""
+    """Print an error, of one line or several, to standard error."""
     _say("error", text)
 
 
@@ -45,26 +46,26 @@ def _say(kind: str, text: object) -> None:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own lines: no progress bars of transformers, no notes of Betty's,
-    no word of torch about its own calls; Python's warnings in our own form.
+    """Silence libraries: progress bars of transformers, notes of Betty, deprecations in torch.
 
-    For the start of a command, before it loads a model; a library leaves that to its user.
+    Python's other warnings are printed like :func:`warning`. This is for the start of a command,
+    before it loads a model; a program that uses the package as a library decides for itself.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # for transformers not yet imported
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # if not yet imported
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
-    # A filter stays; Betty sets the logger's level anew when it first logs.
+    # A filter, because Betty sets the level of its logger again when it first logs.
     logging.getLogger("betty").addFilter(_matters)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch\\.")
     warnings.showwarning = _show_warning
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A Python warning in our own form: to who types a command, the line of code says nothing.
+    """Print a warning without its line of code, which means nothing to the user of a command.
 
-    What is deprecated concerns developers alone.
+    Deprecations concern developers only.
     """
     if not issubclass(category, (DeprecationWarning, FutureWarning)):
         warning(message)
@@ -75,7 +76,7 @@ def _matters(record: logging.LogRecord) -> bool:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Every flag with its default, unless the help text already says it."""
+    """Help of 100 columns that ends each flag's text with its default, if it has one."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
@@ -88,13 +89,15 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; subcommands' parsers are of this class too."""
+    """A parser whose errors are one line; the parsers of its subcommands are of this class too."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(message, MAX_LINE)}\n")
 
 
-def whole(minimum: int):
+def whole(minimum: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least ``minimum``."""
+
     def parse(text: str) -> int:
         value = int(text)
         if value < minimum:
@@ -105,7 +108,9 @@ def whole(minimum: int):
     return parse
 
 
-def real(minimum: float = 0.0, positive: bool = False):
+def real(minimum: float = 0.0, positive: bool = False) -> Callable[[str], float]:
+    """The type of a flag: a finite number of at least ``minimum``, or above it if ``positive``."""
+
     def parse(text: str) -> float:
         value = float(text)
         if not math.isfinite(value) or value < minimum or (positive and value == minimum):

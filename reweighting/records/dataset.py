@@ -1,4 +1,4 @@
-"""The data of a run: both files read, checked, and cut to what the run trains on."""
+"""The data of a run: its files are read once, checked, and cut to what the run trains on."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TypeVar
 
 from ..files import FileError, read_json
 from ..terminal import printable
-from .samples import (
-    CandidatesSample,
-    DataError,
-    MetaSample,
-    RecordReader,
-    TrainSample,
-    chains_of,
-    load_candidates,
-    load_meta,
-    load_train,
-    with_labels,
-)
+from .chains import chains_of, with_labels
+from .problems import DataError
+from .reader import RecordReader, load_candidates, load_meta, load_train
+from .samples import CandidatesSample, MetaSample, TrainSample
 from .subsets import choose
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -35,38 +30,38 @@ class Data:
     meta: list[MetaSample]
     domains: list[str]  # in order of first appearance, as published
     warnings: list[str]
-    fingerprint: str  # of all files and of the records in use
+    fingerprint: str  # of the train and meta files, the records in use and the fixed weights
     fixed_weights: list[float] | None = None  # of the domains, where none are learned
     validation: list[CandidatesSample] = field(default_factory=list)
     system: str = ""  # the system turn of the train conversations, where they have one
 
 
+@dataclass
+class _Findings:
+    """What is wrong with the data, and what is worth knowing about them."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def collect(self, load: Callable[[], T], missing: T) -> T:
+        """What ``load`` returns, or ``missing`` if it finds problems, which are collected."""
+        try:
+            return load()
+        except DataError as error:
+            self.problems += error.problems
+            return missing
+
+
 def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
-    """Read and check both files.
+    """Read and check all files of a run.
 
     Raises:
         DataError: naming file, record and field of what is wrong; nothing has been written.
     """
-    problems, notes = [], []
-    train_reader = RecordReader.of(arguments, arguments.train_json_file)
-    train, meta, meta_reader = [], [], None
-    try:
-        train = load_train(train_reader, progress)
-    except DataError as error:
-        problems += error.problems
-    if arguments.learn_weights:
-        meta_reader = RecordReader.of(
-            arguments, arguments.meta_json_file, arguments.meta_image_root
-        )
-        try:
-            meta, notes = load_meta(meta_reader, progress)
-        except DataError as error:
-            problems += error.problems
-    for reader in filter(None, (train_reader, meta_reader)):
-        if not arguments.skip_bad_records:
-            problems += reader.all_problems()
-        elif note := reader.left_out():
-            notes.append(note)
+    found = _Findings()
+    digest = hashlib.sha256()  # of both files as they are read, and of what is used of them
+    train_reader = RecordReader.of(arguments, arguments.train_json_file, digest=digest)
+    train = found.collect(lambda: load_train(train_reader, progress), [])
     read = len(train)
     train = choose(
         train,
@@ -75,75 +70,121 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         arguments.step_length,
         arguments.seed,
     )
-    if read and not train:
-        problems.append(
-            f"{train_reader.name}: --train_subset {arguments.train_subset} keeps none of "
-            f"{read} records (--step_length {arguments.step_length[0]:g} "
-            f"{arguments.step_length[1]:g})"
-        )
-    elif len(train) < read:
-        notes.append(f"--train_subset {arguments.train_subset}: {len(train)} of {read} records")
+    _update(digest, [sample.record for sample in train])
+    meta, readers = [], [train_reader]
+    if arguments.learn_weights:
+        file, root = arguments.meta_json_file, arguments.meta_image_root
+        readers.append(RecordReader.of(arguments, file, root, digest))
+        meta, found.notes = found.collect(lambda: load_meta(readers[1], progress), ([], []))
+        _update(digest, [sample.record for sample in meta])
+    for reader in readers:
+        if not arguments.skip_bad_records:
+            found.problems += reader.all_problems()
+        elif note := reader.left_out():
+            found.notes.append(note)
+    _check_subset(arguments, train_reader.name, read, len(train), found)
     if arguments.history == "gold":
         train = with_labels(train)
-    systems = Counter(sample.system for sample in train if sample.system)
-    system = systems.most_common(1)[0][0] if systems else ""
-    if len(systems) > 1 and arguments.score_head == "plus_minus":
-        notes.append(
-            f"{train_reader.name}: {len(systems)} different system turns; all prompts get "
-            "the most common one"
-        )
+    system = _system_turn(arguments, train_reader.name, train, found)
     domains = list(dict.fromkeys(sample.domain for sample in train))
-    labels = {sample.true_false for sample in meta}
-    if not train and not problems:
-        problems.append(f"{train_reader.name}: no usable record is left")
-    if arguments.learn_weights and not arguments.by_instance and len(domains) == 1:
-        problems.append(
-            f"{train_reader.name}: all usable records are of domain '{printable(domains[0])}': "
+    _check_labels(arguments, train_reader.name, train, domains, meta, found)
+    validation = _load_validation(arguments, progress, found)
+    fixed_weights = None
+    if arguments.domain_weights and not found.problems:
+        fixed_weights = found.collect(
+            lambda: load_fixed_weights(arguments.domain_weights, domains), None
+        )
+    if found.problems:
+        error = DataError(found.problems)
+        error.notes = found.notes
+        raise error
+    _update(digest, fixed_weights)
+    return Data(
+        train, meta, domains, found.notes, digest.hexdigest(), fixed_weights, validation, system
+    )
+
+
+def _update(digest: hashlib._Hash, value: object) -> None:
+    digest.update(json.dumps(value).encode())
+
+
+def _check_subset(
+    arguments: argparse.Namespace, name: str, read: int, kept: int, found: _Findings
+) -> None:
+    """Say how many of the train records that were read ``--train_subset`` keeps."""
+    if read and not kept:
+        found.problems.append(
+            f"{name}: --train_subset {arguments.train_subset} keeps none of {read} records "
+            f"(--step_length {arguments.step_length[0]:g} {arguments.step_length[1]:g})"
+        )
+    elif kept < read:
+        found.notes.append(f"--train_subset {arguments.train_subset}: {kept} of {read} records")
+
+
+def _system_turn(
+    arguments: argparse.Namespace, name: str, train: list[TrainSample], found: _Findings
+) -> str:
+    """The most common system turn of the train conversations, "" if there is none."""
+    systems = Counter(sample.system for sample in train if sample.system)
+    if len(systems) > 1 and arguments.score_head == "plus_minus":
+        found.notes.append(
+            f"{name}: {len(systems)} different system turns; all prompts get the most common one"
+        )
+    return systems.most_common(1)[0][0] if systems else ""
+
+
+def _check_labels(
+    arguments: argparse.Namespace,
+    name: str,
+    train: list[TrainSample],
+    domains: list[str],
+    meta: list[MetaSample],
+    found: _Findings,
+) -> None:
+    """Both files must have usable records, and what weights are learned from must differ."""
+    if not train and not found.problems:
+        found.problems.append(f"{name}: no usable record is left")
+    if not arguments.learn_weights:
+        return
+    if not arguments.by_instance and len(domains) == 1:
+        found.problems.append(
+            f"{name}: all usable records are of domain '{printable(domains[0])}': "
             "reweighting has nothing to weigh (--baseline trains without it, --reweighting "
             "instance_table weighs single records)"
         )
-    if arguments.learn_weights and len(labels) == 1:
-        problems.append(
+    labels = {sample.true_false for sample in meta}
+    if len(labels) == 1:
+        found.problems.append(
             f"{arguments.meta_json_file}: every usable record is labelled "
             f"{str(labels.pop()).lower()}: the weights cannot learn from one label alone"
         )
-    elif arguments.learn_weights and not labels and not problems:
-        problems.append(f"{arguments.meta_json_file}: no usable record is left")
-    validation = []
-    if arguments.eval_candidates:
-        reader = RecordReader.of(arguments, arguments.eval_candidates, arguments.eval_image_root)
-        try:
-            validation = load_candidates(reader, progress)
-            if note := reader.left_out():
-                notes.append(note)
-            if not any(sample.true_false for sample in validation):
-                problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
-        except DataError as error:
-            problems += error.problems
-    fixed_weights = None
-    if arguments.domain_weights and not problems:
-        try:
-            fixed_weights = load_fixed_weights(arguments.domain_weights, domains)
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        error = DataError(problems)
-        error.notes = notes
-        raise error
-    digest = hashlib.sha256()
-    for reader, samples in ((train_reader, train), (meta_reader, meta)):
-        if reader is not None:
-            digest.update(Path(reader.file).read_bytes())
-            digest.update(json.dumps([sample.record for sample in samples]).encode())
-    digest.update(json.dumps(fixed_weights).encode())
-    return Data(train, meta, domains, notes, digest.hexdigest(), fixed_weights, validation, system)
+    elif not labels and not found.problems:
+        found.problems.append(f"{arguments.meta_json_file}: no usable record is left")
+
+
+def _load_validation(
+    arguments: argparse.Namespace, progress: bool, found: _Findings
+) -> list[CandidatesSample]:
+    """The questions of ``--eval_candidates``, if it is given."""
+    if not arguments.eval_candidates:
+        return []
+    reader = RecordReader.of(arguments, arguments.eval_candidates, arguments.eval_image_root)
+    samples = found.collect(lambda: load_candidates(reader, progress), None)
+    if samples is None:
+        return []
+    if note := reader.left_out():
+        found.notes.append(note)
+    if not any(sample.true_false for sample in samples):
+        found.problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
+    return samples
 
 
 def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
-    """The weights of ``domains`` from a JSON file {domain: weight}, scaled to average 1.
+    """The weights of ``domains`` from a JSON file {domain: weight}, scaled to an average of 1.
 
     Raises:
-        DataError: the file is unreadable, a domain is missing or a weight is no number >= 0.
+        DataError: the file is unreadable, a domain is missing, a weight is not a number >= 0, or
+            all are 0.
     """
     try:
         weights = read_json(file)
@@ -172,7 +213,7 @@ def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
 
 
 def train_units(arguments: argparse.Namespace, train: list[TrainSample]) -> list[list[TrainSample]]:
-    """What ``--batch_size`` counts: single records, or the records of one chain together."""
+    """The units that ``--batch_size`` counts: single records, or all records of one chain."""
     if arguments.batch_by == "cot":
         return [[train[index] for index in chain] for chain in chains_of(train)]
     return [[sample] for sample in train]

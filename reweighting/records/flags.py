@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..files import MEGAPIXELS, MEGAPIXELS_FLAG
 from ..terminal import printable, real
-from .steps import compiled
+from .patterns import compiled
+
+MEGAPIXELS = 89.0  # million pixels of an image by default: Pillow's own limit
+MEGAPIXELS_FLAG = "--max_image_megapixels"
 
 
 def step_pattern(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The one place where an image becomes pixels: for the records' check, for the model, for a server.
+"""From images to pixels, the one place for it: for checking records, for the model, for a server.
 
-A *source* is whatever may stand for an image: a path, an http(s) URL or a ``data:`` URI as records
-have it, and from Python also the bytes of a file, a picture of Pillow, an array or a tensor.
+A *source* is anything that stands for an image: in records a path, an http(s) URL or a ``data:``
+URI; from Python also the bytes of a file, a Pillow image, an array or a tensor.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ..files import MEGAPIXELS_FLAG
+from .flags import MEGAPIXELS_FLAG
 
 if TYPE_CHECKING:
     import torch
 
 Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray | torch.Tensor"
 
-MAX_ASPECT_RATIO = 200  # of the Qwen2-VL image processor
+MAX_ASPECT_RATIO = 200  # the limit of the Qwen2-VL image processor
 MAX_FILE_BYTES = 2**29  # of an image file
 MAX_BODY_BYTES = 2**26  # of an image at a URL or within a record
-URL_SECONDS = 60  # for everything that fetching an image takes
+URL_SECONDS = 60  # for fetching an image as a whole
 ACCEPTED = (
     "an image is a path, an http(s) URL, a data: URI, the bytes of a file, a PIL image, a uint8 "
     "array [H, W], [H, W, 3] or [H, W, 4], or a tensor [C, H, W], uint8 or floating within [0, 1]"
@@ -46,7 +46,7 @@ _SPECIAL_FILES = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a directory",
 }
-_GREY_SCALES = {"L;2": 85, "L;4": 17}  # by Pillow's names of a PNG's depths
+_GREY_SCALES = {"L;2": 85, "L;4": 17}  # by Pillow's names for the bit depths of a PNG
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _DATA_URI = re.compile(
     r"data:(image/[\w.+-]{1,100})?(;[\w.+-]{1,100}=[\w.+-]{1,100}){0,8};base64,", re.IGNORECASE
@@ -54,19 +54,18 @@ _DATA_URI = re.compile(
 
 
 def open_image(source: Source) -> Image.Image:
-    """Open and fully decode an image; of several frames the first.
+    """Open and fully decode an image, the first frame if there are several.
 
-    How many pixels are held for safe is Pillow's ``Image.MAX_IMAGE_PIXELS``, which
-    :func:`allow_megapixels` moves.
+    Pillow's ``Image.MAX_IMAGE_PIXELS``, which :func:`allow_megapixels` sets, limits the pixels.
 
     Raises:
-        OSError: the file is missing, empty, truncated, no image, no regular file or larger than
+        OSError: the file is missing, empty, truncated, no image, not a regular file or larger than
             :data:`MAX_FILE_BYTES`; a URL gives more than :data:`MAX_BODY_BYTES` or takes longer
             than :data:`URL_SECONDS`.
         ValueError: an array or tensor has another shape, type or range than :data:`ACCEPTED` says;
-            a picture has no pixels; a ``data:`` URI is not base64.
-        TypeError: ``source`` is none of the things that :data:`ACCEPTED` names.
-        PIL.Image.DecompressionBombError: it unpacks to more pixels than are held for safe.
+            an image has no pixels; a ``data:`` URI is not base64.
+        TypeError: ``source`` is none of the types that :data:`ACCEPTED` names.
+        PIL.Image.DecompressionBombError: the image has more pixels than allowed.
     """
     if isinstance(source, Image.Image):
         image = source
@@ -80,13 +79,13 @@ def open_image(source: Source) -> Image.Image:
             if isinstance(stream, Path):
                 raise
             raise OSError("holds no image that Pillow can read") from None
-        except Image.DecompressionBombError:  # whose words name neither sides nor remedy
+        except Image.DecompressionBombError:  # its message names neither size nor remedy
             raise _too_large("more than twice the pixels that are held for safe") from None
     width, height = image.size
     if not width * height:
         raise ValueError(f"a picture of {width} x {height} pixels: {ACCEPTED}")
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        # Pillow only warns up to twice its limit; training on such an image is never meant.
+        # Up to twice its limit Pillow only warns; nobody means to train on such an image.
         raise _too_large(f"{width} x {height} pixels")
     _scale_transparent_colour(image)
     image.load()
@@ -94,18 +93,18 @@ def open_image(source: Source) -> Image.Image:
 
 
 def allow_megapixels(megapixels: float) -> None:
-    """Hold images of up to so many million pixels for safe, in this process and its children."""
+    """Accept images of up to ``megapixels`` million pixels, in this process and its children."""
     Image.MAX_IMAGE_PIXELS = round(megapixels * 1e6)
 
 
 def to_pixels(image: Image.Image) -> Image.Image:
-    """A picture in mode RGB as people see it, whatever mode, depth and metadata it has.
+    """An image in mode RGB as people see it, whatever its mode, bit depth and metadata.
 
-    It stands upright (EXIF orientation), what is transparent shows white, and more than 8 bits are
-    scaled to 8. An RGB picture without such metadata is returned as it is.
+    It is turned upright (EXIF orientation), transparency becomes white, and more than 8 bits are
+    scaled to 8. An RGB image without such metadata is returned as it is.
     """
     upright = image
-    # A broken EXIF block does not spoil the picture.
+    # A broken EXIF block does not make the image unusable.
     with suppress(Exception):
         if image.getexif().get(0x0112, 1) != 1:  # the orientation
             upright = ImageOps.exif_transpose(image)
@@ -124,15 +123,14 @@ def to_pixels(image: Image.Image) -> Image.Image:
 
 
 def load_pixels(source: Source) -> Image.Image:
-    """The RGB picture of ``source``; raises what :func:`open_image` does."""
+    """The RGB image of ``source``; raises what :func:`open_image` raises."""
     return to_pixels(open_image(source))
 
 
 def shrunk_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """The width and height of an image of ``size`` once its longest side is at most ``longest``.
+    """``size``, width and height, scaled down so that the longest side is at most ``longest``.
 
-    Rounding down never makes a strip that is longer than :data:`MAX_ASPECT_RATIO` times its width
-    of one that is not.
+    Rounding never makes the ratio of the sides exceed :data:`MAX_ASPECT_RATIO`.
     """
     if max(size) <= longest:
         return size
@@ -141,42 +139,42 @@ def shrunk_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def not_too_thin(size: tuple[int, int]) -> tuple[int, int]:
-    """The smallest size around ``size`` of a side ratio up to :data:`MAX_ASPECT_RATIO`."""
+    """The smallest size that holds ``size`` and has a ratio of at most :data:`MAX_ASPECT_RATIO`."""
     least = math.ceil(max(size) / MAX_ASPECT_RATIO)
     return max(least, size[0]), max(least, size[1])
 
 
 def content_key(pixels: Image.Image) -> str:
-    """A name that equal pictures share, and no others."""
+    """A key that equal images share, and no others."""
     head = f"{pixels.mode} {pixels.width} {pixels.height} ".encode()
     return hashlib.sha256(head + pixels.tobytes()).hexdigest()
 
 
 def source_key(source: str | Path) -> str:
-    """A name for what a path, URL or ``data:`` URI stands for; a file that changes has another."""
+    """A key for what a path, URL or ``data:`` URI stands for; it changes when the file does."""
     source = str(source)
     if is_data_uri(source):
         return hashlib.sha256(source.encode()).hexdigest()
-    with suppress(OSError, ValueError):  # a URL, or a path that opening will complain about
+    with suppress(OSError, ValueError):  # a URL, or a path that cannot be opened either
         status = os.stat(source)
         return f"{source} {status.st_mtime_ns} {status.st_size}"
     return source
 
 
 def is_data_uri(source: str) -> bool:
-    """Whether the text holds the image itself."""
+    """Whether the text is a ``data:`` URI, which holds the image itself."""
     return source[:5].lower() == "data:"
 
 
 def source_name(source: str) -> str:
-    """What a message calls a source: its path or URL, but never the image itself."""
+    """A source as messages name it: its path or URL, but never the image itself."""
     if is_data_uri(source):
         return f"the picture in the record (a data: URI of {len(source):,} characters)"
     return source
 
 
 def image_problem(source: str) -> str | None:
-    """What is wrong with an image as a record names it, or None."""
+    """What is wrong with the image that a record names, or None."""
     name = source_name(source)
     try:
         with open_image(source) as image:
@@ -201,7 +199,7 @@ def _too_large(pixels: str) -> Image.DecompressionBombError:
 
 
 def _stream(source: Source) -> Path | BytesIO:
-    """What Pillow opens: a regular file of bounded size, or bytes."""
+    """What Pillow can open: a regular file of limited size, or bytes."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return BytesIO(source)
     if not isinstance(source, (str, Path)):
@@ -235,8 +233,8 @@ def _decoded(uri: str) -> bytes:
 def _fetched(url: str) -> bytes:
     """The body at ``url``.
 
-    A server may send its answer byte by byte, and a name may resolve slowly: time is kept from
-    without, and a thread that is left behind ends with the process.
+    A server may send byte by byte, and a name may resolve slowly, so the time is limited from
+    outside; the thread that is left behind ends with the process.
     """
     found: list[bytes | Exception] = []
     thread = threading.Thread(target=lambda: found.append(_fetch(url)), daemon=True)
@@ -261,19 +259,22 @@ def _fetch(url: str) -> bytes | Exception:
                 if body.tell() > MAX_BODY_BYTES:
                     return OSError(f"sends more than {MAX_BODY_BYTES:,} bytes")
                 if time.monotonic() > end:
-                    break  # no one waits any more
+                    break  # nobody waits any longer
     except Exception as error:
         return error
     return body.getvalue()
 
 
 def _array(source: Source) -> np.ndarray | None:
-    """An array or tensor as uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``; None: it is none."""
+    """An array or tensor as uint8 ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, None for the rest."""
     torch = sys.modules.get("torch")  # without it there are no tensors
     if torch is not None and isinstance(source, torch.Tensor):
         try:
             array = _tensor_array(source)
-        except (RuntimeError, TypeError):  # no operation knows all types, layouts and devices
+        except (
+            RuntimeError,
+            TypeError,
+        ):  # for a type, layout or device that torch does not support
             held = f"{source.dtype}, {source.layout}, on {source.device}, {list(source.shape)}"
             raise ValueError(f"Tensor of {held}: {ACCEPTED}") from None
     elif isinstance(source, np.ndarray):
@@ -300,13 +301,13 @@ def _tensor_array(source: torch.Tensor) -> np.ndarray:
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:
-    """Give the transparent colour of a PNG not yet decoded in the numbers its pixels will have.
+    """Scale the transparent colour of a PNG, before it is decoded, like its pixels.
 
-    Pillow spreads 2 and 4 bits over 0 to 255 and cuts 16-bit colours down to 8, but leaves the
-    transparent one as the file has it.
+    Pillow scales 2 and 4 bits to 8 and cuts 16-bit colours down to 8 bits, but leaves the
+    transparent colour as the file has it.
 
     Raises:
-        OSError: among the colours left, the transparent one cannot be told from its neighbours.
+        OSError: after the cut, the transparent colour cannot be told from its neighbours.
     """
     clear, tiles = image.info.get("transparency"), getattr(image, "tile", None)
     if image.format != "PNG" or clear is None or not tiles:
@@ -322,16 +323,16 @@ def _scale_transparent_colour(image: Image.Image) -> None:
 
 
 def _eight_bits(image: Image.Image, opened: Image.Image) -> Image.Image:
-    """A picture of more than 8 bits a pixel (``I;16``, ``I``, ``F``) in mode L, or LA of a PNG
-    with a transparent grey.
+    """An image of more than 8 bits per pixel (``I;16``, ``I``, ``F``) in mode L, or in mode LA for
+    a PNG with a transparent grey.
 
-    16 bits run from 0 to 65535, those that a TIFF says it has of them from 0 on. For ``I`` and
-    ``F`` no format says what is white: values within [0, 1] (``F`` alone), [0, 255] or [0, 65535]
-    are taken for shares of that range, others are stretched from the smallest to the largest. A PNG
+    16 bits have the range 0 to 65535, or that of the number of bits that a TIFF states. For ``I``
+    and ``F`` no format says what is white: values within [0, 1] (``F`` only), [0, 255] or
+    [0, 65535] are scaled from that range, others from their smallest to their largest value. A PNG
     in mode ``I`` has 16 bits. A TIFF may say that its smallest value is white.
 
     Args:
-        opened: the picture as opened, which knows its format and tags.
+        opened: the image as opened, with its format and tags.
     """
     tags = getattr(opened, "tag_v2", {})
     pixels = np.asarray(image)

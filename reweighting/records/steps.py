@@ -1,35 +1,24 @@
-"""Where question, steps and verdict of a chain of thought are: texts alone, no tokens.
+"""Where the question, the steps and the verdict of a chain of thought stand in its text.
 
 A *prefix* is the first i steps of a chain, as written; a *prompt* is a question with a prefix. One
-function, :func:`layout`, says where steps and verdict are, for train and meta records, candidates
-and rollouts alike. Everything here takes time in proportion to the length of the text: no pattern
-repeats what is itself a repetition.
+function, :func:`layout`, finds steps and verdict for train and meta records, candidates and
+rollouts alike. Everything here takes time linear in the length of the text: no pattern repeats a
+repetition.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
-try:
-    from re import _compiler as compiler
-    from re import _parser as parser
-except ImportError:  # Python 3.10
-    import sre_compile as compiler
-    import sre_parse as parser
+from .patterns import compiled
 
-LABELS = ("+", "-")  # of a step that is right, and of one that is wrong
-MAX_STEPS = 1000  # of one chain
-MAX_PATTERN = 200  # characters of a --step_pattern
-MAX_TIMES = 50  # that anything in a --step_pattern is repeated
-MAX_WAYS = 10_000  # in which a --step_pattern may be tried at one place
-MOST_SHOWN = 8  # step counts told apart in a summary
+LABELS = ("+", "-")  # for a right step and for a wrong one
+MAX_STEPS = 1000  # in one chain
 
-# How chains name their steps; {n} is the number. A line more teaches another language.
+# How chains name their steps; {n} is the number. A further language is a further line.
 STEP_NAMES = (
     *("step {n}", "ｓｔｅｐ {n}"),
     *("étape {n}", "etape {n}", "schritt {n}", "paso {n}", "passo {n}", "passaggio {n}"),
@@ -37,8 +26,8 @@ STEP_NAMES = (
     *("adım {n}", "langkah {n}", "bước {n}", "चरण {n}", "ขั้นตอนที่ {n}", "الخطوة {n}"),
     *("步骤 {n}", "步驟 {n}", "第 {n} 步", "ステップ {n}", "手順 {n}", "단계 {n}", "{n} 단계"),
 )
-# What opens the verdict, after which nothing is shown to the reward model; the final answer is read
-# after it (extraction.py).
+# What opens the verdict. The reward model sees nothing from there on; the final answer is read
+# there (answers/extraction.py).
 VERDICT_NAMES = (
     *("final answer", "final result"),
     *("réponse finale", "endgültige antwort", "finale antwort", "endantwort"),
@@ -48,8 +37,8 @@ VERDICT_NAMES = (
     *("최종 정답", "최종 답변", "최종 답"),
 )
 
-# Inside character classes: spaces that do not end a line (also those without width), what ends
-# one, and what decorates the start of one.
+# For character classes: spaces within a line (those without width too), line ends, and decoration
+# at the start of a line.
 _SPACE = " \t\u00a0\u1680\u2000-\u200b\u202f\u205f\u2060\u3000\ufeff"
 _BREAK = "\n\r\x0b\x0c\x85\u2028\u2029"
 _DECORATION = _SPACE + r"#>*_\-–—+•‣▪▸►●◦·→➡\ufe0f|"
@@ -96,7 +85,7 @@ _NUMBERED_LINE = re.compile(
 _SENTENCE_END = re.compile(r"[.!?](?!\S)|[。！？]|[.!?][*_)\"”]")
 
 _VERDICT_NAME = "(?:" + "|".join(_words(name, r"\s+") for name in VERDICT_NAMES) + ")"
-# What states it: neither "must be whole" nor "should be checked" does.
+# What states a verdict, as neither "must be whole" nor "should be checked" does.
 _COPULA = (
     r"[\s*_]*(?:(?:is|would be|will be|ist|lautet|est|es|é|è|là)\b"
     r"|[是为為は은는:：])"
@@ -105,34 +94,35 @@ _THEREFORE = rf"(?:therefore|thus|hence|so|所以|因此)[,，{_SPACE}]*"
 _STATED = rf"(?:(?:the|our|my)[{_SPACE}]+)?{_VERDICT_NAME}{_COPULA}"
 _VERDICT = re.compile(
     rf"(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
-    # "it reads 3, so the final answer is 3": what comes before is reasoning.
+    # "it reads 3, so the final answer is 3": the first part is reasoning.
     rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}"
     rf"|{_LINE_START}{_VERDICT_NAME}(?!\w)",
     re.IGNORECASE,
 )
-# After the marker of a step that is none: "Step 3: Final answer: 3", "### Step 2: Final Answer".
+# After a marker that opens the verdict instead of a step: "Step 3: Final answer: 3",
+# "### Step 2: Final Answer".
 _HEADED = re.compile(
     rf"[{_DECORATION}:.)\]}}>】）：．、]*"
     rf"(?:(?:{_THEREFORE})?{_STATED}|{_VERDICT_NAME}[{_DECORATION}.)\]}}$]*(?![^{_BREAK}]))",
     re.IGNORECASE,
 )
-# What a model thought before it responded ends here; extraction.py reads no answer in it either.
+# The end of what a model thought before it responded.
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _THOUGHT_START = re.compile(_THOUGHT.pattern.replace("/", ""), re.IGNORECASE)
-# A blank line, and what after it still belongs to the question.
+# A blank line, and what may follow it and still belong to the question.
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
 _QUESTION_PART = re.compile(r"(question|options?|choices|hint|\(?[A-J][).:])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a text are, as character offsets.
+    """Where the parts of a text start, as character offsets.
 
     Args:
-        steps: of the markers of the steps, in order; empty if none are marked.
-        verdict: of what gives the final answer, or the text's length.
+        steps: the markers of the steps, in order; empty if no step is marked.
+        verdict: what states the final answer; the text's length if nothing does.
         numbered: whether the steps are marked by plain numbers only.
-        start: of the response, which is after what the model thought before (``</think>``).
+        start: the response, after the model's thought (``</think>``) if there is one.
     """
 
     steps: list[int]
@@ -142,24 +132,24 @@ class Layout:
 
 
 def layout(text: str, pattern: str | None = None) -> Layout:
-    """Where steps and verdict of a text are.
+    """Find the steps and the verdict of a text.
 
     The numbers of the markers run upwards from 1. Where they start more than once (a question that
     quotes "Step 1", a chain that starts again or looks back at its first step) the longest run
-    counts, the last of equal ones; those that start on a line of their own come first. Plain
+    counts, and the last of equally long ones; runs at the starts of lines take precedence. Plain
     numbers ("1.", "(1)") count where no step is named, see :func:`_numbered`.
 
-    The verdict is looked for in the last step: a chain that states a final answer and goes on with
-    a further step has that as reasoning. It opens a line or a sentence, or follows ", so" and the
-    like; a last step that is nothing but the verdict ("Step 3: Final answer: 3") is none.
+    The verdict is looked for in the last step: a final answer with a further step after it belongs
+    to the reasoning. The verdict opens a line or a sentence, or follows ", so" and the like; a last
+    step that is nothing but the verdict ("Step 3: Final answer: 3") does not count as a step.
 
-    What comes before ``</think>`` has neither steps nor a verdict, unless nothing comes after it.
+    Text before ``</think>`` has neither steps nor a verdict, unless nothing comes after it.
 
     Args:
-        pattern: a regular expression that matches at the start of every step, instead of the
-            markers known here; see :func:`compiled`.
+        pattern: a regular expression for the start of a step, instead of the markers known here;
+            see :func:`~.patterns.compiled`.
     """
-    start = _response_start(text)
+    start = response_start(text)
     text, numbered, opening = text[start:], False, _MARKER
     if pattern is not None:
         opening = compiled(pattern)
@@ -177,15 +167,15 @@ def layout(text: str, pattern: str | None = None) -> Layout:
     return Layout([start + step for step in steps], start + end, numbered, start)
 
 
-def _response_start(text: str) -> int:
-    """The offset after a thought and the space that follows; 0 if nothing else does."""
+def response_start(text: str) -> int:
+    """The offset of the response after a thought; 0 without a thought, or if nothing follows it."""
     *_, end = (0, *(match.end() for match in _THOUGHT.finditer(text)))
     rest = text[end:].lstrip()
     return len(text) - len(rest) if end and rest else 0
 
 
 def _markers(text: str) -> list[tuple[int, int, bool]]:
-    """Number, offset and whether it opens a line, of everything that looks like a marker."""
+    """Everything that looks like a marker: number, offset, and whether it opens a line."""
     return [
         (_value(match[match.lastindex]), match.start(), _opens_line(text, match.start()))
         for match in _MARKER.finditer(text)
@@ -214,7 +204,7 @@ def _run(numbers: Iterable[int]) -> list[int]:
 
 
 def _longest_run(markers: list[tuple[int, int, bool]]) -> list[int]:
-    """Offsets of the longest run 1, 2, 3, … among markers; of equal ones that which starts last."""
+    """Offsets of the longest run 1, 2, 3, … among markers; the last one of equally long runs."""
     longest = len(_run(number for number, *_ in markers))
     on_lines = [marker for marker in markers if marker[2]]
     if len(_run(number for number, *_ in on_lines)) < longest:
@@ -229,10 +219,10 @@ def _longest_run(markers: list[tuple[int, int, bool]]) -> list[int]:
 
 
 def _numbered(text: str) -> list[int]:
-    """Offsets of the lines that plain numbers open, where these can only be steps.
+    """Offsets of the lines that plain numbers open, if these can only be steps.
 
-    Lines written alike must be numbered 1, 2, 3, … to the last of them, at least two, and each must
-    hold a sentence: answer options and lists within a step do not.
+    All lines with numbers in the same style must be numbered 1, 2, 3, …; there must be at least two
+    of them, and each must hold a sentence, as answer options and lists within a step do not.
     """
     by_style: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for match in _NUMBERED_LINE.finditer(text):
@@ -258,12 +248,12 @@ def step_starts(text: str, pattern: str | None = None) -> list[int]:
 
 
 def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
-    """The steps of a response, each with the space before it: put together, its longest prefix.
+    """The steps of a response, each with the space before it; joined, they are its longest prefix.
 
-    A step ends before the marker of the next one and the last one before the verdict, which is not
-    shown to the reward model in the forms that :func:`layout` knows. Text before step 1 belongs to
-    it, but for a thought (all up to ``</think>``), which is left out. A response without markers is
-    one step. One that is nothing but a verdict is one step as well, taken whole.
+    A step ends before the marker of the next one, and the last step before the verdict, which the
+    reward model is not shown. Text before step 1 belongs to step 1, except for a thought (up to
+    ``</think>``), which is left out. A response without markers is one step, and so is a response
+    that is nothing but a verdict.
 
     Raises:
         ValueError: there are more than :data:`MAX_STEPS`.
@@ -283,7 +273,7 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
 
 
 def check_count(steps: int) -> None:
-    """Every score reads all steps before it, so the work grows with their square.
+    """Refuse too many steps: each score reads all earlier steps, so the work is quadratic.
 
     Raises:
         ValueError: there are more than :data:`MAX_STEPS`.
@@ -293,20 +283,19 @@ def check_count(steps: int) -> None:
 
 
 def split_steps(response: str, pattern: str | None = None) -> list[str]:
-    """All prefixes of a response, shortest first: the first step, the first two, … (see
-    :func:`cut_steps`)."""
+    """All prefixes of a response, shortest first; see :func:`cut_steps`."""
     return list(itertools.accumulate(cut_steps(response, pattern)))
 
 
 def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
-    """Cut a meta record's ``input`` (question + whole response) into its two parts.
+    """Cut a meta record's ``input`` into question and response; the response may be empty.
 
-    The response starts at its first step (see :func:`layout`). Without a named step it is what
-    follows the first blank line that does not open answer options or another part of the question:
-    plain numbers and own patterns may well be found in a question too. The response is empty when
-    there is none. Where the response opens with a thought in tags, the question ends before it.
+    The response starts at its first named step (see :func:`layout`). Without one, or with a
+    ``pattern``, it is what follows the first blank line, unless answer options or another part of
+    the question follow there: plain numbers and users' patterns may also match in the question. If
+    the response opens with a thought in tags, the question ends before the thought.
     """
-    start = _response_start(text)
+    start = response_start(text)
     if start and (thought := _THOUGHT_START.search(text, 0, start)):
         return text[: thought.start()].rstrip(), text[start:].strip()
     steps = _longest_run(_markers(text)) if pattern is None else []
@@ -316,81 +305,6 @@ def split_question(text: str, pattern: str | None = None) -> tuple[str, str]:
         if blank.end() < len(text) and not _QUESTION_PART.match(text, blank.end()):
             return text[: blank.start()].rstrip(), text[blank.end() :].strip()
     return text.strip(), ""
-
-
-@lru_cache
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A user's own pattern of what starts a step, read with MULTILINE: ``^`` is a line's start.
-
-    Whatever it repeats is taken at most :data:`MAX_TIMES` times, ``*`` and ``+`` too. So there are
-    so many ways to try it at a place of the text and no more, and its time is in proportion to the
-    length of the text.
-
-    Raises:
-        ValueError: it is no regular expression, too long, finds a step between any two letters, or
-            there are more than :data:`MAX_WAYS`.
-    """
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"is {len(pattern)} characters long, at most {MAX_PATTERN} can be used")
-    try:
-        parsed = parser.parse(pattern, re.MULTILINE)
-        re.compile(pattern, re.MULTILINE)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"is no regular expression: {error}") from error
-    if _bound(parsed) > MAX_WAYS:
-        raise ValueError(
-            f"can be tried in more than {MAX_WAYS:,} ways at one place, as (a+)+ or a*b*c*, which "
-            "takes too long: repeat less"
-        )
-    expression = compiler.compile(parsed, re.MULTILINE)
-    if expression.match("ab", 1) and not expression.match("ab", 1).group():
-        raise ValueError("finds the start of a step between any two letters")
-    return expression
-
-
-def _bound(parsed: parser.SubPattern) -> int:
-    """Let nothing in a parsed expression be repeated more than :data:`MAX_TIMES` times.
-
-    Returns:
-        In how many ways it can be tried at one place, at the most; as MAX_WAYS + 1 if more.
-    """
-    ways = 1
-    for index, (kind, value) in enumerate(parsed):
-        if "REPEAT" in str(kind):
-            low, high, body = value
-            if low > MAX_TIMES:
-                raise ValueError(f"repeats something {low:,} times, at most {MAX_TIMES} can be")
-            parsed[index] = (kind, (low, min(high, MAX_TIMES), body))
-            once = _bound(body)
-            ways *= sum(once**times for times in range(min(high, MAX_TIMES) + 1))
-        elif parts := list(_parts(value)):  # alternatives, or what a group or a look around holds
-            ways *= sum(map(_bound, parts))
-        ways = min(ways, MAX_WAYS + 1)
-    return ways
-
-
-def _parts(value: object) -> Iterable[parser.SubPattern]:
-    if isinstance(value, parser.SubPattern):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _parts(part)
-
-
-def describe_chains(chains: Iterable[tuple[int, bool]]) -> str:
-    """One line about chains: how many have 1, 2, 3, … steps, and how many no final answer.
-
-    Args:
-        chains: the number of steps and whether a final answer can be read, of each.
-    """
-    chains = list(chains)
-    counts = sorted(Counter(steps for steps, _ in chains).items())
-    shown, rest = counts[:MOST_SHOWN], counts[MOST_SHOWN:]
-    parts = [f"{count:,} of {steps} step{'s' * (steps != 1)}" for steps, count in shown]
-    if rest:
-        parts.append(f"{sum(count for _, count in rest):,} of more")
-    without = sum(not answered for _, answered in chains)
-    return f"{len(chains):,} chains: {', '.join(parts)}; {without:,} without a final answer"
 
 
 def join(question: str, prefix: str) -> str:
@@ -404,9 +318,9 @@ class Prompt:
 
     Args:
         question: as the record gives it.
-        steps: as written, with what lies between them: put together they are the prefix itself.
-        labels: of the steps before the last one, right or not; all right where there are none.
-            Only ``plus_minus`` shows them to the model.
+        steps: as written, with what lies between them: joined, they are the prefix itself.
+        labels: whether each step before the last one is right; empty means that all are. Only the
+            head ``plus_minus`` shows them to the model.
     """
 
     question: str
@@ -434,11 +348,11 @@ def chain_prompts(question: str, response: str, pattern: str | None = None) -> l
 
 
 def record_prompt(question: str, prefix: str, pattern: str | None = None) -> Prompt:
-    """The prompt of a train record's ``prefix``, kept to the letter (but for a thought before it).
+    """The prompt of a train record's ``prefix``, unchanged but for a thought that is left out.
 
     Raises:
         ValueError: it has more than :data:`MAX_STEPS`.
     """
     steps = cut_steps(prefix, pattern)[:-1]
-    prefix = prefix[_response_start(prefix) :]
+    prefix = prefix[response_start(prefix) :]
     return Prompt(question, (*steps, prefix[sum(map(len, steps)) :]))

@@ -1,7 +1,6 @@
 """Data-selection baselines of the paper: train on a part of the records, all weighted 1.
 
-They are options of training over the same file, to be compared with reweighting (DreamPRM,
-table 1).
+They train on the same file and are compared with reweighting (DreamPRM, table 1).
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .samples import TrainSample, chains_of
+from .chains import chains_of
+from .samples import TrainSample
 
 
 def choose(
@@ -21,14 +21,14 @@ def choose(
     step_length: Sequence[float],
     seed: int,
 ) -> list[TrainSample]:
-    """The records a rule keeps, in their order in the file.
+    """The records that a rule keeps, in the order of the file.
 
     Args:
-        rule: ``all``; ``random``, ``size`` of them; ``s1``, see :func:`s1_filter`; ``outcome``,
-            the longest prefix of each chain only, which trains an outcome reward model. Of a
-            conversation that is its last label.
+        rule: ``all``; ``random``: ``size`` records; ``s1``: see :func:`s1_filter`; ``outcome``:
+            the longest prefix of each chain, and the last label of a conversation, which train an
+            outcome reward model.
         size: records for ``random``; records per step index for ``s1``.
-        step_length: least and most characters a step, for ``s1``.
+        step_length: least and greatest number of characters per step, for ``s1``.
     """
     rng = random.Random(seed)
     if rule == "random":
@@ -50,11 +50,12 @@ def choose(
 def s1_filter(
     samples: list[TrainSample], per_step: int, step_length: Sequence[float], rng: random.Random
 ) -> set[int]:
-    """Indices that the published s1-style filter keeps (paper-facts: s1-PRM).
+    """Indices of the records that the published s1-style filter keeps (s1-PRM of the paper).
 
-    Of the prefixes whose steps have a middling length, those with an accuracy strictly between 0
-    and 1 come first: such a question is neither trivial nor hopeless. Each step index is then
-    topped up to ``per_step`` with certain ones, right and wrong in equal numbers while they last.
+    Among prefixes whose mean step length is within ``step_length``, those with an accuracy strictly
+    between 0 and 1 come first: the question is neither trivial nor hopeless. Each step index is
+    then filled up to ``per_step`` with prefixes of accuracy 0 or 1, in equal numbers while they
+    last.
     """
     low, high = step_length
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -75,7 +76,7 @@ def s1_filter(
 
 
 def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
-    """``count`` of both lists, in equal numbers while they last."""
+    """``count`` items from both lists, in equal numbers while they last."""
     fewer, more = sorted((right, wrong), key=len)
     from_fewer = min(len(fewer), count // 2)
     return fewer[:from_fewer] + more[: count - from_fewer]

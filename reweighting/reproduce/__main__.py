@@ -25,7 +25,7 @@ import transformers
 
 from .. import terminal
 from ..files import write_records, write_text
-from ..records.samples import RecordReader, load_candidates
+from ..records.reader import RecordReader, load_candidates
 from ..records.steps import join
 from ..reward_model.aggregation import AGGREGATIONS
 from ..reward_model.precision import unusable

@@ -21,7 +21,8 @@ from PIL import Image
 
 from ..checkpoints import finding
 from ..files import json_line, read_json, write_json, write_text
-from ..records.samples import CandidatesSample, RecordReader, load_candidates
+from ..records.reader import RecordReader, load_candidates
+from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates

@@ -27,18 +27,13 @@ from tqdm import tqdm
 from .. import terminal
 from ..files import FileError, parse_json, read_text, remove, write_records
 from ..records.answers.comparison import extract, is_right, unreadable, unreadable_note
+from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
-from ..records.samples import (
-    CandidatesSample,
-    DataError,
-    QuestionSample,
-    RecordReader,
-    describe_candidates,
-    holds_control_token,
-    load_candidates,
-    load_questions,
-)
+from ..records.problems import DataError
+from ..records.reader import RecordReader, load_candidates, load_questions
+from ..records.samples import CandidatesSample, QuestionSample
 from ..records.steps import join, split_steps, step_starts
+from ..records.texts import holds_control_token
 from ..terminal import HelpFormatter, Parser, printable, quiet, real, whole
 from .journal import Journal
 from .reasoner import (

@@ -29,14 +29,11 @@ from ..files import (
     unwritable,
     write_json,
 )
+from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
-from ..records.samples import (
-    CandidatesSample,
-    DataError,
-    RecordReader,
-    describe_candidates,
-    load_candidates,
-)
+from ..records.problems import DataError
+from ..records.reader import RecordReader, load_candidates
+from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS
 from ..reward_model.model import RewardModel
 from ..reward_model.precision import unusable

@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 
 from ..bilevel.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
 from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
+from ..records.chains import describe_meta
 from ..records.dataset import Data, total_steps, train_units
-from ..records.samples import describe_meta
 from ..records.steps import Prompt
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit

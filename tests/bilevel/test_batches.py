@@ -18,7 +18,8 @@ from reweighting.bilevel.batches import (
     batch_loader,
     collate_meta,
 )
-from reweighting.records.samples import RecordReader, chains_of, load_meta, load_train
+from reweighting.records.chains import chains_of
+from reweighting.records.reader import RecordReader, load_meta, load_train
 from tests.conftest import DOMAINS, REPOSITORY
 
 

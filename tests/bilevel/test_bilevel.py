@@ -32,7 +32,7 @@ from reweighting.bilevel.problems import (
     NonFiniteLoss,
 )
 from reweighting.bilevel.weighting import DomainTable, InstanceNet, InstanceTable
-from reweighting.records.samples import RecordReader, load_meta, load_train
+from reweighting.records.reader import RecordReader, load_meta, load_train
 from tests.conftest import DOMAINS
 
 

@@ -11,14 +11,9 @@ import pytest
 from PIL import Image
 
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
-from reweighting.records.samples import (
-    RecordReader,
-    TrainSample,
-    chains_of,
-    load_meta,
-    load_train,
-    with_labels,
-)
+from reweighting.records.chains import chains_of, with_labels
+from reweighting.records.reader import RecordReader, load_meta, load_train
+from reweighting.records.samples import TrainSample
 from reweighting.records.steps import Prompt
 
 SYSTEM = {"from": "system", "value": "Judge every step."}

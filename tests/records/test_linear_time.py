@@ -15,9 +15,10 @@ import pytest
 
 import reweighting
 from reweighting import exchange, terminal
-from reweighting.records import samples, steps
+from reweighting.records import patterns, steps, texts
 from reweighting.records.answers import comparison as answers
-from reweighting.records.steps import compiled
+from reweighting.records.patterns import compiled
+from reweighting.records.reader import RecordReader
 from reweighting.rollouts.__main__ import usable
 
 SHORT, LONG = 5_000, 20_000  # characters
@@ -68,7 +69,7 @@ TEXTS: dict[str, Callable[[int], str]] = {
 
 
 def read_record(text: str) -> None:
-    reader = samples.RecordReader("texts.json")
+    reader = RecordReader("texts.json")
     image = {"image_path": "i.png"}
     reader.train_sample({"input": text, "add": text, "dataset": "d", "accuracy": 1, **image}, 1)
     reader.meta_sample({"input": text, "true_false": True, **image}, 2)
@@ -86,7 +87,7 @@ FUNCTIONS: dict[str, Callable[[str], object]] = {
     "answers.is_right": lambda text: answers.is_right(text, "B", ["red", "blue"]),
     "answers.same": lambda text: answers.same(text, "plain words"),
     "printable": terminal.printable,
-    "holds_control_token": samples.holds_control_token,
+    "holds_control_token": texts.holds_control_token,
     "RecordReader": read_record,
     "usable": usable,
     "exchange.lettered": lambda text: exchange.lettered(text, {"A": text, "C": text}),
@@ -131,7 +132,7 @@ def test_rule_lines_do_not_hang():
         assert time.process_time() - start < 0.1
 
 
-def patterns() -> dict[str, re.Pattern[str]]:
+def all_patterns() -> dict[str, re.Pattern[str]]:
     """Every regular expression of the package: kept in a name, or written into a call of re."""
     found = {}
     for module in pkgutil.walk_packages(reweighting.__path__, "reweighting."):
@@ -155,26 +156,25 @@ def patterns() -> dict[str, re.Pattern[str]]:
     return found
 
 
-def unbounded(parsed) -> Iterator[steps.parser.SubPattern]:
+def unbounded(parsed) -> Iterator[patterns.parser.SubPattern]:
     """What is repeated without bound in a parsed regular expression, at any depth."""
-    if isinstance(parsed, tuple) and len(parsed) == 3 and parsed[1] is steps.parser.MAXREPEAT:
+    if isinstance(parsed, tuple) and len(parsed) == 3 and parsed[1] is patterns.parser.MAXREPEAT:
         yield parsed[2]
-    if isinstance(parsed, tuple | list | steps.parser.SubPattern):
+    if isinstance(parsed, tuple | list | patterns.parser.SubPattern):
         for part in parsed:
             yield from unbounded(part)
 
 
 def nested(pattern: str) -> bool:
     """Whether something repeated without bound is repeated without bound."""
-    bodies = unbounded(steps.parser.parse(pattern))
+    bodies = unbounded(patterns.parser.parse(pattern))
     return any(list(unbounded(body)) for body in bodies)
 
 
 def test_no_pattern_repeats_a_repetition():
-    found = patterns()
-    assert {"steps._MARKER", "steps._VERDICT", "samples._CONTROL_TOKEN"} <= {
-        ".".join(name.split(".")[-2:]) for name in found
-    }
+    found = all_patterns()
+    known = {"steps._MARKER", "steps._VERDICT", "texts._CONTROL_TOKEN"}
+    assert {f"reweighting.records.{name}" for name in known} <= set(found)
     assert [name for name, pattern in found.items() if nested(pattern.pattern)] == []
     # The one that hung.
     assert nested(r"(?:^[ \t]*(?:[#>*_-]+[ \t]*)*)final")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from reweighting.records.answers.extraction import extract
+from reweighting.records.chains import describe_chains
 from reweighting.records.steps import (
     VERDICT_NAMES,
     chain_prompts,
-    describe_chains,
     record_prompt,
     split_question,
     split_steps,

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import main
-from reweighting.records.samples import RecordReader, load_meta
+from reweighting.records.reader import RecordReader, load_meta
 from reweighting.records.steps import MAX_STEPS
 from reweighting.reward_model import RewardModel
 from reweighting.rollouts import __main__ as rollouts

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reweighting.records.samples import RecordReader
+from reweighting.records.reader import RecordReader
 from reweighting.reward_model import attention as layers
 from reweighting.reward_model.attention import attention_along, is_dual, tree_attention
 from reweighting.reward_model.patches import PatchProjection, speed_up_patches

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 import main as program
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
-from reweighting.records.samples import RecordReader, load_meta, load_train, with_labels
+from reweighting.records.chains import with_labels
+from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.encoder import INSTRUCTION, PromptEncoder

@@ -22,7 +22,7 @@ from benchmarks import own_benchmark
 from benchmarks.own_benchmark import commands
 from data.make_questions import write_questions as make_questions
 from reweighting.files import FileError
-from reweighting.records.samples import RecordReader, load_candidates, load_meta, load_train
+from reweighting.records.reader import RecordReader, load_candidates, load_meta, load_train
 from reweighting.records.steps import split_steps
 from reweighting.rollouts import __main__ as rollouts
 from reweighting.rollouts.journal import Journal

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from reweighting import exchange
-from reweighting.records.samples import RecordReader, load_candidates
+from reweighting.records.reader import RecordReader, load_candidates
 from reweighting.selection import results
 from tests.conftest import REPOSITORY
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.memory import estimated_and_measured
 from reweighting.bilevel import hypergradient
-from reweighting.records.samples import RecordReader
+from reweighting.records.reader import RecordReader
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.prefix_tree import pack

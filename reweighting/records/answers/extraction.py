@@ -2,9 +2,9 @@
 
 Answers are announced by "Final answer", by a box or an answer tag, and by "the answer is" and
 "Answer:", in several languages. The last announcement of a letter, a number, mathematics or a few
-words counts; else an option that is called the right one; else, from the surest kind of
-announcement to the least sure, the last one of anything; else a line that is a letter or a number
-and nothing else. Delimiters, fences, tags and markup are never an answer.
+words counts. Without one, an option counts that is called the right one; then, from the surest kind
+of announcement to the least sure, the last announcement of anything; then a last line that is
+nothing but a letter or a number. Delimiters, fences, tags and markup are never an answer.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from ..steps import VERDICT_NAMES
+from ..steps import VERDICT_NAMES, response_start
 from .notation import clean, closing, quantity, words
 
-MAX_CHARACTERS = 100_000  # of a response, from its end
-MAX_MARKERS = 50  # of a kind that are looked at, from the end
+MAX_CHARACTERS = 100_000  # at the end of a response that are read
+MAX_MARKERS = 50  # of each kind that are looked at, from the end
 MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
 FEW_WORDS = 5  # of an answer that an earlier number does not replace
 MAX_WORD = 40  # characters of a bare word that is an answer
 
-# Further languages are further words. Sure ones first: they announce nothing but a final answer.
+# A further language is further words. The sure markers announce nothing but a final answer.
 FINAL_MARKERS = VERDICT_NAMES
 MARKERS = (
     *("correct answer", "correct option", "correct choice", "right answer", "best answer"),
@@ -33,7 +33,7 @@ MARKERS = (
     *("réponse", "respuesta", "antwort", "lösung", "resposta", "risposta"),
     *("الإجابة", "الجواب", "उत्तर", "đáp án", "jawaban", "cevap", "antwoord", "svar", "odpowiedź"),
 )
-# What stands between a marker and its answer, at the least one of these. "is", "为" and so on.
+# Words that may stand between a marker and its answer.
 IS = (
     *("is", "are", "was", "would be", "will be", "should be", "must be", "comes to", "equals"),
     *("est", "es", "ist", "lautet", "é", "è", "là", "adalah"),
@@ -84,7 +84,7 @@ _CHOSEN = re.compile(
     r"|(?:[选選][ \t]*[:：]?|选项)[ \t]*[(（]?(?P<chosen>[A-Z])[)）]?(?![A-Za-z点])",
     re.M,
 )
-# Words before an announcement, in its clause, after which it announces something else.
+# Words earlier in the clause of an announcement that make it announce something else.
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
     r"(?:\b(?:wrong|incorrect|false|common|whether|students|not|cannot)|n't|不|没|未|错误)"
@@ -101,14 +101,13 @@ _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
     re.I,
 )
-_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.I)
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
 # A sentence after the answer's own: "5. This holds because ..."
 _SENTENCE = re.compile(
     r"(?<=[\w)\]}$°%*\"'])[.!?][*_\"']*\s+(?=[*_\"']*[A-Z][A-Za-z']*[\s,])|[。！？](?=\S)"
 )
 _COPULA = re.compile(r"\s*(?:です|입니다|이다)[.。]?$")  # stands after the answer
-# What stands after an announcement and is no answer: "in step 5", "wrong because", "rounded to"
+# What may follow an announcement without being an answer: "in step 5", "rounded to"
 _ELSEWHERE = re.compile(
     r"^(?:(?:in|from|see|at)\s+(?:the\s+)?(?:step|previous|next|last|end|above|below)"
     r"|(?:wrong|incorrect|clear|rounded|given)\s+(?:because|since|as|from|that|to|in|by)"
@@ -119,14 +118,14 @@ _ABBREVIATIONS = frozenset(words("mrs prof gen col capt sgt rev hon ave dept app
 
 
 def extract(response: str, choices: Sequence[str] | None = None) -> str:
-    """The final answer of a response, as written; empty if there is none that can be read.
+    """The final answer of a response, as written; empty if none can be read.
 
     Args:
-        choices: texts of the options, of which a response may be nothing but one.
+        choices: texts of the options; a response may consist of one of them alone.
     """
     text = response[-MAX_CHARACTERS:]
-    if thoughts := list(_THOUGHT.finditer(text)):
-        text = text[thoughts[-1].end() :].strip() or text
+    if start := response_start(text):
+        text = text[start:].strip()
     found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
     short = next((value for _, words, value in every if _counts(value, words)), "")
@@ -146,7 +145,7 @@ def _is_ending(ending: _Ending) -> bool:
 
 
 def _counts(value: str, words: int) -> bool:
-    """Whether this is a letter, a number or mathematics, or not more words than count."""
+    """Whether this is a letter, a number, mathematics, or a text of at most ``words`` words."""
     plain = clean(value)
     if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
         return True
@@ -156,7 +155,7 @@ def _counts(value: str, words: int) -> bool:
 
 
 def _is_answer(text: str) -> bool:
-    """Whether something is left when decoration is taken off."""
+    """Whether something is left without decoration."""
     if _is_symbol(text):
         return True
     if _ELSEWHERE.match(text):
@@ -167,13 +166,13 @@ def _is_answer(text: str) -> bool:
 
 
 def _is_symbol(text: str) -> bool:
-    """Whether a text is nothing but a sign, as "<", "→" or "△" may be an answer."""
+    """Whether a text is a single sign: "<", "→" or "△" may be an answer."""
     kinds = {unicodedata.category(character) for character in text if character != "\ufe0f"}
     return text in ("-", "–", "%") or (len(text) <= 2 and kinds in ({"Sm"}, {"So"}))
 
 
 def _announced(text: str) -> Iterator[_Ending]:
-    """What follows "Final answer", from the first of the last ones, as in the two below."""
+    """What follows the last occurrences of "Final answer", in their order."""
     starts = {match.end(): FEW_WORDS for match in _SURE_LINE.finditer(text)}
     for match in _SURE.finditer(text):  # all words after "Final answer:"
         starts[match.end()] = MAX_ENDING if match.group()[-1] in ":：】" else FEW_WORDS
@@ -202,14 +201,14 @@ def _boxed(text: str) -> Iterator[_Ending]:
 
 
 def _inner(value: str) -> str:
-    """A box within a tag, a marker within a box."""
+    """A value without a box within a tag, or without a marker within a box."""
     if box := _BOX.search(value):
         return _braced(value, box.end()).strip()
     return without_lead_in(value)
 
 
 def _braced(text: str, start: int) -> str:
-    """From ``start`` to the brace that closes the one before it; to the end of the line without."""
+    """From ``start`` to the brace that closes the one before it, else to the end of the line."""
     ending = text[start - 1 : start + MAX_ENDING]
     end = closing(ending, 0)
     return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
@@ -223,7 +222,7 @@ def _likely(text: str) -> Iterator[_Ending]:
 
 
 def _chosen(text: str) -> str:
-    """The last option that is called the right one, "" if none is."""
+    """The last option that is called the right one; "" if there is none."""
     for match in [*_CHOSEN.finditer(text)][: -MAX_MARKERS - 1 : -1]:
         before = max(0, match.start() - 40), match.start()
         if not any(p.search(text, *before) for p in (_NOT_ANNOUNCED, _NOT_CHOSEN)):
@@ -232,7 +231,7 @@ def _chosen(text: str) -> str:
 
 
 def _value(text: str, start: int) -> str:
-    """The answer that stands after a marker: of a line, a display, a fence or a tag."""
+    """The answer that stands after a marker: in a line, a display, a fence or a tag."""
     rest = _FENCE.sub("", text[start : start + MAX_ENDING])
     if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
         return _inner(tag["value"].strip())
@@ -257,12 +256,12 @@ def _value(text: str, start: int) -> str:
 
 
 def _unboxed(text: str) -> str:
-    """What boxes in a value hold, if it has any."""
+    """What the boxes in a value hold; the value itself if it has no box."""
     return ", ".join(value for _, _, value in _boxed(text)) or text
 
 
 def _sentence(line: str) -> str:
-    """The first sentence of a line; the text of an option after its letter is not another one."""
+    """The first sentence of a line; an option's letter and its text belong together."""
     for match in _SENTENCE.finditer(line):
         before = line[: match.start()]
         word = re.search(r"([A-Za-z]*)$", before).group()
@@ -289,7 +288,7 @@ _MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re
 
 
 def _bare(text: str, choices: Sequence[str] | None) -> str:
-    """A response, or the last line of one, that is nothing but an answer."""
+    """A response, or its last line, if that is nothing but an answer; else ""."""
     lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
     if not lines or not any(character.isalnum() for character in lines[-1]):
         return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""

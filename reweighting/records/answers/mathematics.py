@@ -1,12 +1,12 @@
-"""Whether two expressions are equal, by math-verify, and never for long.
+"""Whether two expressions are equal, by math-verify within a limit of CPU time.
 
-Computer algebra can take minutes, or all memory, over one line of LaTeX, and math-verify's own time
-limits are signals, which only a main thread may use. So it runs in a helper process, started when
-the first expression is met. The kernel ends an attempt that uses up :data:`SECONDS`, even within
-one long operation; nothing the library prints reaches the screen.
+Computer algebra can take minutes, or all memory, for one line of LaTeX, and math-verify's own time
+limits are signals, which only a main thread may use. So it runs in a helper process, which starts
+with the first comparison. The kernel ends an attempt that uses up :data:`SECONDS`, even within one
+long operation; nothing that the library prints reaches the screen.
 
-The helper imports math-verify once and forks; the fork answers, one line of JSON a pair. Where the
-kernel ended a fork, the helper says "not known" for it and forks anew, which takes milliseconds.
+The helper imports math-verify once and forks; the fork answers each pair with a line of JSON. When
+the kernel has ended a fork, the helper answers "not known" and forks again, within milliseconds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import threading
 from functools import lru_cache
 from pathlib import Path
 
-SECONDS = 0.5  # of processor time for a pair; wall time would make truth depend on the load
-MAX_CHARACTERS = 300  # of an expression that is looked at
+SECONDS = 0.5  # of CPU time per pair; with wall time the answer would depend on the load
+MAX_CHARACTERS = 300  # of an expression; longer ones count as unequal
 MAX_MEMORY = 2 * 2**30  # bytes of address space of the helper
 
 
 @lru_cache(maxsize=65_536)
 def equal(left: str, right: str) -> bool | None:
-    """Whether two LaTeX expressions are equal; None if that is not known in time.
+    """Whether two LaTeX expressions are equal; None if that is not decided in time.
 
     Raises:
         RuntimeError: the helper process does not run.
@@ -50,7 +50,7 @@ class _Helper:
 
     def ask(self, left: str, right: str) -> bool | None:
         with self._lock:
-            for _ in range(2):  # someone may have ended the helper since it was last asked
+            for _ in range(2):  # the helper may have been ended since the last question
                 if self._process is None or self._process.poll() is not None:
                     self._start()
                 try:
@@ -60,7 +60,7 @@ class _Helper:
                         return json.loads(line)
                 except BrokenPipeError:
                     pass
-                except BaseException:  # Ctrl-C: the answer on its way would be taken for the next
+                except BaseException:  # Ctrl-C: the next question would get the answer to this one
                     self.stop()
                     raise
                 self.stop()
@@ -78,7 +78,7 @@ class _Helper:
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the program, the end of its input for this
+            start_new_session=True,  # not ended by Ctrl-C but by the end of its input
         )
 
     def stop(self) -> None:
@@ -98,10 +98,10 @@ atexit.register(lambda: _helper.stop())
 def main() -> None:
     """Answer pairs from standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints
+    os.dup2(2, 1)  # the library may print
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     verified = _make_verifier()
-    verified("x^2+2x+1", "(x+1)^2")  # reads the grammar of LaTeX, imports what simplifies
+    verified("x^2+2x+1", "(x+1)^2")  # loads the grammar of LaTeX and the simplification
     while True:
         fork = os.fork()
         if fork == 0:
@@ -135,7 +135,7 @@ def _make_verifier():
         options = {"timeout_seconds": None, "allow_set_relation_comp": True}
         try:
             return bool(verify(*found, **options))
-        except Exception:  # whatever computer algebra stumbles over
+        except Exception:  # computer algebra may raise anything
             return False
 
     return verified

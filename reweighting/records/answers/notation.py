@@ -1,7 +1,7 @@
 """One notation for the many in which final answers are written: markup, LaTeX, numbers, units.
 
-Everything a new notation needs is a line in one of the tables. The patterns are linear in the
-length of the text: none repeats a repetition of the same characters.
+A new notation is a line in one of the tables. The patterns take time linear in the length of the
+text: none repeats a repetition of the same characters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from string import ascii_lowercase
 
-MAX_CHARACTERS = 500  # of an answer that is more than text
+MAX_CHARACTERS = 500  # of an answer; longer ones are compared as plain text
 MAX_EXPONENT = 400  # of ten, in a number
 
 
@@ -49,7 +49,7 @@ _CHARACTERS = {
     **{"μ": "µ", "€": " EUR ", "£": " GBP ", "¥": " JPY ", "₹": " INR ", "℃": "°C", "℉": "°F"},
 }
 _TABLE = str.maketrans(_CHARACTERS)
-# What LaTeX writes in more than one way; in this order.
+# LaTeX that can be written in more than one way; applied in this order.
 _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -74,7 +74,7 @@ _LATEX = [
         (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
     )
 ]
-# Commands around words, of which the words are meant.
+# Commands around words; only the words count.
 _WRAPPER = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|mathrm|mathbf|mathit|mathsf|operatorname|mbox|"
     r"boxed|fbox|underline|emph|bm|boldsymbol|bf|rm)\s*(?=\{)"
@@ -86,9 +86,9 @@ _SQUARE_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|(?=[({]))")
 
 
 def clean(answer: str) -> str:
-    """An answer without markup, delimiters and final punctuation, in one notation of operators.
+    """An answer without markup, delimiters and final punctuation, with operators in one notation.
 
-    An answer that is nothing else is left as it is; only blank text becomes empty.
+    An answer that consists of these alone is left as it is; only blank text becomes empty.
     """
     plain = answer.strip()
     if len(plain) > MAX_CHARACTERS:
@@ -110,7 +110,7 @@ def clean(answer: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """What commands around words hold, as in ``\\boxed{\\textbf{(\\text{B})}}``."""
+    """A text without the commands around words, as in ``\\boxed{\\textbf{(\\text{B})}}``."""
     position = 0
     while match := _WRAPPER.search(text, position):
         position = match.start()
@@ -134,10 +134,10 @@ def _strip(text: str) -> str:
 
 
 def closing(text: str, start: int, brackets: str = "{}") -> int:
-    """Where the bracket at ``start`` is closed, -1 if nowhere.
+    """Index of the bracket that closes the one at ``start``; -1 if there is none.
 
     Args:
-        brackets: those that open, then as many that close; which closes which is not looked at.
+        brackets: the opening ones, then as many closing ones; any of these closes any of those.
     """
     opening, ending = brackets[: len(brackets) // 2], brackets[len(brackets) // 2 :]
     depth = 0
@@ -150,7 +150,7 @@ def closing(text: str, start: int, brackets: str = "{}") -> int:
 
 # ---- units
 
-# Names of a unit with its size in that of the first of its line.
+# Names of a unit, then its size in terms of the first unit of its line.
 _UNITS = """
 m meter metre 米 | km kilometer kilometre 千米 公里 1000 |
     dm decimeter decimetre 1/10 | cm centimeter centimetre 厘米 1/100 |
@@ -203,7 +203,7 @@ _SCALES = {
         for ending in (("f", "ves") if size == 2 else ("", "s"))
     },
 }  # fmt: skip
-# Words after a number that make it another number, or a sentence.
+# Words after a number that are no unit: they make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
         "and or not no to of than times plus minus over under below above more less least most "
@@ -235,7 +235,7 @@ def _unit_table() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNIT = _unit_table()
-# Where case does not tell two units apart, as in "12 Cm": words, no symbols ("mW", "MW").
+# Units whose case does not matter, as in "12 Cm": words but not symbols ("mW", "MW").
 _FOLDED = {
     name.casefold(): entry
     for name, entry in _UNIT.items()
@@ -243,7 +243,7 @@ _FOLDED = {
 }
 # One letter after a root, a bracket or a fraction is a variable, as in "\\sqrt{2} h".
 _NO_VARIABLE = re.compile(r"[^\W\d_]{2}|[°%]|.*/", re.S)
-# "12 cm long", "5 apples in total": said of the unit, no part of it.
+# "12 cm long", "5 apples in total": words after a unit that are no part of it.
 _SAID_OF_UNIT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|old|away|each|altogether|left|remaining|"
     r"in (?:total|all|length|width|height|area|volume))$",
@@ -259,7 +259,7 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 
 @dataclass(frozen=True)
 class Unit:
-    """A product of powers: names of base units with exponents, and its size in them."""
+    """A unit as a product of powers of base units (name, exponent), and its size in these."""
 
     powers: tuple[tuple[str, int], ...]
     size: Fraction
@@ -267,10 +267,10 @@ class Unit:
 
 @lru_cache(maxsize=4096)
 def unit(text: str) -> Unit | None:
-    """The unit a text is, or None if it is none.
+    """The unit that a text names, or None.
 
-    Known ones by the table, with powers, products and quotients; else up to three words, as in
-    "12 red apples".
+    It consists of units of the table with powers, products and quotients, or else of up to three
+    words, as in "12 red apples".
     """
     text = _SAID_OF_UNIT.sub("", text)
     if temperature := _DEGREES.match(text):
@@ -306,12 +306,12 @@ def _known_unit(text: str) -> Unit | None:
 
 
 def unit_of_expression(text: str) -> Unit | None:
-    """The unit a text after a root, a bracket or a fraction is, where one letter is none."""
+    """The unit after a root, a bracket or a fraction, where a single letter is a variable."""
     return unit(text) if _NO_VARIABLE.match(text) else None
 
 
 def _counted(text: str) -> Unit | None:
-    # "MeV" is no "meV", "Apples" are "apples"; "AC" and "abc" are products.
+    # "MeV" is not "meV", but "Apples" are "apples"; "AC" and "abc" are products.
     words = [w if any(c.isupper() for c in w[1:]) else w.casefold() for w in text.split()]
     if not 1 <= len(words) <= 3 or not all(w.isalpha() and _is_word(w) for w in words):
         return None
@@ -355,7 +355,7 @@ _NUMBER_WORDS = {
 }
 _CURRENCY = re.compile(r"^([-+]?)\s*(USD|EUR|GBP|JPY|INR|CNY|Rs\.?)\s*(?=[\d.])")
 _ABOUT = re.compile(r"^(?:\\approx|\\sim|~|about|approximately|approx\.?|roughly|around)\s+", re.I)
-ROUNDED = 6  # significant digits from which on a decimal may stand for what it rounds
+ROUNDED = 6  # significant digits from which on a decimal may be a rounded value
 
 
 @dataclass(frozen=True)
@@ -364,8 +364,8 @@ class Quantity:
 
     Args:
         value: the number.
-        unit: what it counts.
-        ulp: of the last digit, if it is a decimal of at least :data:`ROUNDED` digits; else 0.
+        unit: what it counts, if it says so.
+        ulp: one unit of the last decimal place, if there are :data:`ROUNDED` digits; else 0.
     """
 
     value: Fraction
@@ -380,7 +380,7 @@ def without_about(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def quantity(text: str) -> Quantity | None:
-    """The number, perhaps with a unit, that a cleaned answer is as a whole; else None."""
+    """A cleaned answer as a number with or without a unit; None if it is anything else."""
     if len(text) > MAX_CHARACTERS:
         return None
     currency = _CURRENCY.match(text)
@@ -407,7 +407,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def _number(text: str) -> tuple[Fraction, Fraction, int] | None:
-    """Value, ulp and end of the number that ``text`` begins with."""
+    """Value, ulp and end index of the number that ``text`` begins with."""
     for form in _FORMS:
         match = form.match(text)
         if match and (value := _value(match.groupdict())) is not None:
@@ -451,7 +451,7 @@ def _value(groups: dict[str, str | None]) -> Fraction | None:
 def same_quantity(left: Quantity, right: Quantity) -> bool:
     """Whether two quantities are equal.
 
-    A unit that only one of them has is no mistake; a percentage is also a hundredth of the number.
+    A unit may be missing in one of them; 5 % is also equal to 0.05.
     """
     ulp = max(left.ulp, right.ulp)
 

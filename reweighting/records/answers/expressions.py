@@ -1,0 +1,93 @@
+"""Mathematical expressions: their units, their LaTeX, and whether two of them are equal."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+from . import mathematics
+from .notation import unit, unit_of_expression, words
+
+FUNCTIONS = words(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi "
+    "infty infinity inf alpha beta gamma delta theta lambda phi omega sigma det "
+    "gcd lcm max min mod"
+)
+COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
+LETTERS = re.compile(r"[A-Za-z]+")
+_SYMBOL = re.compile(r"\\?[A-Za-z]+")
+_WITH_UNIT = re.compile(
+    r"^(.*(?:[\d})]|\\pi))\s*(?<=[\s})])(°[CF]?|%|[A-Za-zΩµ][A-Za-z/^ {}\d]*)$", re.S
+)
+
+
+def without_unit(text: str) -> tuple[str, str]:
+    """An expression and the unit after it, as in "2\\sqrt{3} cm"."""
+    match = _WITH_UNIT.match(text)
+    if match and len(match[2]) <= 40 and (measure := unit_of_expression(match[2].strip())):
+        return match[1].strip(), str(measure)
+    if match := re.match(r"^(.*\S)\s*°$", text):
+        return match[1], str(unit("°"))
+    return text, ""
+
+
+def same_expressions(left: str, right: str) -> bool:
+    """Whether two expressions, in LaTeX or in plain notation, are equal; see :func:`equal`."""
+    texts = [latex(text) for text in (left, right)]
+    if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
+        return True
+    # math-verify ignores case in names, and takes a letter after a number for a unit.
+    names = [set(LETTERS.findall(COMMAND.sub(" ", text))) for text in texts]
+    names = [set("".join(found)) - set("ei") for found in names]
+    symbols = [_SYMBOL.fullmatch(text.strip()) is not None and "pi" not in text for text in texts]
+    return names[0] == names[1] and not all(symbols) and equal(*texts)
+
+
+class TooManyUnknownError(Exception):
+    """More comparisons ran out of time than allowed. Unlike a value, it is kept by no cache."""
+
+
+class _Allowance(threading.local):
+    """How many further comparisons of this thread may run out of time."""
+
+    unknown = 0
+
+
+_allowance = _Allowance()
+
+
+def allow_unknown(count: int) -> None:
+    """Allow ``count`` further comparisons of this thread to run out of time."""
+    _allowance.unknown = count
+
+
+def equal(left: str, right: str) -> bool:
+    """Whether math-verify finds two LaTeX expressions equal; False if it runs out of time.
+
+    Raises:
+        TooManyUnknownError: time has run out more often than :func:`allow_unknown` allows.
+    """
+    found = mathematics.equal(left, right)
+    if found is None:
+        _allowance.unknown -= 1
+        if _allowance.unknown < 0:
+            raise TooManyUnknownError
+    return bool(found)
+
+
+_PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![a-z])")
+_NUMBER_WITH_COMMAS = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)")
+
+
+def latex(text: str) -> str:
+    """An expression in plain notation as LaTeX that math-verify reads."""
+    text = _NUMBER_WITH_COMMAS.sub(lambda m: m.group().replace(",", ""), text)
+    text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\b(infinity|inf)\b", "infty", text)
+    text = re.sub(r"\bsqrt\s*\(", r"\\sqrt(", text)
+    text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
+    text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    text = re.sub(r"\^\(([^()]*)\)", r"^{\1}", text).replace("**", "^")
+    if re.search(r"\\(?:sin|cos|tan)", text):
+        text = text.replace("°", r" \cdot \frac{\pi}{180} ")
+    return text.replace("<=", r" \leq ").replace(">=", r" \geq ").replace("!=", r" \neq ")
