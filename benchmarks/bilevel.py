@@ -1,17 +1,17 @@
-"""Time and memory of a bilevel cycle: the straightforward loop against ours, side by side.
+"""Time and memory of a bilevel cycle: a straightforward loop and ours, side by side.
 
     python -m benchmarks.bilevel --shape mix
     python -m benchmarks.bilevel --shape vocabulary
     python -m benchmarks.bilevel --shape 2b --device cuda --precision bf16
 
 A cycle is five lower steps and one upper step over a chain of five steps. The straightforward loop
-does what the published code does: one forward pass per prefix, the logits of the whole vocabulary
-at every position, a graph kept for each prefix, the hypergradient by a central difference whose
-passes build graphs, batch 1. Both run in one process, a cycle of each in turn, over the same chains
-and with random weights; that they compute the same scores is checked first. Ratios are medians over
-the cycles of what neighbouring cycles took, so that a machine that changes its speed meanwhile
-changes them little. Batches are prepared beforehand; the share of time that waiting for them takes
-is measured in a run on the demo data.
+does what the published code does: batch 1, one forward pass per prefix, the logits of the whole
+vocabulary at every position, a graph kept for each prefix, and the hypergradient by a central
+difference whose passes build graphs. Both run in one process, a cycle of each in turn, over the
+same chains and with the same random weights; their scores are first checked to be equal. A ratio
+is the median over pairs of neighbouring cycles, so that a machine whose speed varies changes it
+little. Batches are prepared beforehand; the share of time spent waiting for them is measured in a
+run on the demo data.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from reweighting.bilevel.batches import (
 from reweighting.records.samples import MetaSample, TrainSample
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
-from reweighting.reward_model.attention import PatchProjection
 from reweighting.reward_model.encoder import PromptEncoder
+from reweighting.reward_model.patches import PatchProjection
 from reweighting.reward_model.precision import autocast
 from reweighting.training.memory import allocated_bytes
 
@@ -112,7 +112,7 @@ def make_model(shape: str, device: str, dtype: torch.dtype = torch.float32) -> R
 
 
 def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STEP_TOKENS, seed=0):
-    """Chains over images of 336 px; ``steps`` are the tokens of each step."""
+    """Chains over images of 336 px; ``steps`` holds the number of tokens of each step."""
     rng = random.Random(seed)
     tokenizer = encoder.processor.tokenizer
     words = ["the", "colour", "in", "Bc", "is", "red", "and", "so", "circle", "larger", "level"]
@@ -138,7 +138,7 @@ def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STE
 
 
 class Straightforward:
-    """The published loop's work, written plainly: one prompt a forward pass."""
+    """The work of the published loop, written plainly: one forward pass per prompt."""
 
     def __init__(self, model: RewardModel, precision: str) -> None:
         self.base, self.head = model.base_model, model.LN
@@ -231,7 +231,7 @@ class Ours:
 
 
 def now(device) -> float:
-    """Seconds once the device has finished; on the processor, of its own work only."""
+    """Seconds, after the device has finished; on a CPU, the process's CPU time."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
@@ -356,7 +356,7 @@ def memory(arguments, loop: str) -> tuple[int, int]:
 
 
 def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
-    """Bytes of tensors that ``function`` makes: the most at one time, and those it leaves."""
+    """Bytes of tensors that ``function`` allocates: their peak, and what is left afterwards."""
     if torch.device(device).type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -367,13 +367,13 @@ def allocated(device, function: Callable[[], None]) -> tuple[int, int]:
 
 
 def in_a_process(function: Callable, *arguments):
-    """``function(*arguments)`` in a fresh process; raises what fails there, its end included."""
+    """``function(*arguments)`` in a fresh process; raises what is raised there, or if it dies."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
 
 def apart(function: Callable, arguments, *more):
-    """``function(arguments, *more)`` in a process of its own: none finds another's memory taken."""
+    """``function(arguments, *more)`` in a process of its own, with no memory taken by another."""
     return in_a_process(_prepared, function, arguments, *more)
 
 
@@ -394,7 +394,7 @@ def demo_run(folder: str, device: str, precision: str, *flags: str) -> list[str]
 
 
 def waiting(arguments) -> float:
-    """Share of a run's time that it waits for its two data workers."""
+    """Share of its time that a run waits for its two data workers."""
     flags = [*EIGHT, "--num_workers", "2", "--iteration_num", str(arguments.waiting_steps)]
     with tempfile.TemporaryDirectory() as folder:
         make_model(arguments.shape, "cpu").save_pretrained(folder)

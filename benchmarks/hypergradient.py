@@ -3,11 +3,10 @@
     python -m benchmarks.hypergradient --draws 50
 
 Every draw trains a copy of the tiny Qwen2-VL with a random head for three lower steps on random
-demo records and compares the derivative of the meta loss with respect to the raw domain weights,
-through the third step, with the exact one: per-record float64 gradients, the AdamW update and the
-meta loss written out, differentiated by autograd. The finite differences leave out the optimizer;
-for them the best common factor is taken out before errors are computed, so that only their
-direction counts.
+demo records. The derivative of the meta loss with respect to the raw domain weights, through the
+third step, is compared with the exact one: float64 gradients of every record, the AdamW update and
+the meta loss written out and differentiated by autograd. The finite differences leave out the
+optimizer; they are first scaled by the factor that fits best, so that only their direction counts.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ STEPS = 3
 
 
 class OnItsDevice(Engine):
-    """Betty's engine, which leaves the reward model where it is."""
+    """Betty's engine, but the reward model stays on its device."""
 
     def configure_systems(self) -> dict:
         found = super().configure_systems()
@@ -65,7 +64,7 @@ def build(
     weighting=None,
     **options,
 ):
-    """Lower and Upper under a plain Betty engine, as the trainer sets them up."""
+    """Lower and Upper in a plain Betty engine, set up as in training."""
     weighting = weighting or DomainTable(domains)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01, fused=True)
     lower = lower_class(

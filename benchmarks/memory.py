@@ -1,11 +1,11 @@
-"""Peak memory of training: what --dry_run says beforehand against what a run takes.
+"""Peak memory of training: the estimate of --dry_run against what a run takes.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --shape 2b --device cuda --precision bf16
 
-trains a few steps of the demo data with random weights of the given shape, once for every set of
-flags that changes memory, each in a process of its own. On the processor the profiler records every
-allocation of a tensor; on a CUDA device the allocator keeps count.
+trains a few steps on the demo data with random weights of the given shape, once for every set of
+flags that changes memory, each in a process of its own. On the CPU the profiler records every
+allocation of a tensor; on a CUDA device the allocator counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From samples to batches: a resumable random order, workers, collation."""
+"""From samples to batches: a random order that can be resumed, data workers, collation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..reward_model.prefix_tree import ByValue, PackedTrees, pack
 
 @dataclass
 class TrainBatch(ByValue):
-    """B records with R prompts in all: one each, or one a labelled step of a conversation."""
+    """B records with R prompts in all: one per record, or per labelled step of a conversation."""
 
     prompts: PackedTrees
     accuracy: torch.Tensor  # [R], Monte-Carlo accuracy in [0, 1]
     domains: torch.Tensor  # [B], domain index
     records: torch.Tensor  # [B], record number in the file, from 1
     record_of_prompt: torch.Tensor  # [R], which of the B records a prompt belongs to
-    features: torch.Tensor | None = None  # [R, F], what an instance net saw when it weighed them
+    features: torch.Tensor | None = None  # [R, F], the instance net's inputs in the lower step
 
     def to(self, device: torch.device | str) -> TrainBatch:
         return replace(
@@ -34,7 +34,7 @@ class TrainBatch(ByValue):
         )
 
     def records_of_trees(self) -> list[set[int]]:
-        """For every tree of prompts, which of the B records it serves."""
+        """For every tree of prompts, which of the B records have prompts in it."""
         found: list[set[int]] = [set() for _ in self.prompts.trees]
         trees, records = self.prompts.tree_of_prompt().tolist(), self.record_of_prompt.tolist()
         for tree, record in zip(trees, records, strict=True):
@@ -42,7 +42,7 @@ class TrainBatch(ByValue):
         return found
 
     def trees_by_weight(self, sharing: torch.Tensor) -> dict[int, list[int]]:
-        """The trees whose records all have one number in ``sharing``, ``[B]``, by that number."""
+        """By number in ``sharing``, ``[B]``: the trees all of whose records have that number."""
         numbers, found = sharing.tolist(), {}
         for tree, records in enumerate(self.records_of_trees()):
             shared = {numbers[record] for record in records}
@@ -51,7 +51,7 @@ class TrainBatch(ByValue):
         return found
 
     def part(self, trees: Sequence[int]) -> tuple[TrainBatch, torch.Tensor]:
-        """The records that some trees serve, and which of the B they are."""
+        """The records that have prompts in ``trees``, and which of the B they are."""
         tree_of_prompt = self.prompts.tree_of_prompt()
         chosen = torch.isin(tree_of_prompt, torch.tensor(trees, device=tree_of_prompt.device))
         records, record_of_prompt = self.record_of_prompt[chosen].unique(return_inverse=True)
@@ -77,7 +77,7 @@ class TrainBatch(ByValue):
 
 @dataclass
 class MetaBatch(ByValue):
-    """M whole chains of thought with R step prefixes in all."""
+    """M complete chains of thought with R step prefixes in all."""
 
     prompts: PackedTrees
     chain: torch.Tensor  # [R], which of the M chains a prefix belongs to
@@ -102,12 +102,12 @@ class MetaBatch(ByValue):
 
 
 class EncodedDataset(Dataset):
-    """Samples with their prompts tokenised and their image processed, inside the worker.
+    """Samples whose prompts are tokenised and whose images are processed when they are drawn.
 
     Args:
-        units: what is drawn together, samples about one image each: single records, or whole
-            chains of train records.
-        encoder: of the reward model.
+        units: samples about one image that are drawn together: a single record, or all train
+            records of a chain.
+        encoder: the reward model's.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class CollateTrain:
 
 
 def collate_meta(items: list[tuple[Sequence[MetaSample], EncodedPrompts]]) -> MetaBatch:
-    """Pack whole chains into a :class:`MetaBatch`."""
+    """Pack complete chains into a :class:`MetaBatch`."""
     samples = [sample for unit, _ in items for sample in unit]
     steps = torch.tensor([len(sample.prompts) for sample in samples])
     return MetaBatch(
@@ -158,15 +158,15 @@ def collate_meta(items: list[tuple[Sequence[MetaSample], EncodedPrompts]]) -> Me
 
 
 class ShuffledStream(Sampler[list[int]]):
-    """Endless batches of indices: one random permutation after the other.
+    """Endless batches of indices: one random permutation after another.
 
-    Batches run across the border of two epochs, so all have the same size. The order depends on
-    the seed alone; ``start`` skips that many batches, which is how a run resumes mid-epoch.
+    A batch may span two epochs, so all batches have the same size. The order depends on the seed
+    alone; ``start`` skips that many batches, which is how a run resumes in the middle of an epoch.
 
     Args:
         size: number of items.
-        batch_size: items a batch.
-        seed: of the order; epoch e is permuted by the generator seeded with (seed, e).
+        batch_size: items per batch.
+        seed: of the order; the permutation of an epoch depends on the seed and its number.
         start: number of batches already used.
     """
 
@@ -202,7 +202,7 @@ def batch_loader(
     workers: int,
     pin_memory: bool,
 ) -> DataLoader:
-    """A loader over ``stream``; ``workers`` = 0 encodes in the training process."""
+    """A loader over ``stream``; with ``workers`` = 0 the training process encodes by itself."""
     return DataLoader(
         EncodedDataset(units, encoder),
         batch_sampler=stream,
@@ -214,7 +214,7 @@ def batch_loader(
 
 
 def _start_worker(worker: int) -> None:
-    """One thread a worker, and its share of the image cache."""
+    """Give a worker one thread and its share of the image cache."""
     torch.set_num_threads(1)
     info = get_worker_info()
     info.dataset.encoder.cache_bytes //= info.num_workers

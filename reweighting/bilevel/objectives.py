@@ -1,4 +1,7 @@
-"""The losses of both levels, all computed from log-odds z (V = sigmoid(z)): nothing overflows."""
+"""The losses of both levels (DreamPRM, section 3).
+
+All are computed from log-odds z, with V = sigmoid(z), and so stay finite for saturated scores.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,52 @@ from torch.nn import functional as F
 
 
 def record_losses(log_odds: torch.Tensor, accuracy: torch.Tensor, loss: str) -> torch.Tensor:
-    """Lower-level loss of every prefix against its Monte-Carlo accuracy.
+    """Lower-level loss of every prefix against its Monte-Carlo accuracy, ``[R]``.
 
     Args:
         log_odds: z, ``[R]``.
         accuracy: share of right completions in [0, 1], ``[R]``: a soft target.
         loss: ``bce`` (cross-entropy) or ``mse`` (squared error of V, as published).
+
+    Raises:
+        ValueError: ``loss`` is neither.
     """
     return _losses(log_odds, accuracy, loss)
 
 
 def mean_log_odds(log_odds: torch.Tensor, chain: torch.Tensor, chains: int) -> torch.Tensor:
-    """Mean log-odds of the prefixes of each chain: the aggregation function of DreamPRM.
+    """Mean log-odds of the prefixes of each chain, ``[chains]``: DreamPRM's aggregation function.
 
     log(V / (1 - V)) is z itself, so the mean of the log-odds is the mean of the logits.
+
+    This is what the upper level is trained through: one tensor for the whole batch, with gradients.
+    When responses are chosen, the aggregation of the same name in
+    :data:`reweighting.reward_model.aggregation.AGGREGATIONS` computes it from finished scores.
 
     Args:
         log_odds: z of all prefixes, ``[R]``.
         chain: the chain each prefix belongs to, ``[R]``, values in 0 … ``chains`` - 1.
-
-    Returns:
-        ``[chains]``
     """
     return group_means(log_odds, chain, chains)
 
 
 def group_means(values: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
-    """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, numbers below ``groups``."""
+    """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, integers below ``groups``."""
     members = torch.bincount(group, minlength=groups)
     total = torch.zeros(groups, dtype=values.dtype, device=values.device)
     return total.index_add(0, group, values) / members
 
 
 def chain_losses(aggregated: torch.Tensor, true_false: torch.Tensor, loss: str) -> torch.Tensor:
-    """Upper-level loss of every meta chain: σ(mean log-odds) against right (1) or wrong (0).
+    """Upper-level loss of every meta chain, ``[M]``: σ(mean log-odds) against right or wrong.
 
     Args:
         aggregated: mean log-odds, ``[M]``.
-        true_false: ``[M]``, 0 or 1.
+        true_false: ``[M]``, 1 for right and 0 for wrong.
         loss: ``mse`` (as published) or ``bce``.
+
+    Raises:
+        ValueError: ``loss`` is neither.
     """
     return _losses(aggregated, true_false, loss)
 

@@ -1,10 +1,12 @@
-"""Checkpoints that neither a kill nor a copy can tear, in the published layout.
+"""Where a run's checkpoints are: the layout of its directory, and the newest complete one.
+
+The names are those of the published code:
 
     DIR/base_model/          Hugging Face checkpoint with the processor, fp32 master weights
     DIR/LN_weights.pt        the linear reward head
     DIR/score_head.json      which head it is, and how prompts are made
     DIR/domain_weights.pt    raw domain weights, in their published form, and the domains' names
-    DIR/domain_weights.json  {domain: weight}, for people
+    DIR/domain_weights.json  {domain: weight}, to be read by people
     DIR/domain_weights_average.json  the same, averaged over the last quarter of the upper steps
     DIR/instance_weights.parquet     id, record, domain, weight, visits (instance reweighting)
     DIR/instance_weights.pt          the instance table or net
@@ -13,11 +15,12 @@
     DIR/checkpoint.json      run, step, and every file of the checkpoint with its size
     DIR/metrics.jsonl        one line every ``--logging_steps`` (not part of the checkpoint)
 
-The names are links into ``DIR/checkpoint`` and that is a link to ``DIR/checkpoints/step-N``: a
-checkpoint is written aside, forced to disk and then takes effect as a whole, by the renaming of
-one folder. Reading never depends on the links (see :func:`find`): a copy may have lost them, may
-hold copies in their place, or text files with their targets, as zip files and git make of them.
-Such text files are also what is written where the file system has no links.
+Neither a kill nor a copy can tear a checkpoint. These names are links into ``DIR/checkpoint``,
+which is itself a link to ``DIR/checkpoints/step-N``: a checkpoint is written beside the others,
+forced to disk, and takes effect as a whole when its folder is renamed (:mod:`.saving`). Reading
+never depends on the links: in a copy they may be missing, replaced by copies, or replaced by text
+files with their targets, as zip files and git store them. Such text files are also written on file
+systems without links.
 """
 
 from __future__ import annotations
@@ -28,15 +31,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import (
-    FileError,
-    read_json,
-)
+from ..files import FileError, read_json
 from ..terminal import printable
 
 BASE_DIRECTORY = "base_model"
 HEAD_FILE = "LN_weights.pt"
-SCORE_HEAD_FILE = "score_head.json"  # which head, and how prompts are made; linear without one
+SCORE_HEAD_FILE = "score_head.json"  # without it the head is linear
 DOMAIN_FILE = "domain_weights.pt"
 DOMAIN_JSON = "domain_weights.json"
 AVERAGE_JSON = "domain_weights_average.json"
@@ -49,9 +49,9 @@ METRICS_FILE = "metrics.jsonl"
 CURRENT = "checkpoint"
 STEPS = "checkpoints"
 STEP_NAME = re.compile(r"step-\d{8,}")
-# What a checkpoint without a manifest must hold, as written before there were any.
-_NEEDED = (STATE_FILE, ARGUMENTS_FILE, f"{BASE_DIRECTORY}/config.json")
 COPY_AGAIN = "copy the file again from where it is whole, or use another checkpoint"
+# What a checkpoint must hold if it was written before there were manifests.
+_NEEDED = (STATE_FILE, ARGUMENTS_FILE, f"{BASE_DIRECTORY}/config.json")
 
 
 class CheckpointError(FileError, ValueError):
@@ -59,10 +59,13 @@ class CheckpointError(FileError, ValueError):
 
 
 def survey(directory: Path) -> tuple[Path | None, list[str]]:
-    """The folder of the newest complete checkpoint of a run, and what is wrong with newer ones.
+    """The folder of a run's newest complete checkpoint or None, and what is wrong with newer ones.
 
     Args:
         directory: the run's ``--weights_path``, or a copy of it, with or without its links.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
     """
     with named(directory):
         steps = [p for p in entries(directory / STEPS) if STEP_NAME.fullmatch(p.name)]
@@ -78,15 +81,15 @@ def survey(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def find(directory: Path) -> Path | None:
-    """The folder of the newest complete checkpoint of a run, or of a copy of it, or None."""
+    """The folder of the newest complete checkpoint of a run or of a copy of it, or None."""
     return survey(directory)[0]
 
 
 def current(directory: Path) -> Path:
-    """As :func:`find`.
+    """The folder of the newest complete checkpoint of a run or of a copy of it.
 
     Raises:
-        CheckpointError: there is no complete checkpoint.
+        CheckpointError: there is none.
     """
     folder, damaged = survey(directory)
     if folder is None:
@@ -95,12 +98,12 @@ def current(directory: Path) -> Path:
 
 
 def exists(directory: Path) -> bool:
-    """Whether ``directory`` holds a complete checkpoint of ours."""
+    """Whether ``directory`` holds a complete checkpoint written by training."""
     return find(directory) is not None
 
 
 def occupied(directory: Path) -> bool:
-    """Whether ``directory`` holds a reward model, ours or one in the published layout, or parts."""
+    """Whether ``directory`` holds a reward model of ours or of the published code, or its parts."""
     return any(STEP_NAME.fullmatch(path.name) for path in entries(directory / STEPS)) or any(
         os.path.lexists(directory / name)
         for name in (BASE_DIRECTORY, HEAD_FILE, DOMAIN_FILE, STATE_FILE, CURRENT)
@@ -115,19 +118,28 @@ def locate(path: str | Path) -> Path:
             return folder
         steps = sorted(entries(path / STEPS), reverse=True)  # copied without the trainer's state
         for folder in [path, *(p for p in steps if STEP_NAME.fullmatch(p.name))]:
-            if (folder / BASE_DIRECTORY).is_dir():
+            if _base(folder) is not None:
                 return folder
     return path
 
 
+def base_folder(path: str | Path) -> Path | None:
+    """``base_model/`` of a directory written by training; None for a checkpoint or a hub name."""
+    return _base(locate(path))
+
+
 def base_source(path: str | Path) -> str:
-    """The base model of ``path``: a directory written by training, a checkpoint or a hub name."""
-    base = locate(path) / BASE_DIRECTORY
-    return str(base) if base.is_dir() else str(path)
+    """What transformers opens as the base model of ``path``: :func:`base_folder`, or ``path``."""
+    return str(base_folder(path) or path)
+
+
+def _base(folder: Path) -> Path | None:
+    base = folder / BASE_DIRECTORY
+    return base if base.is_dir() else None
 
 
 def damage(folder: Path) -> str | None:
-    """What keeps a folder from being a complete checkpoint, or None."""
+    """Why a folder is no complete checkpoint, or None if it is one."""
     manifest = folder / MANIFEST_FILE
     if not manifest.is_file():
         missing = next((name for name in _NEEDED if not (folder / name).is_file()), None)
@@ -146,7 +158,7 @@ def damage(folder: Path) -> str | None:
 
 
 def run_of(folder: Path) -> str | None:
-    """The name of the run that wrote a checkpoint; None before runs had names, or damaged."""
+    """The name of the run that wrote a checkpoint; None if it is old and has none, or damaged."""
     try:
         return read_json(folder / MANIFEST_FILE)["run"]
     except (FileError, TypeError, KeyError):
@@ -154,13 +166,14 @@ def run_of(folder: Path) -> str | None:
 
 
 def is_link_text(path: Path) -> bool:
-    """Whether a file holds the target of one of our links, as zip files and git keep links."""
+    """Whether a file holds the target of one of our links, as zip files and git store links."""
     if path.stat().st_size > 200:
         return False
     return path.read_bytes().startswith((f"{CURRENT}/".encode(), f"{STEPS}/".encode()))
 
 
 def same_folder(left: Path, right: Path) -> bool:
+    """Whether ``left`` is ``right``, or a copy of it by names and sizes."""
     return left == right or (right.is_dir() and sizes(left) == sizes(right))
 
 
@@ -171,10 +184,12 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 def entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if there is no such folder."""
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def reason(error: BaseException) -> str:
+    """The first line of what ``error`` says, with the file it names."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = str(error).strip().splitlines()
@@ -183,6 +198,11 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def named(directory: Path) -> Iterator[None]:
+    """Turn the operating system's errors into ones that name ``directory``.
+
+    Raises:
+        CheckpointError: in their place.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tell checkpoints and images apart without reading them whole."""
+"""Tell checkpoints, and large files, apart without reading them whole."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .finding import (
-    BASE_DIRECTORY,
     COPY_AGAIN,
     HEAD_FILE,
     SCORE_HEAD_FILE,
     CheckpointError,
+    base_folder,
     locate,
     named,
 )
@@ -21,18 +21,20 @@ _BLOCK, _BLOCKS = 4096, 4  # bytes and number of the blocks that stand for a ten
 
 
 def fingerprint(path: str | Path) -> str:
-    """A hash that changes when any part of a reward model does, in well below a second.
+    """A hash that changes when any part of a reward model does, computed in well below a second.
 
-    Of a safetensors file it covers the header (every tensor's name, type, shape and place), the
-    file's size and four blocks of 4 KiB of every tensor, of small ones all bytes; other files of
-    weights are sampled alike as one, the head, configuration, tokenizer and templates are read
-    whole. Any training moves nearly every number of a tensor it touches, so that no trained tensor
-    keeps its blocks, and a 2B model costs a few thousand reads instead of nine gigabytes. Times of
-    files are not looked at: copying changes them, and some writers keep them.
+    Of a safetensors file it covers the header (name, type, shape and place of every tensor), the
+    file's size, and four blocks of 4 KiB of every tensor, or all bytes of a small one. Other files
+    of weights are sampled in the same way as a whole; the head, configuration, tokenizer and
+    templates are read completely. Training changes nearly every number of a tensor it touches, so
+    no trained tensor keeps its blocks, and a 2B model takes a few thousand reads instead of nine
+    gigabytes. The times of files are ignored: copying changes them, and some writers keep them.
+
+    Raises:
+        CheckpointError: a file is damaged or cannot be read.
     """
     folder = locate(path)
-    base = folder / BASE_DIRECTORY
-    files = sorted(p for p in (base if base.is_dir() else folder).rglob("*") if p.is_file())
+    files = sorted(p for p in (base_folder(folder) or folder).rglob("*") if p.is_file())
     files += [folder / name for name in (HEAD_FILE, SCORE_HEAD_FILE) if (folder / name).is_file()]
     digest = hashlib.sha256()
     with named(folder):
@@ -64,7 +66,7 @@ def _sample_tensors(digest, stream: BinaryIO, file: Path) -> None:
 
 
 def _sample(digest, stream: BinaryIO, start: int, length: int, blocks: int = _BLOCKS) -> None:
-    """Add evenly spread blocks of ``length`` bytes from ``start``, the first and last included."""
+    """Add ``blocks`` blocks, evenly spread over ``length`` bytes from ``start``, to the hash."""
     if length <= blocks * _BLOCK:
         stream.seek(start)
         digest.update(stream.read(length))
@@ -75,7 +77,7 @@ def _sample(digest, stream: BinaryIO, start: int, length: int, blocks: int = _BL
 
 
 def file_fingerprint(path: str | Path) -> str:
-    """A hash of a file's size and of blocks spread over it; of a small file, of all of it."""
+    """A hash of a file's size and of blocks spread over it, or of all of a small file."""
     path = Path(path)
     digest = hashlib.sha256(f"{path.stat().st_size}\0".encode())
     with path.open("rb") as stream:

@@ -1,4 +1,8 @@
-"""Open the files of a checkpoint: the one place where what is damaged is named."""
+"""Open what is in a checkpoint: the trainer's state, the head, the base model, its processor.
+
+Whatever is missing, damaged or of another model raises one :class:`~.finding.CheckpointError` that
+names the file and says what to do, and nothing that is read can run code.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,16 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from ..files import (
-    FileError,
-    read_json,
-)
+from ..files import FileError, read_json
 from ..terminal import printable
 from .finding import (
     ARGUMENTS_FILE,
-    BASE_DIRECTORY,
     COPY_AGAIN,
     HEAD_FILE,
     SCORE_HEAD_FILE,
     STATE_FILE,
     CheckpointError,
+    base_folder,
     current,
     locate,
     reason,
@@ -38,7 +39,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """The dictionary of tensors and plain values in a file of ``torch.save``, on the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or holds anything else. Nothing of it is executed.
+        CheckpointError: it is missing or damaged, or holds anything else, which is not executed.
     """
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
@@ -83,7 +84,9 @@ def load_arguments(directory: Path) -> dict:
 
 
 def saved_head(path: str | Path) -> dict[str, str | int]:
-    """Head and prompts of a directory written by training, as options of the prompt encoder.
+    """The head and the prompts of a directory written by training, as the encoder's options.
+
+    They are empty for a plain checkpoint.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -101,6 +104,11 @@ def saved_head(path: str | Path) -> dict[str, str | int]:
 
 
 def load_object(path: Path) -> dict:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds anything else.
+    """
     try:
         value = read_json(path)
     except FileError as error:
@@ -114,22 +122,22 @@ def load_head(path: str | Path, vocabulary: int) -> dict[str, torch.Tensor] | No
     """Weight ``[1, vocabulary]`` and bias ``[1]`` of the linear head; None for a plain checkpoint.
 
     Raises:
-        CheckpointError: a directory written by training has none, or it is damaged or of another
-            model.
+        CheckpointError: a directory written by training has no head, or it is damaged or belongs
+            to another model.
     """
     folder = locate(path)
-    file = folder / HEAD_FILE
-    if not (folder / BASE_DIRECTORY).is_dir():
+    base, file = base_folder(folder), folder / HEAD_FILE
+    if base is None:
         return None
     if not file.is_file():
         if saved_head(folder).get("score_head") == "plus_minus":
             raise CheckpointError(
                 f"{folder}: was trained with --score_head plus_minus; a new linear head starts "
-                f"from {folder / BASE_DIRECTORY}"
+                f"from {base}"
             )
         raise CheckpointError(
             f"{file}: the reward head is missing, without which scores would be random; copy it "
-            f"too, or start a new head from {folder / BASE_DIRECTORY}"
+            f"too, or start a new head from {base}"
         )
     state = load_tensors(file)
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
@@ -147,14 +155,14 @@ def open_base(source: str, dtype: torch.dtype = torch.float32, meta: bool = Fals
     """The vision-language model of a checkpoint directory or hub name.
 
     Args:
-        meta: compare names and shapes only, without the numbers; takes no memory.
+        meta: on the meta device: names and shapes are compared, but no numbers are read.
 
     Raises:
-        CheckpointError: there is no such model, a file is damaged, or not every weight of the
-            architecture is in it with the right shape.
+        CheckpointError: there is no such model, a file is damaged, or a weight of the architecture
+            is missing or has another shape.
     """
     _check_directory(source)
-    # Weights in the old format of torch are read without running what is pickled in them.
+    # weights_only: weights in torch's old format are read without running what is pickled in them.
     options = {"device_map": "meta"} if meta else {}
     with _opening(source, "the model"):
         model, report = AutoModelForImageTextToText.from_pretrained(
@@ -186,10 +194,10 @@ def open_base(source: str, dtype: torch.dtype = torch.float32, meta: bool = Fals
 
 
 def open_processor(source: str, processor: str | None = None) -> tuple[Any, str]:
-    """The processor of a checkpoint, and a sentence about it if it comes from elsewhere.
+    """The processor of a checkpoint, and a sentence for the user if it comes from elsewhere.
 
-    The published code saves none: then it is ``processor``, or that of the base model which the
-    checkpoint names.
+    The published code saves no processor: then that of the base model is taken which the
+    checkpoint names. ``processor``, a directory or hub name, overrides both.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -232,7 +240,11 @@ def _check_directory(source: str) -> None:
 
 @contextlib.contextmanager
 def _opening(source: str, what: str) -> Iterator[None]:
-    """Turn whatever transformers raises into one line, and keep its reports off the screen."""
+    """Turn whatever transformers raises into one line, and keep its reports off the screen.
+
+    Raises:
+        CheckpointError: in place of any error but lack of memory.
+    """
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,8 @@
-"""Write a checkpoint aside, force it to disk, and let it take effect as a whole."""
+"""Write a checkpoint beside the others, force it to disk, and let it take effect as a whole.
+
+Until its folder is renamed, the checkpoint before it is untouched and the links point there; the
+layout is described in :mod:`.finding`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..files import (
-    FileError,
-    complete_lines,
-    json_line,
-    replacing,
-    write_json,
-)
+from ..files import FileError, complete_lines, json_line, replacing, write_json
 from .finding import (
     CURRENT,
     MANIFEST_FILE,
@@ -36,8 +34,7 @@ from .finding import (
 )
 
 _ASIDE = ".unfinished"
-
-
+# Errors of a file system that has no links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -50,21 +47,21 @@ def save(
 ) -> Path:
     """Make what ``write(folder)`` writes the current checkpoint of ``directory``.
 
-    Nothing is deleted but earlier checkpoints of this run and what stands in the place of links to
-    the checkpoint it went on from.
+    Only earlier checkpoints of this run are deleted, and copies of the checkpoint it went on from
+    that stand in the place of links.
 
     Args:
         directory: the run's ``--weights_path``.
-        iteration: lower steps done.
+        iteration: number of lower steps done.
         write: writes all files of the checkpoint into an empty folder.
-        run: a name of this run that no other run has; the same in its later parts.
-        loaded: the checkpoint that this part of the run went on from.
+        run: unique name of this run, which it keeps when it is resumed.
+        loaded: the checkpoint from which the run was resumed.
 
     Returns:
         the checkpoint's folder.
 
     Raises:
-        CheckpointError: it cannot be written; the one before is as it was.
+        CheckpointError: it cannot be written; the checkpoint before it is unchanged.
     """
     steps = directory / STEPS
     folder = steps / f"step-{iteration:08d}"
@@ -109,8 +106,8 @@ def _link(link: Path, target: str, copied: Path | None) -> None:
     """Point ``link`` to ``target``, replacing what it pointed to in one instant.
 
     Args:
-        copied: what ``link`` holds a copy of, if it is no link: copies are replaced, anything else
-            is kept under another name.
+        copied: if ``link`` is no link and holds a copy of this, it is replaced; anything else is
+            kept under another name.
     """
     if link.is_symlink() and os.readlink(link) == target:
         return
@@ -133,7 +130,7 @@ def _link(link: Path, target: str, copied: Path | None) -> None:
 
 
 def _clear(path: Path, delete: bool) -> None:
-    """Delete a folder, or keep it or a file under another name."""
+    """Delete a folder, or without ``delete`` keep it, or a file, under a name that is free."""
     if delete:
         shutil.rmtree(path)
         return
@@ -160,7 +157,7 @@ def _sync_directory(folder: Path) -> None:
 
 
 def truncate_metrics(directory: Path, iteration: int) -> None:
-    """Drop the lines of ``metrics.jsonl`` that a resumed run will write again, or cut short."""
+    """Drop the lines of ``metrics.jsonl`` that a resumed run will write again or that are torn."""
     path = directory / METRICS_FILE
     if not path.exists():
         return

@@ -1,4 +1,4 @@
-"""The learned weights of domains and records, as files."""
+"""The learned weights of domains and records as files, written for programs and for people."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import (
-    is_number,
-    write_json,
-)
+from ..files import is_number, write_json
 from ..terminal import printable
 from .finding import (
     AVERAGE_JSON,
@@ -25,7 +22,7 @@ from .opening import load_object, load_tensors
 
 
 def save_domain_weights(folder: Path, weighting, average: list[float] | None = None) -> None:
-    """Write the domain weights for machines and for people, and their ``average`` if known."""
+    """Write the domain weights for programs and for people, and their ``average`` if known."""
     state = {"module": weighting.state_dict(), "domains": weighting.domains}
     torch.save(state, folder / DOMAIN_FILE)
     tables = {DOMAIN_JSON: weighting.named_weights()}
@@ -40,8 +37,8 @@ def save_instance_weights(folder: Path, weighting, samples, records) -> None:
 
     Args:
         samples: the train samples.
-        records: their :class:`~reweighting.training.monitors.InstanceMonitor`; a weight is the
-            last one a record was trained with, null if it never was.
+        records: their :class:`~reweighting.training.monitors.InstanceMonitor`; the weight written
+            is the last one a record was trained with, null if it never was.
     """
     import pyarrow
     from pyarrow import parquet
@@ -63,7 +60,7 @@ def read_named_weights(path: Path) -> dict[str, float]:
     """Domain weights ``{domain: weight}`` from a ``domain_weights.json``.
 
     Raises:
-        CheckpointError: it is damaged, or holds anything else than finite numbers of at least 0.
+        CheckpointError: it is damaged, or holds anything but finite numbers of at least 0.
     """
     weights = load_object(path)
     for name, weight in weights.items():
@@ -77,13 +74,13 @@ def read_named_weights(path: Path) -> dict[str, float]:
 
 
 def domain_file(path: str | Path) -> Path:
-    """The file of domain weights that ``path`` is, or that a run or published folder holds."""
+    """The file of domain weights: ``path`` itself, or the one in a run's or published folder."""
     path = Path(path)
     return locate(path) / DOMAIN_FILE if path.is_dir() else path
 
 
 def names_domains(path: Path) -> bool:
-    """Whether a file of domain weights says whose they are."""
+    """Whether a file of domain weights names the domains."""
     return _is_table(path) or "domains" in load_tensors(path)
 
 
@@ -92,11 +89,12 @@ def _is_table(path: Path) -> bool:
 
 
 def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:
-    """Raw weights for ``domains`` from a ``domain_weights.pt``, ours or the published one, or from
-    a ``domain_weights.json``.
+    """Raw weights ``[K]`` for ``domains`` from a file of domain weights.
 
-    Ours name their domains and are matched by name, unknown domains starting at 0. The published
-    file holds a bare vector in the order of first appearance, which must have as many entries.
+    A ``domain_weights.pt`` of ours and a ``domain_weights.json`` name their domains and are matched
+    by name; domains they do not name start at 0. The published ``domain_weights.pt`` holds a bare
+    vector in the order in which the train file first mentions the domains, and must have as many
+    entries.
 
     Raises:
         CheckpointError: the file does not fit.
@@ -124,7 +122,7 @@ def load_domain_weights(path: Path, domains: list[str]) -> torch.Tensor:
 
 
 def _raw_weights(weights: dict[str, float]) -> dict[str, float]:
-    """The raw weights that give ``weights``; of the average weight it is 0."""
+    """The raw weights that give ``weights``; that of the average weight is 0."""
     values = torch.tensor(list(weights.values()), dtype=torch.float64)
     positive = values / values.mean() * math.log(2)  # softplus(0) = log 2
     positive = positive.clamp(min=1e-30)  # a weight of 0 has no raw one

@@ -1,4 +1,9 @@
-"""From the log-odds of a chain's prefixes to one number, and from N numbers to a choice."""
+"""Choosing a response: from the log-odds of its prefixes to one number, and from N to the best.
+
+``mean_log_odds`` is the aggregation that the upper level is trained through. There it is computed
+for a batch, with gradients (``mean_log_odds`` in :mod:`reweighting.bilevel.objectives`); here it is
+one of several ways to aggregate finished scores, one chain at a time in float64.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-LogOdds = list[list[float]]  # of one question: one list of step prefixes a candidate
-
+LogOdds = list[list[float]]  # of one question: for each candidate, z of its step prefixes
 
 # From the log-odds z of a chain's prefixes ``[steps]`` to one number; larger is better.
 AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "mean_log_odds": torch.mean,  # the paper's
+    "mean_log_odds": torch.mean,  # DreamPRM, section 3
     "sum_log_odds": torch.sum,
     "mean": lambda z: torch.sigmoid(z).mean(),
     "min": lambda z: torch.sigmoid(z).min(),
@@ -23,9 +27,9 @@ AGGREGATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def aggregate(log_odds: Sequence[float], aggregation: str) -> float:
-    """One number for a chain; ``aggregation`` is a name of :data:`AGGREGATIONS`.
+    """One number for a chain; ``aggregation`` is a name in :data:`AGGREGATIONS`.
 
-    A chain without steps is below every other.
+    A chain without steps gets -∞ and so ranks below every other.
     """
     if not log_odds:
         return -math.inf

@@ -1,13 +1,10 @@
-"""Layers of transformers' models as this project computes them: the same numbers, sooner.
+"""Attention within packed prefix trees, in training and in forward mode.
 
-- Attention runs within each tree of a packed sequence, see :mod:`.prefix_tree`.
-- In forward mode (the hypergradient's directional derivatives) attention follows its inputs by
-  hand: fused kernels have no forward derivative, and differentiating the plain formula operation
-  by operation takes several times as many passes over its quadratic tables.
-- A convolution over patches that are cut out already is one matrix product.
-- The positions of an image's patches go from the processor, where they are made, to the device.
-- The last layer runs where a score is read: no one looks at what it says elsewhere.
-- A vocabulary that embeds the prompts and reads them out gets one gradient, not the sum of two.
+It is registered with transformers as ``"packed_trees"``; the :class:`~.prefix_tree.PackedTrees`
+stand in for the attention mask, and attention runs within each tree. In forward mode (the
+hypergradient's directional derivatives) its tangent is computed by a formula of our own: fused
+kernels have no forward derivative, and differentiating the plain formula operation by operation
+takes several times as many passes over its quadratic tables.
 """
 
 from __future__ import annotations
@@ -24,17 +21,18 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from .prefix_tree import PackedTrees
 
 ATTENTION_NAME = "packed_trees"
-
-
 ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a time
 
 
 def tree_attention(module, query, key, value, attention_mask, ends_only=False, **kwargs):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
-    Registered with transformers as ``"packed_trees"``. Where packed trees stand in for
-    ``attention_mask``, it runs within each; a usual mask or none goes to transformers' own SDPA.
-    ``ends_only``: where prompts end, and zero elsewhere.
+    Args:
+        attention_mask: packed trees; a usual mask or None goes to transformers' own SDPA.
+        ends_only: compute the output where prompts end only, and leave it zero elsewhere.
+
+    Returns:
+        the output, and None for the attention weights, as transformers expects.
     """
     packed, scaling = attention_mask, kwargs.get("scaling")
     if not isinstance(packed, PackedTrees):
@@ -43,7 +41,7 @@ def tree_attention(module, query, key, value, attention_mask, ends_only=False, *
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     attend = functools.partial(_attend, scaling=scaling, dropout=kwargs.get("dropout", 0.0))
     groups = query.shape[1] // key.shape[1]
-    # Split at once: a slice for every tree would fill its gradient up to the whole sequence.
+    # One split for all trees: the gradient of a slice would be filled up to the whole sequence.
     lengths = [tree.end - tree.start for tree in packed.trees]
     keys, values = (repeat_kv(x, groups).split(lengths, 2) for x in (key, value))
     outputs = []
@@ -67,6 +65,9 @@ def tree_attention(module, query, key, value, attention_mask, ends_only=False, *
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
 
 
+AttentionInterface.register(ATTENTION_NAME, tree_attention)
+
+
 def _mask_kind(query: torch.Tensor) -> tuple[torch.dtype, torch.device]:
     return torch.float32 if is_dual(query) else query.dtype, query.device
 
@@ -80,9 +81,6 @@ def _attend(query, key, value, mask, causal=False, *, scaling, dropout) -> torch
     ).transpose(1, 2)
 
 
-AttentionInterface.register(ATTENTION_NAME, tree_attention)
-
-
 def is_dual(tensor: torch.Tensor) -> bool:
     """Whether ``tensor`` carries a forward-mode tangent."""
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
@@ -91,15 +89,15 @@ def is_dual(tensor: torch.Tensor) -> bool:
 def attention_along(
     query, key, value, mask=None, causal: bool = False, scaling: float | None = None
 ) -> torch.Tensor:
-    """Attention of dual tensors, and how it moves along their tangents.
+    """Attention of dual tensors: the output and its tangent.
 
     With P = softmax(S), S = Q Kᵀ: dP = P ∘ (dS - rows of ⟨P, dS⟩), so that for T = P ∘ dS
 
         d(P V) = T V - (row sums of T) ∘ (P V) + P dV
 
     Args:
-        query, key, value: ``[B, heads, N, D]`` with a tangent each; fewer heads of keys are shared,
-            and the numbers of queries and of keys may differ.
+        query, key, value: ``[B, heads, N, D]`` with a tangent each. The keys may have fewer heads,
+            which are then shared, and another N than the queries.
         mask: added to the scores, fp32.
         causal: the queries are the last positions of the keys, and see none after their own.
 
@@ -126,76 +124,10 @@ def attention_along(
     return forward_ad.make_dual(output.transpose(1, 2), tangent.transpose(1, 2))
 
 
-class PatchProjection(nn.Conv3d):
-    """A convolution whose every input is exactly one kernel large: a matrix product.
-
-    So it is in the vision towers of Qwen's models, where a convolution takes ten times as long.
-    """
-
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """``[N, channels, time, height, width]`` to ``[N, width of the model, 1, 1, 1]``."""
-        if patches.shape[1:] != self.weight.shape[1:]:
-            return super().forward(patches)
-        projected = F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
-        return projected[:, :, None, None, None]
-
-
-def speed_up_patches(model: nn.Module) -> None:
-    """Let the patch convolutions of ``model`` be products; parameters and names stay."""
-    for module in model.modules():
-        if type(module) is nn.Conv3d and module.dilation == (1, 1, 1):
-            module.__class__ = PatchProjection
-
-
-def send_patch_positions(model: nn.Module) -> None:
-    """Let the vision tower of ``model`` find its patches' positions on its own device.
-
-    They are made where the grids of the images are, and these stay on the processor: Python reads
-    them many times, and every time would wait for a GPU. Learned positions (Qwen3-VL) are mixed by
-    weights that no module gets to see: there the grids go themselves.
-    """
-    for name, module in model.named_modules():
-        if name.endswith("visual.rotary_pos_emb"):
-            module.register_forward_pre_hook(_send_positions)
-        elif name.endswith("visual") and hasattr(module, "pos_embed"):
-            module.register_forward_pre_hook(_send_grids, with_kwargs=True)
-
-
-def _send_positions(module, inputs: tuple[torch.Tensor, torch.Tensor]):
-    hidden_states, positions = inputs
-    return hidden_states, positions.to(hidden_states.device, non_blocking=True)
-
-
-def _send_grids(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-    return inputs, named | {"grid_thw": named["grid_thw"].to(inputs[0].device)}
-
-
-class _LastLayer:
-    """Mixed into the last layer of a language model: it runs only where prompts end.
-
-    Prompts may end at one token: computed once, their scores are equal. All is within the layer's
-    own forward, which gradient checkpointing repeats with the same arguments.
-    """
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask=None, **kwargs) -> torch.Tensor:
-        if not isinstance(attention_mask, PackedTrees):
-            return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
-        attended, _ = self.self_attn(
-            hidden_states=self.input_layernorm(hidden_states),
-            attention_mask=attention_mask,
-            ends_only=True,
-            **kwargs,
-        )
-        ends = attention_mask.ends
-        found = hidden_states[:, ends] + attended[:, ends]
-        found = found + self.mlp(self.post_attention_layernorm(found))
-        return hidden_states.index_copy(1, ends, found.to(hidden_states.dtype))
-
-
 def bring_trees(decoder: nn.Module) -> None:
-    """Let packed trees that stand in for the mask of ``decoder`` reach the layers as they are.
+    """Let packed trees that stand in for the mask of ``decoder`` reach its layers unchanged.
 
-    Some architectures pass on what they get, others make a mask of their own from it.
+    Some architectures pass their mask on to the layers, others build one of their own from it.
     """
     decoder.register_forward_pre_hook(_put_trees_aside, with_kwargs=True)
     for layer in decoder.layers:
@@ -213,48 +145,3 @@ def _take_trees_for_mask(module, inputs: tuple, named: dict) -> tuple[tuple, dic
         named = named | {"attention_mask": named["packed_trees"]}
         del named["packed_trees"]
     return inputs, named
-
-
-def read_out_last(layers: nn.ModuleList) -> None:
-    """Spare the last of ``layers`` most of its work: what it says elsewhere reaches no score."""
-    kind = type(layers[-1])
-    layers[-1].__class__ = type(kind.__name__, (_LastLayer, kind), {})
-
-
-class TiedVocabulary(torch.autograd.Function):
-    """Embeddings of some tokens, and what a linear head on the logits is to the hidden states.
-
-    ``apply(vocabulary, head, token_ids)`` gives ``vocabulary[token_ids]``, ``[..., hidden]``, and
-    ``head @ vocabulary``, ``[hidden]``. Both derivatives are as large as the vocabulary; the
-    embeddings' is zero but for a few rows, which are added into the head's.
-    """
-
-    @staticmethod
-    def forward(vocabulary, head, token_ids):
-        return F.embedding(token_ids, vocabulary), head @ vocabulary.to(head.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def backward(ctx, embeddings, direction):
-        vocabulary, head, token_ids = ctx.saved_tensors
-        whole = None
-        if ctx.needs_input_grad[0]:
-            whole = torch.outer(head, direction).to(vocabulary.dtype)
-            rows, tokens = embeddings.to(whole.dtype).flatten(0, -2), token_ids.flatten()
-            # Tokens occur more than once. Of the two ways to add, one is the same every time on a
-            # GPU, where the other adds in any order, and the other way round on a processor.
-            if whole.is_cuda:
-                whole = whole.index_put_((tokens,), rows, accumulate=True)
-            else:
-                whole = whole.index_add_(0, tokens, rows)
-        return whole, vocabulary.to(head.dtype) @ direction, None
-
-    @staticmethod
-    def jvp(ctx, vocabulary, head, _):
-        old_vocabulary, old_head, token_ids = ctx.saved_tensors
-        along = old_head @ vocabulary.to(head.dtype) + head @ old_vocabulary.to(head.dtype)
-        return F.embedding(token_ids, vocabulary), along

@@ -1,10 +1,10 @@
 """From text and an image to token ids: one code path for training and for selection.
 
 A *prefix* is a question followed by the first i steps of a chain of thought; the reward is read at
-the last position of its prompt. For the head ``linear`` a prefix is one chat turn, ``<image>
-question\\n\\nsteps``, closed by the generation prompt (DreamPRM, section 3). For ``plus_minus``
-(DreamPRM-1.5) the steps are turns of their own with a label after each, and the generation prompt
-is where the label of the last one will stand.
+the last position of its prompt. With the head ``linear`` a prefix is one chat turn, ``<image>
+question\\n\\nsteps``, followed by the generation prompt (DreamPRM, section 3). With ``plus_minus``
+(DreamPRM-1.5) every step is a turn of its own with a label after it, and the generation prompt
+stands where the label of the last step would be.
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ from PIL import Image
 from qwen_vl_utils import smart_resize
 
 from ..records.images import Source, content_key, load_pixels, shrunk_size, source_key
-from ..records.steps import (  # noqa: F401 (scripts find two more of them here)
-    LABELS,
-    Prompt,
-    chain_prompts,
-    check_count,
-    join,
-    split_question,
-    split_steps,
-    step_prompts,
-)
+from ..records.steps import LABELS, Prompt, chain_prompts, check_count, join, step_prompts
 
-# The system turn of the head plus_minus, where the data bring none.
+# The system turn of the head plus_minus if the data have none.
 INSTRUCTION = (
     "You are given a question about an image and a solution of it, step by step. After each step "
     "say whether the solution is right so far: answer + if it is and - if it is not, nothing else."
 )
-# What a processor returns beside the inputs of the image.
+# What a processor returns in addition to the inputs of the image.
 _TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
 
 
@@ -47,9 +38,9 @@ class EncodedImage:
     """An image as the model takes it.
 
     Args:
-        inputs: by the names of the model's arguments; those of several images go one after the
-            other along the first dimension.
-        placeholder: what stands for the image in a prompt, one token for each visual feature.
+        inputs: by the names of the model's arguments; several images are concatenated along the
+            first dimension.
+        placeholder: what stands for the image in a prompt, one token per visual feature.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -62,7 +53,7 @@ class EncodedImage:
 
 @dataclass
 class EncodedPrompts:
-    """Prompts about one image; ``image_key`` tells equal images apart from different ones."""
+    """Prompts about one image; images are equal if and only if their ``image_key`` is."""
 
     image_key: str
     image: EncodedImage
@@ -72,14 +63,14 @@ class EncodedPrompts:
 def response_prompts(
     question: str, response: str | Sequence[str], pattern: str | None = None
 ) -> list[Prompt]:
-    """A prompt for every step of a response, shortest first; none where it is empty.
+    """A prompt for every step of a response, shortest first; none if it is empty.
 
     Args:
-        response: its text, or its steps, which are put on lines of their own and not looked into.
-        pattern: of the step markers of a text, see :func:`~..records.steps.layout`.
+        response: its text, or its steps, which are put on lines of their own and not split further.
+        pattern: of the step markers in a text, see :func:`~..records.steps.layout`.
 
     Raises:
-        ValueError: it has more than :data:`~..records.steps.MAX_STEPS`.
+        ValueError: it has more steps than :data:`~..records.steps.MAX_STEPS`.
     """
     if isinstance(response, str):
         return chain_prompts(question, response, pattern) if response.strip() else []
@@ -94,17 +85,17 @@ class PromptEncoder:
     Args:
         processor: the checkpoint's ``AutoProcessor``.
         max_image_size: longest side in pixels; larger images are shrunk first (the paper: 512).
-        min_pixels, max_pixels: area bounds after rounding to whole visual tokens; ``None`` keeps
-            the processor's own.
-        cache_bytes: processed images kept in memory, least recently used ones dropped first.
-        score_head: ``linear``, a prompt is one user turn; ``plus_minus``, a turn for every step
-            with a label after it, up to where the last label will stand.
+        min_pixels, max_pixels: bounds of the area after rounding to whole visual tokens; ``None``
+            keeps the processor's own.
+        cache_bytes: processed images kept in memory; the least recently used are dropped first.
+        score_head: ``linear``, a prompt is one user turn; ``plus_minus``, one turn per step with a
+            label after each, up to where the last label would be.
         system: first turn of every ``plus_minus`` prompt.
-        step_pattern: what starts a step in the chains it is for, see
-            :func:`~..records.steps.layout`; goes with the model, as its scores depend on it.
+        step_pattern: what starts a step, see :func:`~..records.steps.layout`; saved with the model,
+            because its scores depend on it.
 
     Raises:
-        ValueError: the processor lacks what this takes.
+        ValueError: the processor lacks something that is needed.
     """
 
     def __init__(
@@ -151,7 +142,7 @@ class PromptEncoder:
         return found[0], found[1]
 
     def control_token(self, text: str) -> str | None:
-        """The first part of ``text`` that the tokenizer takes for a special token or an image."""
+        """The first special token or image placeholder that the tokenizer finds in ``text``."""
         found = self._control_tokens.search(text)
         return found.group() if found else None
 
@@ -162,7 +153,7 @@ class PromptEncoder:
         return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))
 
     def check(self) -> None:
-        """Make a small prompt, to see that the processor can.
+        """Encode a small prompt, to see whether the processor can.
 
         Raises:
             ValueError: it cannot.
@@ -171,7 +162,7 @@ class PromptEncoder:
             _ = self.label_ids
         try:
             self.encode(Image.new("RGB", (56, 56)), [Prompt("Q", ("Step 1: a", "Step 2: b"))])
-        except Exception as error:  # processors and templates raise whatever they miss
+        except Exception as error:  # processors and templates raise errors of any kind
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"its processor makes no prompt: {reason}") from error
 
@@ -183,7 +174,7 @@ class PromptEncoder:
         key, encoded = self._encoded(image)
         image_token = self.processor.image_token
         texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
-        # The chat template has written the special tokens.
+        # The chat template has already written the special tokens.
         token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 
@@ -192,11 +183,11 @@ class PromptEncoder:
         return self._encoded(image)[1]
 
     def _encoded(self, image: Source) -> tuple[str, EncodedImage]:
-        """The image with its key: equal keys, equal pictures."""
+        """The image and its key: pictures with equal keys are equal."""
         pixels = None
         if isinstance(image, (str, Path)):
             key = source_key(image)
-        else:  # an object may take the place, and the id, of one that is gone
+        else:  # by content: id() and address of an object are used again once it is gone
             pixels = load_pixels(image)
             key = content_key(pixels)
         if key in self._cache:
@@ -217,7 +208,7 @@ class PromptEncoder:
         if self.resizes:
             image = self._whole_tokens(image)
             options["do_resize"] = False
-        # The processor knows how many tokens stand for an image: it is asked for those alone.
+        # The processor knows how many tokens stand for an image: it is given the placeholder only.
         image_token = self.processor.image_token
         inputs = dict(self.processor(images=[image], text=[image_token], **options))
         placeholder = self.processor.tokenizer.decode(inputs.pop("input_ids")[0])
@@ -230,11 +221,11 @@ class PromptEncoder:
         return EncodedImage(inputs, placeholder)
 
     def _whole_tokens(self, image: Image.Image) -> Image.Image:
-        """The image in a size of whole visual tokens within the bounds of its area."""
+        """The image resized to whole visual tokens within the bounds of the area."""
         processor = self.processor.image_processor
         token = processor.patch_size * processor.merge_size  # pixels along a visual token
         height, width = (
-            max(side, token)  # qwen-vl-utils rounds the short side of a long strip down to nothing
+            max(side, token)  # qwen-vl-utils rounds the short side of a long strip down to 0
             for side in smart_resize(
                 image.height, image.width, token, self.min_pixels, self.max_pixels
             )
@@ -242,7 +233,7 @@ class PromptEncoder:
         return image.resize((width, height))
 
     def _chat(self, prompt: Prompt) -> str:
-        """The conversation up to where the model would speak next, one placeholder an image."""
+        """The conversation up to where the model would speak next, with one image placeholder."""
         if self.score_head == "linear":
             turns = [_turn("user", prompt.text, image=True)]
         else:

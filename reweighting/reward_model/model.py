@@ -1,4 +1,4 @@
-"""The reward model for people: opened and saved by name, images and texts in, scores out."""
+"""The reward model for users: loaded and saved by name, images and texts in, scores out."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from .network import RewardNetwork
 from .prefix_tree import pack
 from .scoring import score_candidates
 
-IMAGE_OPTIONS = ("max_image_size", "min_pixels", "max_pixels")
-PROMPT_OPTIONS = (*IMAGE_OPTIONS, "step_pattern")
+# Options of the encoder that are saved with a model, beside the head itself.
+PROMPT_OPTIONS = ("max_image_size", "min_pixels", "max_pixels", "step_pattern")
 WRONG_TREES = (
     "its prefix trees give other scores than separate forwards: a forward pass a prompt instead"
 )
@@ -41,10 +41,12 @@ Response: TypeAlias = "str | Sequence[str]"  # a text, or its steps
 
 @contextmanager
 def must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
-    """Processor and model belong together: with parts of another one any of ``errors`` may arise.
+    """Name the checkpoint at ``path`` when its processor and its model do not fit each other.
+
+    Parts of different models that are put together raise any of ``errors``.
 
     Raises:
-        CheckpointError: one of them did, or the model gives no finite score.
+        CheckpointError: one of them was raised, or the model gives no finite score.
     """
     try:
         yield
@@ -61,7 +63,12 @@ def must_fit(path: str | Path, *errors: type[Exception]) -> Iterator[None]:
 
 
 class RewardModel(RewardNetwork):
-    """Process reward model φ: :class:`~.network.RewardNetwork` with its texts and images."""
+    """The process reward model: :class:`~.network.RewardNetwork` on texts and images.
+
+    model = RewardModel.from_pretrained("weights/run")
+    model.score(image, question, response)     # V of every step prefix
+    model.select(image, question, responses)   # index of the best response
+    """
 
     @classmethod
     def from_pretrained(
@@ -79,16 +86,16 @@ class RewardModel(RewardNetwork):
             path: a directory written by training (``base_model/`` and the head), or any
                 vision-language checkpoint or hub name, which gets a fresh linear head.
             dtype: of the parameters; training keeps fp32 master weights.
-            device: by default a CUDA device where there is one, else the processor.
+            device: by default a CUDA device if there is one, otherwise the CPU.
             processor: directory or hub name of the processor; by default the checkpoint's own or,
-                where it has none, that of the base model it names.
-            fresh_head: a checkpoint without a trained head is meant, as a start of training; it is
-                warned of otherwise.
-            encoder_options: passed to :class:`~.encoder.PromptEncoder`; they overrule what the
+                if it has none, that of the base model which the checkpoint names.
+            fresh_head: do not warn about a checkpoint without a trained head: it is the start of
+                training.
+            encoder_options: passed to :class:`~.encoder.PromptEncoder`; they override what the
                 directory says.
 
         Raises:
-            CheckpointError: there is no such model, a file is damaged, weights do not fit the
+            CheckpointError: there is no such model, a file is damaged, the weights do not fit the
                 architecture or give no finite score, or a directory written by training lacks its
                 head.
         """
@@ -145,9 +152,10 @@ class RewardModel(RewardNetwork):
         Args:
             image: a path, an http(s) URL, a ``data:`` URI, the bytes of a file, a PIL image, an
                 array or a tensor, see :data:`~..records.images.ACCEPTED`.
-            question: as the train records have it; a tag ``<image>`` is left out as there.
-            responses: each as one text, which is cut into steps as the records are, or as a list of
-                its steps, whose last one should hold no final answer. An empty one has no steps.
+            question: as in the train records; a tag ``<image>`` is left out as there.
+            responses: each as one text, which is split into steps as the records are, or as the
+                list of its steps, the last of which should not contain the final answer. An empty
+                response has no steps.
 
         Raises:
             TypeError, ValueError: an argument is none of these, or a text holds a control token.
@@ -169,7 +177,8 @@ class RewardModel(RewardNetwork):
             max_tokens_per_batch: questions share a forward pass up to this many tokens.
 
         Raises:
-            TypeError: an item is no such triple; and what :meth:`log_odds` raises.
+            TypeError: an item is no such triple.
+            What :meth:`log_odds` raises.
         """
         samples = []
         for number, item in enumerate(items, start=1):
@@ -200,7 +209,7 @@ class RewardModel(RewardNetwork):
         return torch.sigmoid(torch.tensor(log_odds)).tolist()
 
     def steps(self, image: Source, question: str, response: Response) -> list[dict]:
-        """A row for every step of ``response``: its text ``step``, ``log_odds`` z, ``score`` V.
+        """One row per step of ``response``: its text ``step``, ``log_odds`` z and ``score`` V.
 
         Arguments and errors are those of :meth:`log_odds`.
         """
@@ -218,7 +227,7 @@ class RewardModel(RewardNetwork):
         """One number for a whole response, by which :meth:`select` compares; larger is better.
 
         Args:
-            aggregation: a name of :data:`~..selection.best_of_n.AGGREGATIONS`.
+            aggregation: a name in :data:`~.aggregation.AGGREGATIONS`.
         """
         _check_aggregation(aggregation)
         [log_odds] = self.log_odds(image, question, [response])
@@ -234,7 +243,8 @@ class RewardModel(RewardNetwork):
         """Index of the response with the highest :meth:`chain_score`, the first one among equals.
 
         Raises:
-            ValueError: there are no responses, or as :meth:`log_odds`.
+            ValueError: there are no responses.
+            What :meth:`log_odds` raises.
         """
         _check_aggregation(aggregation)
         log_odds = self.log_odds(image, question, responses)
@@ -254,7 +264,7 @@ class RewardModel(RewardNetwork):
     def _texts(
         self, question: str, responses: Sequence[Response], where: str = ""
     ) -> tuple[str, list[str | list[str]]]:
-        """The texts without image tags, checked; ``where`` opens the message of an error."""
+        """The texts without image tags, checked; error messages begin with ``where``."""
         if isinstance(responses, str) or not isinstance(responses, Sequence):
             kind = type(responses).__name__
             raise TypeError(f"{where}responses must be a list of responses, is {kind}")

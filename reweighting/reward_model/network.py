@@ -1,18 +1,22 @@
-"""The process reward model: a vision-language model and a head on its vocabulary logits.
+"""The network of the process reward model: a vision-language model and a head on its logits.
+
+With the logits l at the last position of a prompt (a question and the first steps of a chain):
 
     V(x, prefix) = sigmoid(z)
-    linear       z = LN(logits at the last position of the prompt)
-    plus_minus   z = logit("+") - logit("-") there, so that V = P("+") / (P("+") + P("-"))
+    linear       z = ⟨u, l⟩ + b, the layer ``LN``
+    plus_minus   z = l("+") - l("-"), so that V = P("+") / (P("+") + P("-"))
 
-``linear`` is DreamPRM's (section 3) in its published form, so that published checkpoints load;
-``plus_minus`` is DreamPRM-1.5's generative score, without a parameter of its own. With the loss
-``bce`` it is the cross-entropy between the two labels. The published code takes the softmax over
-the whole vocabulary, in the loss and in the score: what the model gives to other tokens counts
-against both labels there, and not at all here.
+``linear`` is DreamPRM's head (section 3) in its published form, so that published checkpoints load.
+``plus_minus`` is DreamPRM-1.5's generative score and has no parameters of its own; with the loss
+``bce`` it is trained by the cross-entropy between the two labels. The published code takes the
+softmax over the whole vocabulary, in the loss and in the score: there the probability of any other
+token counts against both labels, here it does not matter.
 
-Only the read-out positions reach the vocabulary layer W, and there both heads fold into one vector:
-for logits W h and head weights u, z = u·(W h) + b = (Wᵀu)·h + b, and logit("+") - logit("-") =
-(W₊ - W₋)·h, the same numbers without a vocabulary-sized vector.
+The logits are never computed. The vocabulary layer W is linear, l = W h, so both heads are one
+vector in the space of the hidden state h:
+
+    linear       z = ⟨Wᵀu, h⟩ + b
+    plus_minus   z = ⟨W₊ - W₋, h⟩
 """
 
 from __future__ import annotations
@@ -25,25 +29,21 @@ from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .attention import (
-    ATTENTION_NAME,
-    TiedVocabulary,
-    bring_trees,
-    read_out_last,
-    send_patch_positions,
-    speed_up_patches,
-)
+from .attention import ATTENTION_NAME, bring_trees
 from .encoder import PromptEncoder, response_prompts
+from .patches import send_patch_positions, speed_up_patches
 from .prefix_tree import PackedTrees, pack
+from .read_out import TiedVocabulary, read_out_last
 
 # What --lora_rank adapts: every linear map of the language model's layers.
 ADAPTED = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-# Architectures, and their language models, whose packed trees are tested against separate forwards
-# (tests/test_backbones.py). Others may hide from a tree what they need, such as tokens within a
-# sliding window or both ways of attention within an image.
+# Architectures, and their language models, whose packed trees are tested against separate forwards.
+# Add one here together with a function in tests/support/backbones.py that makes a tiny checkpoint
+# of it. Others may need what a tree does not give them, such as a sliding window over the tokens or
+# attention in both directions within an image.
 TREE_ARCHITECTURES = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "llava_onevision"}
 TREE_LANGUAGE_MODELS = {"qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen2", "qwen3"}
-# How far the log-odds z of a tree may be from those of separate forwards, relative to max(1, |z|).
+# Largest difference of z between a tree and separate forwards, relative to max(1, |z|).
 TREE_TOLERANCE = 1e-3
 
 
@@ -58,11 +58,13 @@ def packs_trees(config) -> bool:
 
 
 class RewardNetwork(nn.Module):
-    """The network of the process reward model φ: packed prefix trees in, log-odds out.
+    """The process reward model φ on packed prompts: token ids and pixels in, log-odds z out.
+
+    Opening, saving, and scoring of texts and images are added by :class:`~.model.RewardModel`.
 
     Args:
-        base_model: an ``AutoModelForImageTextToText``. Prompts of known architectures go through
-            it as packed trees (see :func:`packs_trees`), those of others one by one.
+        base_model: an ``AutoModelForImageTextToText``. Prompts go through it as packed trees if
+            its architecture is known (see :func:`packs_trees`), one by one otherwise.
         encoder: turns images and texts into this model's inputs and says which head it has;
             without one the head is ``linear``.
 
@@ -93,9 +95,9 @@ class RewardNetwork(nn.Module):
     def check_trees(self) -> bool:
         """Whether a small prefix tree gives the scores that separate forwards give.
 
-        If it does not, prompts go through the model one by one from now on. So no architecture that
-        is added to the table, and no new version of its code, can score wrongly without a word.
-        Of an architecture without trees only the separate scores are looked at.
+        If it does not, prompts go through the model one by one from now on. So neither a new
+        architecture in the table nor a new version of its code can silently give wrong scores.
+        For an architecture without trees only the separate scores are checked.
 
         Raises:
             FloatingPointError: the separate scores are not finite.
@@ -108,7 +110,7 @@ class RewardNetwork(nn.Module):
             if expects_trees:
                 try:
                     together = self(packed)
-                except Exception:  # the architecture cannot do with what stands in for a mask
+                except Exception:  # the architecture does not accept trees as a mask
                     together = torch.tensor(torch.nan, device=self.device)
                 self._forward_separately()
             apart = self(packed)
@@ -119,7 +121,7 @@ class RewardNetwork(nn.Module):
             )
         if not expects_trees:
             return True
-        # A number with few bits cannot show more than a coarse error.
+        # With few bits, rounding alone makes a larger difference.
         bits = torch.finfo(self.base_model.dtype)
         error = (together - apart).abs() / apart.abs().clamp(min=1)
         if not bool((error <= max(TREE_TOLERANCE, 16 * bits.eps)).all()):
@@ -133,7 +135,7 @@ class RewardNetwork(nn.Module):
         self.base_model.set_attn_implementation("sdpa")
 
     def set_attention(self, implementation: str) -> None:
-        """``sdpa``: fused kernels where there is one; ``eager``: plain matrix products."""
+        """``sdpa``: fused kernels where they exist; ``eager``: plain matrix products."""
         self._fused_attention = implementation == "sdpa"
         if self.packs_trees:
             vision = ATTENTION_NAME if implementation == "sdpa" else implementation
@@ -142,14 +144,14 @@ class RewardNetwork(nn.Module):
             self.base_model.set_attn_implementation(implementation)
 
     def checkpoint_gradients(self) -> None:
-        """Keep the input of every layer only; the backward pass computes the rest again."""
+        """Keep only the input of every layer; the backward pass recomputes the rest."""
         model = self.base_model  # transformers 5.23 renamed the method
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.train()  # transformers checkpoints in training mode only; there is no dropout
 
     def add_adapters(self, rank: int) -> None:
-        """Freeze the base model and put low-rank adapters (LoRA, arXiv 2106.09685) in its layers.
+        """Freeze the base model and add low-rank adapters (LoRA, arXiv 2106.09685) to its layers.
 
         They start as zero maps, so no score changes. ``save_pretrained`` writes them merged.
         """
@@ -160,7 +162,7 @@ class RewardNetwork(nn.Module):
         inject_adapter_in_model(adapters, self.base_model)
 
     def _merged_state(self) -> dict[str, torch.Tensor] | None:
-        """The base model's parameters with adapters merged in; None where there are none."""
+        """The base model's parameters with the adapters merged in; None without adapters."""
         if not any(".lora_" in name for name, _ in self.base_model.named_parameters()):
             return None
         from peft.tuners.lora import LoraLayer
@@ -184,9 +186,9 @@ class RewardNetwork(nn.Module):
     def forward(
         self, packed: PackedTrees, with_hidden: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits z of all prompts ``[R]`` in the order given to ``pack``, fp32 at least.
+        """Log-odds z of all prompts, ``[R]``, in the order given to ``pack`` and at least in fp32.
 
-        ``with_hidden`` adds the representations ``[R, hidden]`` they are read from.
+        ``with_hidden`` adds the hidden states h, ``[R, hidden]``.
         """
         direction, bias, embedded = self._read_out(packed)
         with nullcontext() if self._fused_attention else sdpa_kernel(SDPBackend.MATH):
@@ -194,15 +196,15 @@ class RewardNetwork(nn.Module):
                 hidden = self._together(packed, embedded)
             else:
                 hidden = self._one_by_one(packed)
-        # Row by row: a matrix product may round equal rows differently, and ties would break.
+        # Row by row: a matrix product may round equal rows differently, which would break ties.
         log_odds = (hidden.to(direction.dtype) * direction).sum(-1) + bias
         return (log_odds, hidden) if with_hidden else log_odds
 
     def _read_out(self, packed: PackedTrees):
-        """z = ⟨hidden state, direction⟩ + bias, and the tokens' embeddings if they came with it."""
+        """Direction and bias of z = ⟨direction, h⟩ + bias, and the tokens' embeddings or None."""
         words = self.base_model.get_input_embeddings()
         vocabulary = self.base_model.get_output_embeddings().weight  # [vocabulary, hidden]
-        # At least fp32: in bf16 neighbouring scores would fall together.
+        # At least fp32: in bf16 neighbouring scores would become equal.
         dtype = torch.promote_types(vocabulary.dtype, torch.float32)
         with torch.autocast(vocabulary.device.type, enabled=False):
             if self.LN is None:
@@ -217,10 +219,10 @@ class RewardNetwork(nn.Module):
     def _together(self, packed: PackedTrees, embedded: torch.Tensor | None) -> torch.Tensor:
         """Hidden states ``[R, hidden]`` at the read-outs, all prompts in one forward pass.
 
-        ``embedded``, ``[1, N, hidden]``, are the tokens' embeddings where they are known already.
+        ``embedded``, ``[1, N, hidden]``, are the tokens' embeddings if they are known already.
         """
         words = self.base_model.get_input_embeddings()
-        # Not every architecture takes embeddings instead of tokens.
+        # Not every architecture accepts embeddings in place of tokens.
         with nullcontext() if embedded is None else _output_of(words, embedded):
             outputs = self.base_model.model(
                 input_ids=packed.input_ids[None],
@@ -232,7 +234,7 @@ class RewardNetwork(nn.Module):
         return outputs.last_hidden_state[0, packed.read_outs]
 
     def _one_by_one(self, packed: PackedTrees) -> torch.Tensor:
-        """The same for any architecture, a forward pass a prompt."""
+        """The same for any architecture, with one forward pass per prompt."""
         rows = []
         for token_ids, image in packed.separate_prompts():
             inputs = {
@@ -248,11 +250,11 @@ class RewardNetwork(nn.Module):
         return torch.stack(rows)
 
     def _positions(self, packed: PackedTrees) -> torch.Tensor:
-        """The positions that every token would have in its own prompt.
+        """The position that every token would have in its own prompt.
 
-        ``[1, N]``, the depths in the tree, or with M-RoPE ``[3, 1, N]``. There the prompts of a
-        tree share everything up to the end of their image and go on with text, so a position
-        depends on the depth alone and the longest prompt knows them all.
+        ``[1, N]``, the depths in the tree, or ``[3, 1, N]`` with M-RoPE. There the prompts of a
+        tree share everything up to the end of their image and continue with text, so a position
+        depends on the depth alone, and the longest prompt has them all.
         """
         if not hasattr(self.base_model.model, "get_rope_index"):
             return packed.depths[None]
@@ -276,7 +278,7 @@ class RewardNetwork(nn.Module):
 
 @contextmanager
 def _output_of(module: nn.Module, value: torch.Tensor) -> Iterator[None]:
-    """Whatever ``module`` is asked within, it answers ``value``."""
+    """Within this context ``module`` returns ``value`` for any input."""
     hook = module.register_forward_hook(lambda *_: value)
     try:
         yield

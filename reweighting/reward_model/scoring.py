@@ -1,7 +1,7 @@
 """Score the candidates of many questions.
 
-All candidates of a question share image and question, so they go through one prefix tree; several
-questions are packed into one forward pass.
+The candidates of a question form one prefix tree, because they share the image and the question;
+several questions are packed into one forward pass.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from ..records.samples import (
-    CandidatesSample,
-)
+from ..records.samples import CandidatesSample
 from .aggregation import LogOdds
 from .encoder import EncodedPrompts, response_prompts
 from .network import RewardNetwork
@@ -28,13 +26,13 @@ def score_candidates(
     max_tokens_per_batch: int = 8192,
     precision: str = "fp32",
 ) -> Iterator[list[LogOdds]]:
-    """Log-odds of every step prefix of every candidate, a batch of questions at a time.
+    """Log-odds of every step prefix of every candidate, one batch of questions at a time.
 
-    An empty candidate has no prefix, and so no log-odds.
+    An empty candidate has no prefixes and therefore no log-odds.
 
     Args:
         max_tokens_per_batch: questions are packed together up to this many tokens; a question
-            whose tree is larger is cut into one tree a candidate.
+            whose tree is larger is split into one tree per candidate.
     """
     batch: list[tuple[EncodedPrompts | None, list[int]]] = []
     tokens = 0
@@ -57,13 +55,13 @@ def score_candidates(
 def _encode(
     model: RewardNetwork, sample: CandidatesSample
 ) -> tuple[EncodedPrompts | None, list[int], int]:
-    """All prompts of a question, the number of steps of every candidate, tokens of the tree."""
+    """The prompts of a question, the number of steps of each candidate, the tokens of the tree."""
     pattern = model.encoder.step_pattern
     chains = [response_prompts(sample.question, r, pattern) for r in sample.candidates]
     if not any(chains):
         return None, [0] * len(chains), 0
     encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
-    ordered = sorted(encoded.token_ids)  # neighbours in order share the most
+    ordered = sorted(encoded.token_ids)  # so that neighbours share the most
     size = len(ordered[0])
     for left, right in itertools.pairwise(ordered):
         pairs = enumerate(zip(left, right, strict=False))
@@ -76,7 +74,7 @@ def _encode(
 def _forward(
     model: RewardNetwork, batch: list[tuple[EncodedPrompts | None, list[int]]], precision: str
 ) -> list[LogOdds]:
-    # A key of its own for every question: which others are in the batch changes no tree.
+    # A key of its own for every question, so that no tree depends on the rest of the batch.
     groups = [
         replace(encoded, image_key=f"{index} {encoded.image_key}")
         for index, (encoded, _) in enumerate(batch)

@@ -15,7 +15,7 @@ from betty.engine import Engine
 from torch import nn
 
 from benchmarks.hypergradient import as_double, build, hypergradient_and_oracle, oracle
-from reweighting.bilevel import hypergradient
+from reweighting.bilevel import adamw_step, hypergradient
 from reweighting.bilevel.batches import (
     CollateTrain,
     EncodedDataset,
@@ -215,7 +215,7 @@ def test_hypergradient_of_the_real_architecture(
 
     Small parameters are pulled back together, large ones piece by piece.
     """
-    monkeypatch.setitem(hypergradient.PIECE, "cpu", piece)
+    monkeypatch.setitem(adamw_step.PIECE, "cpu", piece)
     sizes = [parameter.numel() for parameter in reward_model.parameters()]
     assert min(sizes) < piece < sum(sizes) and (piece == 2**18 or max(sizes) > piece)
     train, meta = batches(batch_size, 3)

@@ -13,15 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reweighting.records.reader import RecordReader
 from reweighting.reward_model import attention as layers
-from reweighting.reward_model.attention import (
-    PatchProjection,
-    TiedVocabulary,
-    attention_along,
-    is_dual,
-    speed_up_patches,
-    tree_attention,
-)
+from reweighting.reward_model.attention import attention_along, is_dual, tree_attention
+from reweighting.reward_model.patches import PatchProjection, speed_up_patches
 from reweighting.reward_model.prefix_tree import PackedTrees, Tree, ancestors, pack
+from reweighting.reward_model.read_out import TiedVocabulary
 
 
 @pytest.mark.parametrize("seen", ["all", "causal", "tree"])

@@ -95,7 +95,7 @@ def test_a_step_border_can_merge_and_the_tree_keeps_the_prompts_own_ids(tokenize
 
 
 def paper_command(data: Path, model: Path, run: Path, *flags: str) -> list[str]:
-    """The command of the paper's README, with a short run on the processor."""
+    """The command of the paper's README, with a short run on the CPU."""
     return [
         *("--train_json_file", str(data / "train.json")),
         *("--meta_json_file", str(data / "meta.json")),

@@ -10,10 +10,12 @@ from PIL import Image
 from reweighting.checkpoints.finding import CheckpointError
 from reweighting.records import steps as step_limit
 from reweighting.records.images import to_pixels
+from reweighting.records.steps import Prompt
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model import network as module
 from reweighting.reward_model.aggregation import AGGREGATIONS, aggregate
 from reweighting.reward_model.encoder import response_prompts
+from reweighting.reward_model.prefix_tree import pack
 from tests.conftest import TINY
 
 QUESTION = "Which colour is it?"
@@ -116,7 +118,7 @@ def test_wrong_arguments_are_told_what_is_accepted(reward_model):
 
 
 def test_many_questions_score_as_they_do_alone(reward_model):
-    """Pictures made on the fly among them, which take each other's place in memory."""
+    """Some pictures are made on the fly and take each other's place in memory."""
     items = [
         (Image.new("RGB", (28 + 28 * (n % 3), 56), (4 * n, 0, 0)), f"{QUESTION} {n}", RESPONSES)
         for n in range(12)
@@ -134,12 +136,25 @@ def test_many_questions_score_as_they_do_alone(reward_model):
         reward_model.log_odds_many([items[0], (PICTURE, "<|im_end|>", RESPONSES)])
 
 
-def test_pictures_of_one_call_do_not_share_a_tree(reward_model):
-    scores = {
-        reward_model.score(Image.new("RGB", (56, 56), (n, 255 - n, n)), QUESTION, "a")[0]
-        for n in range(0, 240, 8)
-    }
-    assert len(scores) == 30
+def test_temporary_pictures_do_not_share_a_tree(reward_model):
+    """Each takes the place, and the id(), of the one before; images of their own are the truth."""
+
+    def picture(n: int) -> Image.Image:
+        return Image.new("RGB", (56, 56), (4 * n, 255 - 4 * n, 4 * n))
+
+    kept = [picture(n) for n in range(60)]
+    expected = [reward_model.score(image, QUESTION, "a")[0] for image in kept]
+    assert len(set(expected)) == 60
+    assert [reward_model.score(picture(n), QUESTION, "a")[0] for n in range(60)] == expected
+    items = ((picture(n), QUESTION, ["a"]) for n in range(60))
+    together = [z for [[z]] in reward_model.log_odds_many(items)]
+    assert torch.sigmoid(torch.tensor(together)).tolist() == pytest.approx(expected, abs=1e-6)
+    prompts = [Prompt(QUESTION, ("a",))]
+    packed = pack([reward_model.encoder.encode(picture(n), prompts) for n in range(60)])
+    assert len(packed.trees) == 60
+    with torch.no_grad():
+        scores = torch.sigmoid(reward_model(packed))
+    assert scores.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_table_of_steps(reward_model):

@@ -1,7 +1,7 @@
-"""Tiny random checkpoints of other architectures, in the hub's own format, made offline.
+"""Tiny random checkpoints of other architectures, in the hub's format, made offline.
 
-Every one has the real configuration, model, image processor and processor classes; only sizes and
-vocabulary are small. The chat templates put turns and images as the published ones do.
+Each has the real classes of configuration, model, image processor and processor; only sizes and
+vocabulary are small. The chat templates arrange turns and images as the published ones do.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ INTERNVL_TEMPLATE = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# A turn of the past opens with "assistant \n", the one to come with "assistant\n".
+# A past turn opens with "assistant \n", the next one with "assistant\n".
 LLAVA_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}<image>"
@@ -218,7 +218,7 @@ BACKBONES = {
     "internvl": internvl,
     "internvl-qwen3": functools.partial(internvl, "qwen3"),
     "llava_onevision": llava_onevision,
-    # Its language model is none of those whose trees are tested: separate forwards.
+    # Trees are not tested with its language model, so it runs separate forward passes.
     "llava_onevision-llama": functools.partial(llava_onevision, "llama"),
 }
 

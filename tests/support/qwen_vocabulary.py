@@ -1,4 +1,4 @@
-"""The real Qwen2 tokenizer, built offline from the vocabulary that the package dashscope ships."""
+"""The real Qwen2 tokenizer, built offline from the vocabulary in the package dashscope."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def vocabulary_file() -> Path | None:
 
 
 def qwen2_tokenizer(path: Path) -> Qwen2Tokenizer:
-    """Turn ranked byte sequences into vocabulary and merges.
+    """Turn ranked byte sequences into a vocabulary and merges.
 
-    The pair that a token was merged from is what is left of its bytes when only tokens of a lower
-    rank may be used.
+    A token was merged from the two parts into which its bytes are split when only tokens of a lower
+    rank are used.
     """
     ranks = {}
     for line in path.read_bytes().splitlines():

@@ -1,8 +1,8 @@
-"""A second device for machines that have none; its tensors lie in the processor's memory.
+"""A second device for machines that have only a CPU; its tensors are kept in the CPU's memory.
 
-What a GPU would refuse is refused here too: an operation on tensors of both devices. Counted is
-what would let a GPU run dry: reading numbers back, or asking for a size that depends on them.
-Importing this changes the process for good, so tests do it in one of their own.
+It refuses what a GPU would refuse: an operation on tensors of both devices. It counts what would
+make a GPU wait: reading numbers back, or asking for a size that depends on them. Importing this
+module changes the process for good, so tests import it in a process of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.backend_registration import (
 
 aten = torch.ops.aten
 NAME = "second"
-# What lives on the device may be indexed with tensors of the processor, not the other way round.
+# Tensors on the device may be indexed with tensors on the CPU, but not the other way round.
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
 READ = {
     aten._local_scalar_dense.default,
@@ -27,11 +27,11 @@ READ = {
     aten.nonzero.default,
     aten.repeat_interleave.Tensor,
 }
-waits = 0  # times that the processor had to wait for the device
+waits = 0  # how many times the CPU had to wait for the device
 
 
 class OnSecond(torch.Tensor):
-    """A tensor that says it is on the second device; ``held`` has its numbers."""
+    """A tensor that claims to be on the second device; ``held`` has its numbers."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -64,7 +64,7 @@ class OnSecond(torch.Tensor):
             global waits
             waits += 1
         if function is aten._fused_sdp_choice.default:
-            return 0  # the plain formula: the processor's fused kernel is not the device's
+            return 0  # the plain formula: the CPU's fused kernel is not the device's
         there = torch.device("cpu")
         held = [
             x.held if isinstance(x, OnSecond) else there if isinstance(x, torch.device) else x
@@ -90,13 +90,13 @@ class _Module(_DummyBackendModule):
 
 
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-# A module that moves keeps its parameters, as on the way to a GPU, and those it shares shared.
+# A module that is moved keeps its parameters, and shared ones stay shared, as with a GPU.
 torch.__future__.set_swap_module_params_on_conversion(True)
 _kernels = torch.library.Library("aten", "IMPL")
 _others = torch.library.Library("_", "IMPL")
 _others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 
-# What autocast does on CUDA, for operations of the models here; the processor's rules are others.
+# What autocast does on CUDA for the operations of the models here; on a CPU the rules differ.
 LOWER = "addmm baddbmm bmm conv3d linear matmul mm mv scaled_dot_product_attention"
 FULL = """binary_cross_entropy_with_logits cumsum exp layer_norm log log_softmax.int logsumexp
     mse_loss pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor reciprocal rsqrt softmax.int softplus
