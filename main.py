@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reweighting import terminal
+from reweighting.system import terminal
 from reweighting.training.arguments import parse_arguments
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     from reweighting.bilevel.problems import NonFiniteLoss
-    from reweighting.files import FileError
     from reweighting.records.problems import DataError
+    from reweighting.system.files import FileError
     from reweighting.training.build import SetupError
 
     try:
@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked before training, then train."""
-    from reweighting.files import DirectoryLock
     from reweighting.records.chains import describe_meta
     from reweighting.records.dataset import load_data
+    from reweighting.system.files import DirectoryLock
     from reweighting.training.build import check_start, make_encoder
     from reweighting.training.dry_run import advice, print_plan
     from reweighting.training.resume import check_resume, checkpoint_to_resume

@@ -55,7 +55,7 @@ from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.encoder import PromptEncoder
 from reweighting.reward_model.patches import PatchProjection
-from reweighting.reward_model.precision import autocast
+from reweighting.system.device import autocast
 from reweighting.training.memory import allocated_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 from collections.abc import Sequence
 
-import main as program
-from reweighting import figures
-from reweighting.rollouts import __main__ as rollouts
-from reweighting.selection import __main__ as selection
-
 WIDTH = 100  # columns of a printed command
-PROGRAMS = {
-    "main.py": program.main,
-    "reweighting.rollouts": rollouts.main,
-    "reweighting.selection": selection.main,
-    "reweighting.figures": figures.main,
-}
 
 
 def shown(command: Sequence[str]) -> str:
@@ -38,5 +28,8 @@ def shown(command: Sequence[str]) -> str:
 def show_and_run(command: Sequence[str]) -> int:
     """Print a command (the words after ``python``), run it, and return its exit code."""
     print(f"\n{shown(command)}", flush=True)
-    name, *arguments = command[1:] if command[0] == "-m" else command
-    return PROGRAMS[name](arguments)
+    if command[0] == "-m":
+        name, arguments = f"{command[1]}.__main__", command[2:]
+    else:
+        name, arguments = command[0].removesuffix(".py"), command[1:]
+    return importlib.import_module(name).main(list(arguments))

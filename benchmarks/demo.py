@@ -15,9 +15,9 @@ from pathlib import Path
 
 from benchmarks.commands import show_and_run
 from benchmarks.small_world import TESTS, accuracies, draw, report, variants
-from reweighting import terminal
 from reweighting.reproduce.configs import DEMO
 from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
+from reweighting.system import terminal
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from benchmarks.small_world import clean_records, prefix_auroc
 from reweighting.reproduce.configs import DEMO
 from reweighting.reproduce.study import VALIDATION, Study
 from reweighting.selection.best_of_n import interval
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 
 
 def main() -> int:

@@ -36,7 +36,7 @@ from reweighting.bilevel.weighting import DomainTable, make_meta_optimizer
 from reweighting.records.reader import RecordReader
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.prefix_tree import PackedTrees
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 3

@@ -24,7 +24,7 @@ from reweighting.bilevel.weighting import InstanceTable
 from reweighting.records.reader import RecordReader
 from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ from reweighting.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.records.reader import RecordReader, load_train
 from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 
 MODEL = "weights/tiny-qwen2-vl"
 CORRUPTED = 0.4  # of the chains

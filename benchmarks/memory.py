@@ -20,7 +20,7 @@ import torch
 import main as program
 from benchmarks.bilevel import EIGHT, SHAPES, allocated, demo_run, in_a_process, make_model
 from reweighting.records.dataset import load_data
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder
 from reweighting.training.dry_run import largest_batches

@@ -39,7 +39,6 @@ from data.world.simulated_reasoner import (
     sample_chain,
     set_trap,
 )
-from reweighting.files import write_records
 from reweighting.rollouts import __main__ as rollouts
 from reweighting.rollouts.journal import Journal
 from reweighting.rollouts.labels import posterior_accuracies
@@ -47,6 +46,7 @@ from reweighting.rollouts.openai_server import Server
 from reweighting.rollouts.reasoner import Query
 from reweighting.rollouts.sampler import Sampler, for_each
 from reweighting.rollouts.schedules import Adaptive, Schedule
+from reweighting.system.files import write_records
 from tests.rollouts.commands import write_questions
 from tests.support.model_server import model_server
 

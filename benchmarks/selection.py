@@ -25,7 +25,7 @@ from reweighting.reward_model import RewardModel
 from reweighting.reward_model.aggregation import LogOdds
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.reward_model.scoring import score_candidates
-from reweighting.terminal import quiet
+from reweighting.system.terminal import quiet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -29,12 +29,12 @@ from PIL import Image
 from scipy.stats import mannwhitneyu, spearmanr
 
 from data import make_demo
-from reweighting import terminal
-from reweighting.files import read_json, write_json
 from reweighting.reproduce.configs import DATA, DEMO
 from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
 from reweighting.reward_model.aggregation import LogOdds
 from reweighting.selection.best_of_n import interval
+from reweighting.system import terminal
+from reweighting.system.files import read_json, write_json
 
 TESTS = list(DEMO.sets)
 BLANK = "reweighted, blank image"

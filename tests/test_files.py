@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from reweighting import terminal
-from reweighting.files import (
+from reweighting.system import terminal
+from reweighting.system.files import (
     MAX_DEPTH,
     MAX_DIGITS,
     BrokenLine,
@@ -30,7 +30,7 @@ from reweighting.files import (
     write_records,
     write_text,
 )
-from reweighting.terminal import printable
+from reweighting.system.terminal import printable
 from tests.conftest import REPOSITORY
 
 
@@ -184,7 +184,7 @@ def test_a_directory_has_one_owner_at_a_time(tmp_path):
 
 def test_a_killed_owner_lets_go(tmp_path):
     code = (
-        "import sys, time; from reweighting.files import DirectoryLock\n"
+        "import sys, time; from reweighting.system.files import DirectoryLock\n"
         "lock = DirectoryLock(sys.argv[1]); print('has it', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -11,7 +11,7 @@ import torch
 import main as program
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.records.reader import RecordReader, load_train
-from reweighting.reward_model.precision import autocast
+from reweighting.system.device import autocast
 from tests.conftest import DOMAINS, command
 
 pytestmark = pytest.mark.gpu

@@ -18,8 +18,8 @@ import main as program
 from reweighting.records.dataset import load_data
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
-from reweighting.reward_model.precision import autocast
 from reweighting.reward_model.prefix_tree import pack
+from reweighting.system.device import autocast
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder
 from reweighting.training.reports import _flat

@@ -151,7 +151,7 @@ def test_a_dry_run_prints_its_plan_and_nothing_else(dataset: Path, tmp_path: Pat
 def test_loading_a_model_prints_nothing() -> None:
     load = (
         "from reweighting import reward_model  # transformers is imported before quiet()\n"
-        "from reweighting.terminal import quiet\n"
+        "from reweighting.system.terminal import quiet\n"
         "quiet()\n"
         f"reward_model.RewardModel.from_pretrained({str(TINY)!r}, score_head='plus_minus')"
     )

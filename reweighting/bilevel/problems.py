@@ -20,7 +20,7 @@ import torch
 from betty.problems import ImplicitProblem
 from torch.func import functional_call
 
-from ..reward_model.precision import autocast
+from ..system.device import autocast
 from . import hypergradient
 from .batches import MetaBatch, TrainBatch
 from .objectives import chain_losses, group_means, mean_log_odds, record_losses

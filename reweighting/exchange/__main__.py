@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import terminal
-from ..files import FileError, write_records
-from ..terminal import Parser
+from ..system import terminal
+from ..system.files import FileError, write_records
+from ..system.terminal import Parser
 from .choices import read_choices
 from .lm_eval import from_lm_eval, to_lm_eval
 from .notes import count

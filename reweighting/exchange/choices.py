@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import FileError, read_json_lines
+from ..system.files import FileError, read_json_lines
 
 
 def _is_texts(value: Any) -> bool:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import FileError, json_line, read_json_lines, replacing
 from ..records.answers.comparison import is_right, same
 from ..records.answers.extraction import extract
+from ..system.files import FileError, json_line, read_json_lines, replacing
 from .notes import count, several_images
 
 

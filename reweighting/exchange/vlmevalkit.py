@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..files import FileError, read_text, replacing
+from ..system.files import FileError, read_text, replacing
 from .notes import count, several_images
 
 OPTIONS = "ABCDEFGHIJ"

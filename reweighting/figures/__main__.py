@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import terminal
 from ..checkpoints.finding import (
     ARGUMENTS_FILE,
     DOMAIN_JSON,
@@ -22,11 +21,12 @@ from ..checkpoints.finding import (
     METRICS_FILE,
     locate,
 )
-from ..files import FileError, complete_lines, is_number, read_json
 from ..records.flags import MEGAPIXELS
 from ..records.images import allow_megapixels
 from ..records.reader import RecordReader, load_train
-from ..terminal import Parser
+from ..system import terminal
+from ..system.files import FileError, complete_lines, is_number, read_json
+from ..system.terminal import Parser
 
 
 def read_metrics(directory: Path) -> list[dict]:

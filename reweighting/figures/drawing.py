@@ -12,9 +12,9 @@ import matplotlib
 matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
-from ..files import replacing
 from ..records.images import load_pixels
 from ..records.samples import TrainSample
+from ..system.files import replacing
 
 # Names of domains and texts of records are shown as they are: "$" does not begin a formula.
 plt.rcParams["text.parse_math"] = False

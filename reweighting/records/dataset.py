@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ..files import FileError, read_json
-from ..terminal import printable
+from ..system.files import FileError, read_json
+from ..system.terminal import printable
 from .chains import chains_of, with_labels
 from .problems import DataError
 from .reader import RecordReader, load_candidates, load_meta, load_train

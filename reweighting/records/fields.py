@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..files import FileError, read_records
-from ..terminal import MAX_LINE, printable
+from ..system.files import FileError, read_records
+from ..system.terminal import MAX_LINE, printable
 from .images import allow_megapixels, image_problem, is_data_uri
 from .problems import DataError, Problem, summary
 from .steps import MAX_STEPS, step_starts

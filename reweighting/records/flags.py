@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from ..terminal import printable, real
+from ..system.terminal import printable, real
 from .patterns import compiled
 
 MEGAPIXELS = 89.0  # million pixels of an image by default: Pillow's own limit

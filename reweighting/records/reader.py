@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..terminal import printable
+from ..system.terminal import printable
 from .answers.comparison import is_right
 from .conversations import conversation
 from .fields import FieldReader

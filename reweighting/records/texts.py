@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any
 
-from ..files import check_json
-from ..terminal import printable
+from ..system.files import check_json
+from ..system.terminal import printable
 
 MAX_CHARACTERS = 200_000  # of a text: more tokens than a forward pass takes
 # Text that a tokenizer would take for an image, a video or the end of a turn or a document.
@@ -47,7 +47,7 @@ def text_fault(text: Any) -> tuple[str, ...] | None:
 
 
 def json_fault(value: Any) -> tuple[str, ...] | None:
-    """Why :func:`~..files.check_json` refuses a value, in the form of :func:`text_fault`."""
+    """Why :func:`~..system.files.check_json` refuses a value, in the form of :func:`text_fault`."""
     try:
         check_json(value)
     except ValueError as error:

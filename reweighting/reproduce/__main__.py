@@ -14,10 +14,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from .. import terminal
-from ..files import write_text
-from ..reward_model.precision import unusable
-from ..terminal import Parser, quiet
+from ..system import terminal
+from ..system.device import unusable
+from ..system.files import write_text
+from ..system.terminal import Parser, quiet
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
 from .study import CommandFailed, Study
 from .tables import Results

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import write_records
 from ..records.reader import RecordReader, load_candidates
 from ..records.steps import join
+from ..system.files import write_records
 from .study import VALIDATION, Setup
 
 DATA = Path("data")

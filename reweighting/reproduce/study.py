@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import finding
-from ..files import complete_lines, read_json, write_json
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds
 from ..selection.__main__ import RESULTS_FILE
 from ..selection.best_of_n import Pool, evaluate
 from ..selection.identity import SAMPLES_FILE
+from ..system.files import complete_lines, read_json, write_json
 
 SECONDS_FILE = "seconds.json"
 VALIDATION = "validation"

@@ -18,12 +18,12 @@ from ..checkpoints.finding import (
     base_source,
 )
 from ..checkpoints.opening import load_head, open_base, open_processor, saved_head
-from ..files import json_line, write_text
 from ..records.images import Source
 from ..records.samples import CandidatesSample
 from ..records.steps import Prompt, check_count, layout
 from ..records.texts import text_fault, without_image_tags
-from ..terminal import printable
+from ..system.files import json_line, write_text
+from ..system.terminal import printable
 from .aggregation import AGGREGATIONS, aggregate, select
 from .encoder import PromptEncoder, response_prompts
 from .network import RewardNetwork

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 
 from ..records.samples import CandidatesSample
+from ..system.device import autocast
 from .aggregation import LogOdds
 from .encoder import EncodedPrompts, response_prompts
 from .network import RewardNetwork
-from .precision import autocast
 from .prefix_tree import pack
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import terminal
-from ..files import FileError, remove, write_records
 from ..records.answers.comparison import unreadable, unreadable_note
 from ..records.chains import describe_candidates
 from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates, load_questions
 from ..records.samples import QuestionSample
-from ..terminal import HelpFormatter, Parser, printable, quiet, real, whole
+from ..system import terminal
+from ..system.files import FileError, remove, write_records
+from ..system.terminal import HelpFormatter, Parser, printable, quiet, real, whole
 from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner
 from .journal import Journal

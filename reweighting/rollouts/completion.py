@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ..files import parse_json
+from ..system.files import parse_json
 
 MAX_ANSWER_BYTES = 8 * 2**20  # as sent and unpacked; a rollout of 100,000 tokens needs one MiB
 MAX_TOKENS = 10**7  # of an answer; a server that says more has not counted

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_json, read_text
 from ..records.flags import add_record_flags
-from ..terminal import real, whole
+from ..system.files import parse_json, read_text
+from ..system.terminal import real, whole
 from .reasoner import CHAIN_INSTRUCTION, Reasoner
 
 

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..files import BrokenLine, FileError, json_line, parse_json, read_json_lines
+from ..system.files import BrokenLine, FileError, json_line, parse_json, read_json_lines
 
 
 class Journal:

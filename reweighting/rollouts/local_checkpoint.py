@@ -23,7 +23,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from ..reward_model.precision import DTYPES, unusable
+from ..system.device import DTYPES, unusable
 from .reasoner import MissingReasonerError, Query, Rollout, prepare_image, user_text
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..terminal import printable
+from ..system.terminal import printable
 from .completion import MAX_ANSWER_BYTES, NoCompletion, Refused, error_text, read_completion
 from .reasoner import (
     ItemError,

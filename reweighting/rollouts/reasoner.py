@@ -17,7 +17,7 @@ from typing import Protocol
 from PIL import Image
 
 from ..records.images import not_too_thin, open_image, source_key, to_pixels
-from ..terminal import printable
+from ..system.terminal import printable
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
 # knowledge, reasoning, conclusion) in our own words.

@@ -14,16 +14,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from .. import terminal
 from ..checkpoints.finding import BASE_DIRECTORY, locate
 from ..checkpoints.fingerprint import fingerprint
-from ..files import DirectoryLock, FileError, unwritable, write_json
 from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
 from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates
 from ..records.samples import CandidatesSample
-from ..terminal import Parser, printable, quiet
+from ..system import terminal
+from ..system.files import DirectoryLock, FileError, unwritable, write_json
+from ..system.terminal import Parser, printable, quiet
 from .identity import SAMPLES_FILE, claim, identity
 
 RESULTS_FILE = "results.json"
@@ -80,7 +80,7 @@ def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> No
     if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
     # Takes seconds: --help and a wrong path are answered without it.
-    from ..reward_model.precision import unusable
+    from ..system.device import unusable
 
     if reason := unusable(arguments.device):
         parser.error(f"--device {arguments.device}: {reason}")

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.fingerprint import file_fingerprint
-from ..files import FileError, read_json, write_json
 from ..records.samples import CandidatesSample
-from ..terminal import printable
+from ..system.files import FileError, read_json, write_json
+from ..system.terminal import printable
 
 SAMPLES_FILE = "samples.jsonl"
 IDENTITY_FILE = "run.json"

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..files import FileError, complete_lines, is_number, json_line, replacing
 from ..records.answers.comparison import unreadable, unreadable_note
 from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds, aggregate, select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
+from ..system.files import FileError, complete_lines, is_number, json_line, replacing
 from .best_of_n import Pool, evaluate, interval
 
 

@@ -11,8 +11,8 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from ..files import unwritable
-from ..terminal import printable
+from ..system.files import unwritable
+from ..system.terminal import printable
 from .flags import build_parser
 from .presets import PRESETS
 
@@ -137,7 +137,7 @@ def _problems_of_device(a: argparse.Namespace) -> Iterator[str]:
     elif device[1] and a.local_rank:
         yield f"--device {a.device} already names a device: leave out --local_rank"
     elif not a.dry_run:  # a dry run plans for a device of another machine
-        from ..reward_model.precision import unusable  # takes seconds: --help does without it
+        from ..system.device import unusable  # takes seconds: --help does without it
 
         if reason := unusable(f"cuda:{cuda_number(a)}"):
             yield f"--device {a.device}: {reason}"

@@ -33,7 +33,7 @@ from ..checkpoints import finding, opening, weight_tables
 from ..records.dataset import Data, total_steps, train_units
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
-from ..terminal import printable, warning
+from ..system.terminal import printable, warning
 from .progress import Progress
 
 

@@ -18,7 +18,7 @@ from ..records.steps import Prompt
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
-from ..terminal import printable, warning
+from ..system.terminal import printable, warning
 from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
 from .reports import peak_memory_gib

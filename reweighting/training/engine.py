@@ -18,9 +18,9 @@ from ..bilevel.batches import TrainBatch
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from ..checkpoints import finding, saving
 from ..checkpoints.finding import CheckpointError
-from ..files import write_json
 from ..records.dataset import Data, train_units
-from ..terminal import printable
+from ..system.files import write_json
+from ..system.terminal import printable
 from .build import lower_optimization
 from .monitors import DomainMonitor, InstanceMonitor
 from .outcome import outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..records.flags import add_record_flags
-from ..terminal import HelpFormatter, Parser, real, whole
+from ..system.terminal import HelpFormatter, Parser, real, whole
 from .presets import PRESETS
 
 POSITIVE = real(positive=True)

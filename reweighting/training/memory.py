@@ -25,8 +25,8 @@ from ..bilevel.hypergradient import without_checkpoints
 from ..checkpoints.finding import base_source
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
-from ..reward_model.precision import autocast
 from ..reward_model.prefix_tree import PackedTrees
+from ..system.device import autocast
 
 # What the CPU allocator holds beyond the tensors in use, as a share of them: freed blocks that no
 # later tensor fits into. It was 7 % on a model of real widths, and an estimate should not be short.

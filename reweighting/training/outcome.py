@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Upper
-from ..terminal import printable
+from ..system.terminal import printable
 from .monitors import DomainMonitor, InstanceMonitor
 from .progress import Progress
 from .statistics import ENOUGH_STEPS

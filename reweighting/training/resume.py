@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoints import finding, opening
 from ..records.dataset import Data
-from ..terminal import warning
+from ..system.terminal import warning
 from .build import SetupError
 
 # Flags that may change between the parts of an interrupted run, because they alter no number.

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..files import json_line, write_text
 from ..records.answers.comparison import unreadable, unreadable_note
 from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
+from ..system.files import json_line, write_text
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 BEST_DIRECTORY = "best"

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import reweighting
-from reweighting import terminal
 from reweighting.exchange import vlmevalkit as exchange
 from reweighting.records import patterns, steps, texts
 from reweighting.records.answers import comparison as answers
 from reweighting.records.patterns import compiled
 from reweighting.records.reader import RecordReader
 from reweighting.rollouts.chains import usable
+from reweighting.system import terminal
 
 SHORT, LONG = 5_000, 20_000  # characters
 CEILING = 1.0  # seconds for LONG of them

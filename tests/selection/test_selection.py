@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from reweighting.files import complete_lines
 from reweighting.records.answers.extraction import extract
 from reweighting.records.samples import CandidatesSample
 from reweighting.records.steps import chain_prompts
@@ -21,6 +20,7 @@ from reweighting.selection import __main__ as selection
 from reweighting.selection import results
 from reweighting.selection.__main__ import AGGREGATION_NAMES
 from reweighting.selection.best_of_n import Pool, evaluate, interval, sizes, subsets
+from reweighting.system.files import complete_lines
 from tests.conftest import REPOSITORY
 
 

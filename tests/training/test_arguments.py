@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reweighting.reward_model.precision import unusable
+from reweighting.system.device import unusable
 from reweighting.training.arguments import parse_arguments, resolve
 from reweighting.training.flags import build_parser
 from reweighting.training.flags_page import page

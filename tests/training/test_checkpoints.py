@@ -18,9 +18,9 @@ import main as program
 from benchmarks.kill_and_resume import COPIES
 from reweighting.checkpoints import finding, fingerprint
 from reweighting.checkpoints.finding import CheckpointError
-from reweighting.files import DirectoryLock, FileError
 from reweighting.reward_model import RewardModel
 from reweighting.selection import __main__ as selection
+from reweighting.system.files import DirectoryLock, FileError
 from reweighting.training import presets
 from reweighting.training.arguments import parse_arguments
 from tests.conftest import REPOSITORY, TINY, command
@@ -137,7 +137,7 @@ def test_resume_refuses_where_nothing_is_complete(dataset, damaged, capsys):
 HOLDER = """
 import sys, time
 from multiprocessing import get_context
-from reweighting.files import DirectoryLock
+from reweighting.system.files import DirectoryLock
 lock = DirectoryLock(sys.argv[1])
 child = get_context("fork").Process(target=time.sleep, args=(3,))  # as a data worker
 child.start()
