@@ -94,10 +94,10 @@ def save(
             f"{reason(error)}; {kept}"
         ) from error
     for other in entries(steps):
-        name, unfinished = other.name.removesuffix(_ASIDE), other.name.endswith(_ASIDE)
+        name, torn = other.name.removesuffix(_ASIDE), other.name.endswith(_ASIDE)
         if other == folder or not STEP_NAME.fullmatch(name) or not other.is_dir():
             continue  # not made by training
-        if unfinished or run_of(other) == run or (loaded is not None and other == loaded):
+        if torn or run_of(other) == run or (loaded is not None and other == loaded):
             shutil.rmtree(other, ignore_errors=True)
     return folder
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..system import terminal
 from ..system.files import FileError, write_records
@@ -31,7 +32,10 @@ EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The four directions and their flags."""
-    layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": EXAMPLES}
+    layout: dict[str, Any] = {
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "epilog": EXAMPLES,
+    }
     parser = Parser(
         prog="python -m reweighting.exchange",
         description="Candidates from, and choices to, VLMEvalKit and lm-eval.",

@@ -32,13 +32,14 @@ def read_table(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
         FileError: it is missing or cannot be read as such a file, or a needed column is missing.
     """
     if path.suffix.lower() == ".xlsx":
-        header, *rows = _xlsx_rows(path) or [[]]
+        table = _xlsx_rows(path)
     else:
         try:
             text = io.StringIO(read_text(path), newline="")
-            header, *rows = csv.reader(text, delimiter="\t") or [[]]
+            table = list(csv.reader(text, delimiter="\t"))
         except (csv.Error, ValueError) as error:
             raise FileError(f"{path}: no TSV table: {error}") from error
+    header, *rows = table or [[]]
     for name in needed:
         if name not in header:
             raise FileError(f"{path}: column '{name}' is missing")

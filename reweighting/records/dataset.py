@@ -61,7 +61,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     found = _Findings()
     digest = hashlib.sha256()  # of both files as they are read, and of what is used of them
     train_reader = RecordReader.of(arguments, arguments.train_json_file, digest=digest)
-    train = found.collect(lambda: load_train(train_reader, progress), [])
+    no_train: list[TrainSample] = []
+    train = found.collect(lambda: load_train(train_reader, progress), no_train)
     read = len(train)
     train = choose(
         train,
@@ -75,7 +76,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     if arguments.learn_weights:
         file, root = arguments.meta_json_file, arguments.meta_image_root
         readers.append(RecordReader.of(arguments, file, root, digest))
-        meta, found.notes = found.collect(lambda: load_meta(readers[1], progress), ([], []))
+        nothing: tuple[list[MetaSample], list[str]] = ([], [])
+        meta, found.notes = found.collect(lambda: load_meta(readers[1], progress), nothing)
         _update(digest, [sample.record for sample in meta])
     for reader in readers:
         if not arguments.skip_bad_records:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -23,6 +23,8 @@ from .texts import json_fault, shown, text_fault, without_image_tags
 
 if TYPE_CHECKING:
     import hashlib
+
+Reader = TypeVar("Reader", bound="FieldReader")
 
 
 @dataclass
@@ -51,12 +53,12 @@ class FieldReader:
 
     @classmethod
     def of(
-        cls,
+        cls: type[Reader],
         arguments: Namespace,
         file: str | Path,
         image_root: str | None = None,
         digest: hashlib._Hash | None = None,
-    ) -> FieldReader:
+    ) -> Reader:
         """A reader as the flags of :func:`~.flags.add_record_flags` say.
 
         Args:
@@ -88,7 +90,7 @@ class FieldReader:
             DataError: the file is missing, unreadable, not JSON or holds no list of records.
         """
         try:
-            records = read_records(self.file, self.digest and self.digest.update)
+            records = read_records(self.file, self.digest.update if self.digest else None)
         except FileError as error:
             raise DataError([printable(error, MAX_LINE)]) from error
         if not records:

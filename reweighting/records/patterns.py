@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 try:
-    from re import _compiler as compiler
-    from re import _parser as parser
+    from re import _compiler as compiler  # type: ignore[attr-defined]
+    from re import _parser as parser  # type: ignore[attr-defined]
 except ImportError:  # Python 3.10
     import sre_compile as compiler
     import sre_parse as parser

@@ -242,7 +242,9 @@ class PromptEncoder:
                 _turn("system", self.system),
                 _turn("user", join(prompt.question, first), image=True),
             ]
-            for step, label in itertools.zip_longest(later, prompt.labels, fillvalue=True):
+            # Steps that nobody has labelled count as right.
+            labels = itertools.chain(prompt.labels, itertools.repeat(True))
+            for step, label in zip(later, labels, strict=False):
                 turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 

@@ -190,7 +190,7 @@ class RewardModel(RewardNetwork):
                 CandidatesSample(
                     record=number,
                     question=question,
-                    candidates=responses,
+                    candidates=responses,  # type: ignore[arg-type]  # or lists of steps
                     image=image,
                     true_false=None,
                     answer=None,
@@ -274,19 +274,21 @@ class RewardModel(RewardNetwork):
         return self._text(question, f"{where}the question"), cleaned
 
     def _response(self, response: Response, name: str) -> str | list[str]:
-        apart = isinstance(response, Sequence) and not isinstance(response, str)
-        if not apart:
-            response = self._text(response, name)
-        steps = response if apart else layout(response, self.encoder.step_pattern).steps
+        steps: Sequence[str] = ()
+        if isinstance(response, Sequence) and not isinstance(response, str):
+            whole, steps, count = None, response, len(response)
+        else:
+            whole = self._text(response, name)
+            count = len(layout(whole, self.encoder.step_pattern).steps)
         try:
-            check_count(len(steps))
+            check_count(count)
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-        if not apart:
-            return response
+        if whole is not None:
+            return whole
         return [self._text(step, f"{name}: step {k}") for k, step in enumerate(steps, start=1)]
 
-    def _text(self, text: str, name: str) -> str:
+    def _text(self, text: object, name: str) -> str:
         if not isinstance(text, str):
             raise TypeError(f"{name} must be text, is {type(text).__name__}")
         text = without_image_tags(text)

@@ -171,8 +171,8 @@ def largest_batches(
     train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
     if not arguments.learn_weights:
         return train, None
-    units = [[sample] for sample in data.meta]
-    return train, collate_meta(_longest(units, arguments.meta_batch_size, encoder))
+    chains = [[sample] for sample in data.meta]
+    return train, collate_meta(_longest(chains, arguments.meta_batch_size, encoder))
 
 
 def _longest(units: list[list], batch_size: int, encoder: PromptEncoder) -> list:

@@ -12,6 +12,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -136,7 +137,7 @@ def _sizes(config, arguments, encoder: PromptEncoder, trained: bool = False) -> 
     return [p.numel() for p in parameters if p.requires_grad or not trained]
 
 
-def _depth_names(config) -> tuple[tuple[object, str], tuple[object, str]]:
+def _depth_names(config) -> tuple[tuple[Any, str], tuple[Any, str]]:
     """Where ``config`` keeps the number of layers of the language model and of the vision tower.
 
     Each is an object and the name of its attribute.

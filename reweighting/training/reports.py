@@ -7,8 +7,10 @@ import json
 import math
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from typing import Any, TextIO
 
 import torch
 
@@ -46,8 +48,8 @@ class Reporter:
         self._meta_losses: list[float] = []
         self._at_chance = False  # the meta loss, when last compared
         self._samples = 0  # seen by this process
-        self._file = None
-        self._send = None
+        self._file: TextIO | None = None
+        self._send: Callable[[dict[str, float], int], Any] | None = None
 
     def __enter__(self) -> Reporter:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,8 +74,8 @@ def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
     try:
         if _say_the_same(predicted, true, choices):
             return True
-        said = tuple(_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
-        return said != (predicted, true) and _say_the_same(*said, choices)
+        left, right = (_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
+        return (left, right) != (predicted, true) and _say_the_same(left, right, choices)
     except TooManyUnknownError:
         return False
 

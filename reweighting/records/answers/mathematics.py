@@ -43,10 +43,13 @@ class _Helper:
     """The helper process of this process."""
 
     def __init__(self) -> None:
+        self._reset()
+        # A process forked from this one must neither share the pipe nor inherit a held lock.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        # A process forked from this one must neither share the pipe nor inherit a held lock.
-        os.register_at_fork(after_in_child=self.__init__)
 
     def ask(self, left: str, right: str) -> bool | None:
         with self._lock:

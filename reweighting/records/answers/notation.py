@@ -192,7 +192,7 @@ am AM
 pm PM
 unit units
 """
-_SCALES = {
+_SCALES: dict[str, int | Fraction] = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
     "万": 10**4, "亿": 10**8, "dozen": 12, "lakh": 10**5, "crore": 10**7, "mn": 10**6, "bn": 10**9,
     **{

@@ -100,7 +100,8 @@ def _named(
     """The one option whose text this is: the same words or, if there is none, the same value."""
     texts = [without_lead_in(clean(choice)) for choice in choices]
     texts = [_unlettered(choice, index) for index, choice in enumerate(texts)]
-    for agree in [alike] if alike else [equally_plain, same_value]:
+    ways: list[Callable[[str, str], bool]] = [alike] if alike else [equally_plain, same_value]
+    for agree in ways:
         found = [index for index, choice in enumerate(texts) if agree(text, choice)]
         if found:
             return frozenset(chr(ord("A") + found[0])) if len(found) == 1 else None
