@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import finding
-from ..reward_model.aggregation import AGGREGATIONS, LogOdds
-from ..selection.__main__ import RESULTS_FILE
+from ..selection.__main__ import AGGREGATION_NAMES, RESULTS_FILE
 from ..selection.best_of_n import Pool, evaluate
 from ..selection.identity import SAMPLES_FILE
 from ..system.files import complete_lines, read_json, write_json
@@ -172,7 +171,7 @@ class Study:
         folder = self.folder(variant, seed) / self.setup.selected
         return complete_lines(folder / self.setup.candidates(name).stem / SAMPLES_FILE)
 
-    def log_odds(self, variant: str, seed: int, name: str) -> list[LogOdds]:
+    def log_odds(self, variant: str, seed: int, name: str) -> list[list[list[float]]]:
         """Log-odds of every prefix of every candidate of a set, after :meth:`score`."""
         return [line["step_log_odds"] for line in self._lines(variant, seed, name)]
 
@@ -180,7 +179,7 @@ class Study:
         """The questions of a set with this run's scores, under every aggregation."""
         return [
             Pool.of(line["candidates"], line["true_false"], line["step_log_odds"],
-                    list(AGGREGATIONS), line.get("choices"))
+                    AGGREGATION_NAMES, line.get("choices"))
             for line in self._lines(variant, seed, name)
         ]  # fmt: skip
 

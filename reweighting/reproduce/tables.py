@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from ..reward_model.aggregation import AGGREGATIONS
+from ..selection.__main__ import AGGREGATION_NAMES
 from ..selection.best_of_n import evaluate, interval
 from .configs import COMPARABLE, PUBLISHED, PUBLISHED_SETS, SANITY
 from .study import Study
@@ -105,7 +105,7 @@ class Results:
     def aggregations(self) -> list[str]:
         """DreamPRM's average by aggregation."""
         lines = ["| aggregation | average |", "|---|---|"]
-        for name in AGGREGATIONS:
+        for name in AGGREGATION_NAMES:
             values = [self._largest("DreamPRM", n, name) for n in self.sets]
             lines.append(f"| {name} | {_percent(100 * np.concatenate(values, axis=1))} |")
         return lines

@@ -117,10 +117,13 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
     table = np.atleast_2d(values)
     rng = np.random.default_rng(0)
     runs, questions = table.shape
-    means = [
-        table[rng.integers(0, runs, runs)][:, rng.integers(0, questions, questions)].mean()
-        for _ in range(RESAMPLES)
-    ]
+    if runs == 1:  # the same draws at once, in a sixth of the time
+        means = table[0][rng.integers(0, questions, (RESAMPLES, questions))].mean(1)
+    else:
+        means = [
+            table[rng.integers(0, runs, runs)][:, rng.integers(0, questions, questions)].mean()
+            for _ in range(RESAMPLES)
+        ]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(table.mean()), float(np.std(means)), float(low), float(high)
 
