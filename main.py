@@ -14,9 +14,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from reweighting.system import terminal
 from reweighting.training.arguments import parse_arguments
+
+if TYPE_CHECKING:  # they import torch, which takes seconds
+    from reweighting.records.dataset import Data
+    from reweighting.reward_model.encoder import PromptEncoder
+    from reweighting.training.engine import ReweightingEngine
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -83,7 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
         return make_engine(arguments, data, encoder).run()
 
 
-def make_engine(arguments: argparse.Namespace, data, encoder):
+def make_engine(
+    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
+) -> ReweightingEngine:
     """The two-level problem (DreamPRM, section 3) as a pair of Betty problems, in their engine."""
     import torch
     from betty.configs import Config

@@ -78,6 +78,7 @@ class RewardModel(RewardNetwork):
         device: torch.device | str | None = None,
         processor: str | None = None,
         fresh_head: bool = False,
+        encoder: PromptEncoder | None = None,
         **encoder_options,
     ) -> RewardModel:
         """Load a reward model.
@@ -91,6 +92,7 @@ class RewardModel(RewardNetwork):
                 if it has none, that of the base model which the checkpoint names.
             fresh_head: do not warn about a checkpoint without a trained head: it is the start of
                 training.
+            encoder: if one is there already, no processor is opened for another.
             encoder_options: passed to :class:`~.encoder.PromptEncoder`; they override what the
                 directory says.
 
@@ -99,14 +101,15 @@ class RewardModel(RewardNetwork):
                 architecture or give no finite score, or a directory written by training lacks its
                 head.
         """
-        options = saved_head(path) | encoder_options
         source = base_source(path)
-        found, note = open_processor(source, processor)
-        if note:
-            warnings.warn(note, stacklevel=2)
+        if encoder is None:
+            options = saved_head(path) | encoder_options
+            found, note = open_processor(source, processor)
+            if note:
+                warnings.warn(note, stacklevel=2)
         base_model = open_base(source, dtype)
         with must_fit(path, AttributeError, KeyError, TypeError):
-            model = cls(base_model, PromptEncoder(found, **options))
+            model = cls(base_model, encoder or PromptEncoder(found, **options))
         if not model.packs_trees:
             kind = type(base_model).__name__
             warnings.warn(f"{kind}: {SEPARATE_FORWARDS}", stacklevel=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -243,16 +242,9 @@ def make_model(
         source = finding.current(Path(arguments.weights_path))
     # Stochastic rounding lets bf16 weights move; AdamW proper needs fp32 masters.
     dtype = torch.bfloat16 if arguments.optimizer == "adamw_8bit" else torch.float32
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*holds no processor")  # said by make_encoder
-        model = RewardModel.from_pretrained(
-            source,
-            dtype=dtype,
-            device="cpu",
-            processor=arguments.processor,
-            fresh_head=True,
-            score_head=arguments.score_head,
-        )
+    model = RewardModel.from_pretrained(
+        source, dtype=dtype, device="cpu", fresh_head=True, encoder=encoder
+    )
     model.set_attention("eager" if arguments.attn_implementation == "eager" else "sdpa")
     if arguments.lora_rank:
         model.add_adapters(arguments.lora_rank)
@@ -260,7 +252,6 @@ def make_model(
             model.load_state_dict(state["trained"], strict=False)
     if arguments.gradient_checkpointing:
         model.checkpoint_gradients()
-    model.encoder = encoder
     return model.to(arguments.device)
 
 
