@@ -23,7 +23,7 @@ ODD = [
     *("Step 1:\nStep 2:\nStep 4:", "Step 99999999999999999999:", "Final answer", "\\boxed{{{{"),
     *("{" * 500, "9" * 400, "$\\frac{1}{" * 50, "2^(9^(9^9))", "\\[\n\\boxed{4}\n\\]", "é" * 3000),
     *("😀" * 50, "\u202f", "Step\u202f1:", "步骤1：", "../../etc/passwd", "/dev/zero", "file:///x"),
-    *("http://localhost:1/x.png", "data:image/png;base64,AAAA", "x" * 30_000, "~", "*", "nul"),
+    *("http://localhost:1/x.png", "data:image/png;base64,AAAA", "x" * 4_000, "~", "*", "nul"),
 ]
 NAMES = [
     *("input", "add", "image_path", "image", "dataset", "accuracy", "id", "sid", "true_false"),
