@@ -2,7 +2,7 @@
 
 The paper's run, on one 80 GB GPU:
 
-    python main.py --train_json_file data/train.json --meta_json_file data/meta.json \
+    python main.py --preset paper --train_json_file train.json --meta_json_file meta.json \
         --weights_path weights/dreamprm
 
 Minutes on a laptop:

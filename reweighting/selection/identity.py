@@ -86,7 +86,11 @@ def _read(path: Path) -> dict | None:
     """A recorded identity; None without a file, or with an empty one as an old version left it."""
     if not path.exists() or not path.stat().st_size:
         return None
-    value = read_json(path)
+    advice = "choose another --output_dir"
+    try:
+        value = read_json(path)
+    except FileError as error:
+        raise FileError(f"{error}; {advice}") from error
     if not isinstance(value, dict):
-        raise FileError(f"{path}: describes no results; choose another --output_dir")
+        raise FileError(f"{path}: describes no results; {advice}")
     return value

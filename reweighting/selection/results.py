@@ -109,6 +109,7 @@ def _is_line_of(line: object, sample: CandidatesSample) -> bool:
         and all(isinstance(z, list) and all(is_number(value) for value in z) for z in log_odds)
         and isinstance(chosen, dict)
         and bool(chosen.keys() <= AGGREGATIONS.keys())
+        and all(type(i) is int and 0 <= i < len(log_odds) for i in chosen.values())
     )
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..bilevel.batches import TrainBatch
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Lower, Upper
+from ..bilevel.weighting import DomainTable
 from ..checkpoints import finding, saving
 from ..checkpoints.finding import CheckpointError
 from ..records.dataset import Data, train_units
@@ -72,9 +73,8 @@ class ReweightingEngine(Engine):
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         lower.on_losses = self._note_losses
         if upper is not None:
-            self.monitor = (InstanceMonitor if arguments.by_instance else DomainMonitor)(
-                data, upper
-            )
+            of_domains = isinstance(upper.module, DomainTable)
+            self.monitor = (DomainMonitor if of_domains else InstanceMonitor)(data, upper)
             upper.on_losses = self._note_meta_losses
             upper.on_step = lambda: self.monitor.stepped(lower)
             problems = [upper, lower]
