@@ -78,9 +78,10 @@ def _doubts(
         )
     compared = monitor.meta_losses.compared()
     if compared is not None and compared.at_chance:
+        what = "questions" if upper.loss == "rank" else "chains"
         lines.append(
             "the meta loss is at chance: these weights mean nothing. Over the last "
-            f"{compared.chains:,} meta chains it is {compared.loss:.4f}, and one score for all "
+            f"{compared.chains:,} meta {what} it is {compared.loss:.4f}, and one score for all "
             f"has {compared.constant:.4f}"
         )
     for reason, count in upper.lost.items():

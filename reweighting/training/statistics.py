@@ -85,16 +85,21 @@ class MetaLosses:
 
     Args:
         share: share of right chains in the meta set, which is the best constant score.
-        loss: of the upper level, ``mse`` or ``bce``.
+        loss: of the upper level, ``mse``, ``bce`` or ``rank``.
     """
 
     def __init__(self, share: float, loss: str) -> None:
+        if loss == "rank":  # cross-entropy of the difference; one score for all makes it log 2
+            share, loss = 0.5, "bce"
         self._loss = loss
         self._constant = torch.logit(torch.tensor(share, dtype=torch.float64))
         self._steps = collections.deque(maxlen=WINDOW)  # each [M, 2]: loss, 1 if right
 
     def add(self, losses: torch.Tensor, true_false: torch.Tensor) -> None:
-        """Remember one upper step: losses ``[M]`` of its chains, and which are right, ``[M]``."""
+        """Remember one upper step: losses ``[M]`` of its chains, and which are right, ``[M]``.
+
+        With ``rank`` they are the losses of its questions and ones, ``[Q]``.
+        """
         self._steps.append(torch.stack([losses.detach().double(), true_false.double()], 1).cpu())
 
     def __len__(self) -> int:
@@ -128,7 +133,7 @@ class Compared:
 
     loss: float  # mean over the chains
     constant: float  # the same if every chain had the meta set's share of right chains as its score
-    chains: int
+    chains: int  # or questions, where their chains are ranked
     at_chance: bool  # the bootstrap interval of their difference reaches 0
 
 
