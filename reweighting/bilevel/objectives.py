@@ -63,11 +63,11 @@ def chain_losses(aggregated: torch.Tensor, true_false: torch.Tensor, loss: str) 
 def pair_losses(
     aggregated: torch.Tensor, true_false: torch.Tensor, question: torch.Tensor
 ) -> torch.Tensor:
-    """Ranking loss of every question, ``[Q]``: the mean over its pairs of -log σ(z_right - z_wrong).
+    """Ranking loss of every question, ``[Q]``: the mean of -log σ(z_right - z_wrong) over pairs.
 
-    A pair is a right and a wrong chain of the same question. What the scores of both have in
-    common cancels, so a reward model whose scores are all too high or too low loses nothing, and
-    the weights cannot follow base rates.
+    A pair is a right and a wrong chain of the question, and all its pairs count. What the scores of
+    both have in common cancels, so a reward model whose scores are all too high or too low loses
+    nothing, and the weights cannot follow base rates.
 
     Args:
         aggregated: mean log-odds z, ``[M]``.

@@ -121,7 +121,10 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
                 "since prefixes of two chains have no counterparts"
             )
         if a.meta_batch_size < 2:
-            yield "--meta_loss rank compares two chains of a question: it needs --meta_batch_size 2"
+            yield (
+                "--meta_loss rank compares chains of one question: it needs a --meta_batch_size of "
+                "2 or more"
+            )
     if a.history == "gold" and a.score_head == "linear":
         yield "--history gold needs --score_head plus_minus: the linear head sees no labels"
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
