@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
-from statistics import fmean
 
 import torch
 from transformers import PretrainedConfig
@@ -32,11 +31,11 @@ from ..system.terminal import printable, warning
 from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
 from .reports import peak_memory_gib
+from .statistics import base_rates
 
 TOKENISED = 200  # records that are tokenised for the statistics
 DRAWN = 1000  # random batches, of which the longest is taken
 LEAST_REACH = 1.1  # a weight that cannot rise from 1 to this hardly tells domains apart
-FAR_APART = 0.05  # base rates that differ by more than this are reported
 
 
 def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
@@ -145,14 +144,8 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
             f"reach of a weight          from {start:g} to about {reach:.2f} at --meta_lr "
             f"{arguments.meta_lr:g} if all upper steps push it one way"
         )
-        labelled = fmean(fmean(sample.accuracies) for sample in data.train)
-        share = fmean(sample.true_false for sample in data.meta)
-        if abs(labelled - share) > FAR_APART and arguments.meta_loss != "rank":
-            print(
-                f"base rates                 mean train accuracy {labelled:.2f}, right meta chains "
-                f"{share:.2f}: weights may follow the domains' mean accuracies instead of quality; "
-                "--meta_loss rank keeps them from it"
-            )
+        if told := base_rates(data, arguments.meta_loss):
+            print(f"base rates                 {told}")
 
     if not packs_trees(config):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")

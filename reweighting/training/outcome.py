@@ -9,7 +9,7 @@ from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Upper
 from ..system.terminal import printable
 from .monitors import DomainMonitor, InstanceMonitor
 from .progress import Progress
-from .statistics import ENOUGH_STEPS
+from .statistics import ENOUGH_STEPS, base_rates
 from .validation import BEST_DIRECTORY, Validation
 
 
@@ -84,6 +84,8 @@ def _doubts(
             f"{compared.chains:,} meta {what} it is {compared.loss:.4f}, and one score for all "
             f"has {compared.constant:.4f}"
         )
+    if told := base_rates(monitor.data, upper.loss):
+        lines.append(f"base rates: {told}")
     for reason, count in upper.lost.items():
         steps = f"{count:,} of {counted(progress.upper_steps, 'upper step')}"
         what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "skipped"
