@@ -417,7 +417,7 @@ def _add_upper_level(parser: argparse.ArgumentParser) -> None:
         choices=["last", "all"],
         default="last",
         help="records that enter the hypergradient: those of the last lower step, or all since the "
-        "last upper step",
+        "last upper step, as far as AdamW still remembers their gradients",
     )
 
 
