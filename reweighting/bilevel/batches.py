@@ -231,7 +231,7 @@ class QuestionStream(Sampler[list[tuple[int, ...]]]):
         self.start = start
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        return itertools.islice(filled(self._visits(), self.batch_size), self.start, None)
+        return itertools.islice(filled(self._visits(), self.batch_size, len), self.start, None)
 
     def _visits(self) -> Iterator[tuple[int, ...]]:
         for epoch in itertools.count():
@@ -251,9 +251,7 @@ class QuestionStream(Sampler[list[tuple[int, ...]]]):
         return tuple(sorted(right[:rights] + wrong[: room - rights]))
 
 
-def filled(
-    units: Iterable[T], batch_size: int, size: Callable[[T], int] = len
-) -> Iterator[list[T]]:
+def filled(units: Iterable[T], batch_size: int, size: Callable[[T], int]) -> Iterator[list[T]]:
     """Batches of successive ``units`` whose sizes together are at most ``batch_size``."""
     batch, room = [], batch_size
     for unit in units:
