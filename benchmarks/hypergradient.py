@@ -62,6 +62,7 @@ def build(
     kind="unrolled",
     lower_class=Lower,
     weighting=None,
+    meta_loss="mse",
     **options,
 ):
     """Lower and Upper in a plain Betty engine, set up as in training."""
@@ -81,6 +82,7 @@ def build(
         module=weighting,
         optimizer=make_meta_optimizer(weighting, meta_lr, weight_decay=0.0),
         batches=iter(meta),
+        loss=meta_loss,
         precision=options.get("precision", "fp32"),
     )
     dependencies = {"u2l": {upper: [lower]}, "l2u": {lower: [upper]}}
@@ -115,8 +117,23 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
     assert list(after) == names
     log_odds = functional_call(module, after, (as_double(meta.prompts),))
     aggregated = mean_log_odds(log_odds, meta.chain, len(meta.true_false))
-    loss = chain_losses(aggregated, meta.true_false.double(), "mse").mean()
+    if engine.upper.loss == "rank":
+        loss = ranking_loss(aggregated, meta)
+    else:
+        loss = chain_losses(aggregated, meta.true_false.double(), engine.upper.loss).mean()
     return flat(torch.autograd.grad(loss, weighting.parameters()))
+
+
+def ranking_loss(aggregated, meta) -> torch.Tensor:
+    """Mean over questions of the mean of -log σ(z_right - z_wrong) over their pairs, spelt out."""
+    by_question = []
+    for question in meta.question.unique():
+        right, wrong = (
+            aggregated[(meta.question == question) & (meta.true_false == label)] for label in (1, 0)
+        )
+        pairs = [-torch.log(torch.sigmoid(a - b)) for a in right for b in wrong]
+        by_question.append(sum(pairs) / len(pairs))
+    return sum(by_question) / len(by_question)
 
 
 def weighted_gradient(module, weighting, batches) -> list[torch.Tensor]:

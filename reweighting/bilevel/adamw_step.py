@@ -50,6 +50,20 @@ class AdamWStep:
         states = [self._optimizer.state[parameter] for parameter in self.parameters()]
         return torch.stack([state["step"] for state in states]).tolist()
 
+    def remembered(self, steps: int) -> list[float]:
+        """How far the gradient of each of the last ``steps`` steps reaches φ'; the last one's is 1.
+
+        A gradient of step t stays in m, so it acts on every step s from t to the last step T:
+        Σ_s β₁^(s-t) (1 - β₁^T) / (1 - β₁^s). Taken as constant are √v and the learning rate, and
+        steps that a loss scaler skipped count as taken.
+        """
+        beta, last = self._groups[0][1]["betas"][0], round(self._times[0])
+        factors, factor = [], 0.0
+        for time in range(last, last - steps, -1):
+            factor = factor * beta + (1 - beta**last) / (1 - beta ** max(1, time))
+            factors.append(factor)
+        return factors[::-1]
+
     def _pieces(self, number: int, *tensors: torch.Tensor):
         """Yield the step's factors, the parameter, m, √v and ``tensors``, piece by piece.
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from ..records.chains import questions_of
 from ..records.samples import MetaSample, TrainSample
 from ..reward_model.encoder import EncodedPrompts, PromptEncoder
 from ..reward_model.prefix_tree import ByValue, PackedTrees, pack
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -83,6 +88,7 @@ class MetaBatch(ByValue):
     chain: torch.Tensor  # [R], which of the M chains a prefix belongs to
     true_false: torch.Tensor  # [M], 1 right, 0 wrong
     records: torch.Tensor  # [M], record number in the file, from 1
+    question: torch.Tensor  # [M], which unit a chain was drawn with: its question, or it alone
 
     def to(self, device: torch.device | str) -> MetaBatch:
         return replace(
@@ -90,6 +96,7 @@ class MetaBatch(ByValue):
             prompts=self.prompts.to(device),
             chain=self.chain.to(device, non_blocking=True),
             true_false=self.true_false.to(device, non_blocking=True),
+            question=self.question.to(device, non_blocking=True),
         )
 
     def pin_memory(self) -> MetaBatch:
@@ -98,11 +105,15 @@ class MetaBatch(ByValue):
             prompts=self.prompts.pin_memory(),
             chain=self.chain.pin_memory(),
             true_false=self.true_false.pin_memory(),
+            question=self.question.pin_memory(),
         )
 
 
 class EncodedDataset(Dataset):
     """Samples whose prompts are tokenised and whose images are processed when they are drawn.
+
+    Items are asked for by the index of a unit, or by the indices of several units about one image,
+    which then are one: they share a prefix tree.
 
     Args:
         units: samples about one image that are drawn together: a single record, or all train
@@ -119,8 +130,11 @@ class EncodedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.units)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[TrainSample | MetaSample], EncodedPrompts]:
-        unit = self.units[index]
+    def __getitem__(
+        self, index: int | tuple[int, ...]
+    ) -> tuple[Sequence[TrainSample | MetaSample], EncodedPrompts]:
+        units = index if isinstance(index, tuple) else (index,)
+        unit = [sample for number in units for sample in self.units[number]]
         prompts = [prompt for sample in unit for prompt in sample.prompts]
         return unit, self.encoder.encode(unit[0].image, prompts)
 
@@ -154,6 +168,7 @@ def collate_meta(items: list[tuple[Sequence[MetaSample], EncodedPrompts]]) -> Me
         chain=torch.repeat_interleave(steps),
         true_false=torch.tensor([float(sample.true_false) for sample in samples]),
         records=torch.tensor([sample.record for sample in samples]),
+        question=torch.repeat_interleave(torch.tensor([len(unit) for unit, _ in items])),
     )
 
 
@@ -190,15 +205,72 @@ class ShuffledStream(Sampler[list[int]]):
             yield batch
 
     def _permutation(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.size, generator=generator).tolist()
+        return torch.randperm(self.size, generator=_generator(self.seed, epoch)).tolist()
+
+
+class QuestionStream(Sampler[list[tuple[int, ...]]]):
+    """Endless batches of the chains of whole questions, as a ranking loss needs them.
+
+    An epoch has every question once. A batch takes questions as long as all their chains fit, so it
+    may be smaller than ``batch_size``. Of a question that has more chains than that, as many are
+    drawn at random at each visit, half of them right where there are enough of both kinds.
+
+    Args:
+        samples: the meta chains; every question has a right and a wrong one.
+        batch_size: most chains of a batch, at least 2.
+        seed, start: see :class:`ShuffledStream`.
+    """
+
+    def __init__(
+        self, samples: Sequence[MetaSample], batch_size: int, seed: int, start: int = 0
+    ) -> None:
+        self.true_false = [sample.true_false for sample in samples]
+        self.questions = questions_of(samples)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        return itertools.islice(filled(self._visits(), self.batch_size, len), self.start, None)
+
+    def _visits(self) -> Iterator[tuple[int, ...]]:
+        for epoch in itertools.count():
+            generator = _generator(self.seed, epoch)
+            for number in torch.randperm(len(self.questions), generator=generator).tolist():
+                yield self._chains(self.questions[number], generator)
+
+    def _chains(self, question: list[int], generator: torch.Generator) -> tuple[int, ...]:
+        """The chains of a ``question``, or as many of them as a batch holds."""
+        room = self.batch_size
+        if len(question) <= room:
+            return tuple(question)
+        order = [question[k] for k in torch.randperm(len(question), generator=generator).tolist()]
+        right = [chain for chain in order if self.true_false[chain]]
+        wrong = [chain for chain in order if not self.true_false[chain]]
+        rights = min(len(right), max(room // 2, room - len(wrong)))
+        return tuple(sorted(right[:rights] + wrong[: room - rights]))
+
+
+def filled(units: Iterable[T], batch_size: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Batches of successive ``units`` whose sizes together are at most ``batch_size``."""
+    batch, room = [], batch_size
+    for unit in units:
+        if size(unit) > room:
+            yield batch
+            batch, room = [], batch_size
+        batch.append(unit)
+        room -= size(unit)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
 
 
 def batch_loader(
     units: Sequence[Sequence[TrainSample | MetaSample]],
     encoder: PromptEncoder,
     collate,
-    stream: ShuffledStream,
+    stream: ShuffledStream | QuestionStream,
     workers: int,
     pin_memory: bool,
 ) -> DataLoader:

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -119,8 +120,9 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Products]:
     """s_j of every record in the lower problem's window, by micro-batch.
 
     The window holds the last lower step, for which s_j is exact. If it holds earlier steps too,
-    their records are taken at the same φ and u: the parameters moved little in between. ``vector``
-    is u (:func:`pulled_back`), which :meth:`AdamWStep.finish` completes.
+    their records are taken at the same φ and u, times what AdamW's m makes of their gradients
+    (:meth:`AdamWStep.remembered`): the parameters and √v moved little in between. ``vector`` is u
+    (:func:`pulled_back`), which :meth:`AdamWStep.finish` completes.
     """
     step = lower.last_step
     if step is None:  # the loss scaler skipped the step: φ' does not depend on g
@@ -141,7 +143,7 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Products]:
     if group := largest_group(lower):
         found = with_remainder(lower, group, total, lambda part: products(part).losses)
         return [Products(losses) for losses in found]
-    return _by_batch(lower, products)
+    return _by_batch(lower, products, step.remembered(len(lower.window)))
 
 
 @torch.no_grad()
@@ -189,13 +191,19 @@ def _nothing(batch) -> Products:
     return Products(torch.zeros_like(batch.domains, dtype=torch.float32))
 
 
-def _by_batch(lower, products: Callable) -> list[Products]:
-    """``products(batch)`` of all micro-batches, divided by the number of records of their step."""
+def _by_batch(
+    lower, products: Callable, factors: Iterable[float] = itertools.repeat(1.0)
+) -> list[Products]:
+    """``products(batch)`` of all micro-batches, divided by the number of records of their step.
+
+    Args:
+        factors: of the steps, oldest first.
+    """
     found = []
-    for batches in lower.window:
+    for batches, factor in zip(lower.window, factors, strict=False):
         records = sum(len(batch.records) for batch in batches)
         for batch in batches:
-            part = products(batch)
+            part = products(batch).times(factor)
             values = None if part.values is None else part.values / records
             found.append(Products(part.losses / records, part.features, values))
     return found

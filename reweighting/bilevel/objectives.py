@@ -60,6 +60,27 @@ def chain_losses(aggregated: torch.Tensor, true_false: torch.Tensor, loss: str) 
     return _losses(aggregated, true_false, loss)
 
 
+def pair_losses(
+    aggregated: torch.Tensor, true_false: torch.Tensor, question: torch.Tensor
+) -> torch.Tensor:
+    """Ranking loss of every question, ``[Q]``: the mean of -log σ(z_right - z_wrong) over pairs.
+
+    A pair is a right and a wrong chain of the question, and all its pairs count. What the scores of
+    both have in common cancels, so a reward model whose scores are all too high or too low loses
+    nothing, and the weights cannot follow base rates.
+
+    Args:
+        aggregated: mean log-odds z, ``[M]``.
+        true_false: ``[M]``, 1 for right and 0 for wrong.
+        question: ``[M]``, values in 0 … Q - 1; every question has a right and a wrong chain.
+    """
+    right, wrong = true_false == 1, true_false == 0
+    same = question[:, None] == question[None, :]
+    first, second = (same & right[:, None] & wrong[None, :]).nonzero(as_tuple=True)
+    losses = F.softplus(aggregated[second] - aggregated[first])
+    return group_means(losses, question[first], int(question.max()) + 1)
+
+
 def _losses(log_odds: torch.Tensor, target: torch.Tensor, loss: str) -> torch.Tensor:
     if loss == "bce":
         return F.binary_cross_entropy_with_logits(log_odds, target, reduction="none")

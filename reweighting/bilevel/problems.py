@@ -23,7 +23,7 @@ from torch.func import functional_call
 from ..system.device import autocast
 from . import hypergradient
 from .batches import MetaBatch, TrainBatch
-from .objectives import chain_losses, group_means, mean_log_odds, record_losses
+from .objectives import chain_losses, group_means, mean_log_odds, pair_losses, record_losses
 from .weighting import Weighting
 
 FP16_LOSS_SCALE = 2.0**12  # initial scale of the meta loss, far from overflow and underflow
@@ -304,9 +304,11 @@ class Upper(_Problem):
     """Upper level: minimise the meta loss of the reward model just updated over the weights α.
 
     Args:
-        loss: ``mse`` or ``bce``, see :func:`~.objectives.chain_losses`.
+        loss: ``mse`` or ``bce``, see :func:`~.objectives.chain_losses`; or ``rank``, see
+            :func:`~.objectives.pair_losses`, whose batches hold whole questions.
         target: what is compared with true/false: the aggregated score of a ``chain``, or the score
-            of every ``prefix`` by itself (the ablation without the aggregation loss).
+            of every ``prefix`` by itself (the ablation without the aggregation loss). Only chains
+            can be ranked.
     """
 
     def __init__(
@@ -333,19 +335,25 @@ class Upper(_Problem):
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
         """Aggregation loss of the meta chains under the present parameters of the reward model."""
         log_odds, chains = self.lower.module(batch.prompts), len(batch.true_false)
+        self._true_false = batch.true_false
         if self.target == "prefix":
             losses = chain_losses(log_odds, batch.true_false[batch.chain], self.loss)
             self._losses = group_means(losses.detach(), batch.chain, chains)
+            return losses.mean()
+        aggregated = mean_log_odds(log_odds, batch.chain, chains)
+        if self.loss == "rank":
+            losses = pair_losses(aggregated, batch.true_false, batch.question)
+            # Whether the first of a pair is the right chain is what is asked, and always true.
+            self._true_false = torch.ones_like(losses)
         else:
-            aggregated = mean_log_odds(log_odds, batch.chain, chains)
             losses = chain_losses(aggregated, batch.true_false, self.loss)
-            self._losses = losses.detach()
+        self._losses = losses.detach()
         return losses.mean()
 
     def get_loss(self, batch: MetaBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss = self.training_step_exec(batch)
         self.last_loss = self.check_finite(loss, batch.records)
-        self.on_losses(self.last_loss, self._losses, batch.true_false)
+        self.on_losses(self.last_loss, self._losses, self._true_false)
         return loss * self.loss_scale, {"loss": self.last_loss}
 
     def backward(self, *args, **kwargs) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from .answers.extraction import extract
@@ -43,6 +43,14 @@ def chains_of(samples: list[TrainSample]) -> list[list[int]]:
             chain += by_text[text]
             by_end[text] = chain
     return sorted(chains)
+
+
+def questions_of(samples: Sequence[MetaSample]) -> list[list[int]]:
+    """Indices of the meta chains that answer one question about one image, by question."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for index, sample in enumerate(samples):
+        found.setdefault((sample.image, sample.prompts[0].question), []).append(index)
+    return list(found.values())
 
 
 def with_labels(samples: list[TrainSample]) -> list[TrainSample]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..system.files import FileError, read_json
 from ..system.terminal import printable
-from .chains import chains_of, with_labels
+from .chains import chains_of, questions_of, with_labels
 from .problems import DataError
 from .reader import RecordReader, load_candidates, load_meta, load_train
 from .samples import CandidatesSample, MetaSample, TrainSample
@@ -78,6 +78,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         readers.append(RecordReader.of(arguments, file, root, digest))
         nothing: tuple[list[MetaSample], list[str]] = ([], [])
         meta, found.notes = found.collect(lambda: load_meta(readers[1], progress), nothing)
+        if arguments.meta_loss == "rank" and meta:
+            meta = _rankable(file, meta, found)
         _update(digest, [sample.record for sample in meta])
     for reader in readers:
         if not arguments.skip_bad_records:
@@ -121,6 +123,25 @@ def _check_subset(
         )
     elif kept < read:
         found.notes.append(f"--train_subset {arguments.train_subset}: {kept} of {read} records")
+
+
+def _rankable(name: str, meta: list[MetaSample], found: _Findings) -> list[MetaSample]:
+    """The chains that ``--meta_loss rank`` can use: their questions have right and wrong ones."""
+    questions = questions_of(meta)
+    labels = [{meta[index].true_false for index in question} for question in questions]
+    kept = [index for question, both in zip(questions, labels, strict=True) if len(both) == 2
+            for index in question]  # fmt: skip
+    right, wrong = labels.count({True}), labels.count({False})
+    if not kept:
+        found.problems.append(
+            f"{name}: no question has both a right and a wrong chain, which --meta_loss rank needs"
+        )
+    elif right or wrong:
+        found.notes.append(
+            f"{name}: --meta_loss rank leaves out {right:,} of {len(questions):,} questions that "
+            f"have right chains only, and {wrong:,} that have wrong ones only"
+        )
+    return [meta[index] for index in sorted(kept)]
 
 
 def _system_turn(

@@ -114,6 +114,17 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
         yield f"--warmup_share {a.warmup_share:g}: must be at most 1"
     if a.meta_json_file is None and learns_weights(a):
         yield "--meta_json_file is needed to learn weights (or ask for --baseline)"
+    if a.meta_loss == "rank" and learns_weights(a):
+        if a.meta_target == "prefix":
+            yield (
+                "--meta_loss rank compares whole chains: it cannot go with --meta_target prefix, "
+                "since prefixes of two chains have no counterparts"
+            )
+        if a.meta_batch_size < 2:
+            yield (
+                "--meta_loss rank compares chains of one question: it needs a --meta_batch_size of "
+                "2 or more"
+            )
     if a.history == "gold" and a.score_head == "linear":
         yield "--history gold needs --score_head plus_minus: the linear head sees no labels"
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:

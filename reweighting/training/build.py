@@ -16,6 +16,7 @@ from transformers import (
 from ..bilevel.batches import (
     CollateTrain,
     MetaBatch,
+    QuestionStream,
     ShuffledStream,
     TrainBatch,
     batch_loader,
@@ -91,12 +92,12 @@ def meta_batches(
     arguments: argparse.Namespace, data: Data, encoder: PromptEncoder, progress: Progress
 ) -> Iterator[MetaBatch]:
     """Endless batches of the upper level, from where the run stands."""
-    stream = ShuffledStream(
-        len(data.meta),
-        arguments.meta_batch_size,
-        seed=2 * arguments.seed + 1,
-        start=progress.upper_steps,
-    )
+    size, seed, start = arguments.meta_batch_size, 2 * arguments.seed + 1, progress.upper_steps
+    stream: QuestionStream | ShuffledStream
+    if arguments.meta_loss == "rank":
+        stream = QuestionStream(data.meta, size, seed, start)
+    else:
+        stream = ShuffledStream(len(data.meta), size, seed, start)
     units = [[sample] for sample in data.meta]
     return _batches(arguments, units, encoder, collate_meta, stream)
 

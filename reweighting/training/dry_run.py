@@ -5,28 +5,37 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from statistics import fmean
+from collections.abc import Callable
+from itertools import islice
 
 import torch
 from transformers import PretrainedConfig
 
-from ..bilevel.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
+from ..bilevel.batches import (
+    CollateTrain,
+    EncodedDataset,
+    MetaBatch,
+    TrainBatch,
+    collate_meta,
+    filled,
+)
 from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
-from ..records.chains import describe_meta
+from ..records.chains import describe_meta, questions_of
 from ..records.dataset import Data, total_steps, train_units
 from ..records.steps import Prompt
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
+from ..reward_model.prefix_tree import pack
 from ..system.terminal import printable, warning
 from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
 from .reports import peak_memory_gib
+from .statistics import base_rates
 
 TOKENISED = 200  # records that are tokenised for the statistics
 DRAWN = 1000  # random batches, of which the longest is taken
 LEAST_REACH = 1.1  # a weight that cannot rise from 1 to this hardly tells domains apart
-FAR_APART = 0.05  # base rates that differ by more than this are reported
 
 
 def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
@@ -110,6 +119,9 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     if data.meta:
         right = sum(sample.true_false for sample in data.meta)
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
+        if arguments.meta_loss == "rank":
+            questions = len(questions_of(data.meta))
+            print(f"meta questions             {questions:,} with right and wrong chains")
         print(f"steps of meta chains       {describe_meta(data.meta)}")
         meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
@@ -132,13 +144,8 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
             f"reach of a weight          from {start:g} to about {reach:.2f} at --meta_lr "
             f"{arguments.meta_lr:g} if all upper steps push it one way"
         )
-        labelled = fmean(fmean(sample.accuracies) for sample in data.train)
-        share = fmean(sample.true_false for sample in data.meta)
-        if abs(labelled - share) > FAR_APART:
-            print(
-                f"base rates                 mean train accuracy {labelled:.2f}, right meta chains "
-                f"{share:.2f}: weights may follow the domains' mean accuracies instead of quality"
-            )
+        if told := base_rates(data, arguments.meta_loss):
+            print(f"base rates                 {told}")
 
     if not packs_trees(config):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
@@ -171,19 +178,32 @@ def largest_batches(
     train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
     if not arguments.learn_weights:
         return train, None
-    chains = [[sample] for sample in data.meta]
-    return train, collate_meta(_longest(chains, arguments.meta_batch_size, encoder))
+    if arguments.meta_loss != "rank":
+        chains = [[sample] for sample in data.meta]
+        return train, collate_meta(_longest(chains, arguments.meta_batch_size, encoder))
+    size = arguments.meta_batch_size
+    questions = [[data.meta[index] for index in q[:size]] for q in questions_of(data.meta)]
+    return train, collate_meta(_longest(questions, size, encoder, len))
 
 
-def _longest(units: list[list], batch_size: int, encoder: PromptEncoder) -> list:
-    """The items of a batch whose longest prompts have the most tokens together."""
+def _longest(
+    units: list[list],
+    batch_size: int,
+    encoder: PromptEncoder,
+    counted: Callable[[list], int] = lambda unit: 1,
+) -> list:
+    """The items of a batch whose prefix trees have the most tokens together.
+
+    Args:
+        counted: how much of ``batch_size`` a unit takes.
+    """
     rng = random.Random(0)
     dataset = EncodedDataset(units, encoder)
     chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
     items = {index: dataset[index] for index in chosen}
-    # The prompts of a unit form a tree that is little larger than the longest of them.
-    size = {index: max(map(len, prompts.token_ids)) for index, (_, prompts) in items.items()}
-    batches = ([rng.choice(chosen) for _ in range(batch_size)] for _ in range(DRAWN))
+    size = {index: len(pack([prompts]).input_ids) for index, (_, prompts) in items.items()}
+    drawn = iter(lambda: rng.choice(chosen), None)
+    batches = islice(filled(drawn, batch_size, lambda index: counted(units[index])), DRAWN)
     longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
     return [items[index] for index in longest]
 

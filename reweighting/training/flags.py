@@ -363,10 +363,11 @@ def _add_upper_level(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("upper level", sentence).add_argument
     add(
         "--meta_loss",
-        choices=["mse", "bce"],
+        choices=["mse", "bce", "rank"],
         default="mse",
-        help="loss of the aggregated score against true/false: mse, squared error, as published; "
-        "or bce, cross-entropy",
+        help="loss of the aggregated scores: mse, squared error against true/false, as published; "
+        "bce, cross-entropy against true/false; or rank, which wants every right chain above every "
+        "wrong chain of the same question and does not look at how high both are",
     )
     add(
         "--meta_target",
@@ -416,7 +417,7 @@ def _add_upper_level(parser: argparse.ArgumentParser) -> None:
         choices=["last", "all"],
         default="last",
         help="records that enter the hypergradient: those of the last lower step, or all since the "
-        "last upper step",
+        "last upper step, as far as AdamW still remembers their gradients",
     )
 
 

@@ -9,7 +9,7 @@ from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Upper
 from ..system.terminal import printable
 from .monitors import DomainMonitor, InstanceMonitor
 from .progress import Progress
-from .statistics import ENOUGH_STEPS
+from .statistics import ENOUGH_STEPS, base_rates
 from .validation import BEST_DIRECTORY, Validation
 
 
@@ -78,11 +78,14 @@ def _doubts(
         )
     compared = monitor.meta_losses.compared()
     if compared is not None and compared.at_chance:
+        what = "questions" if upper.loss == "rank" else "chains"
         lines.append(
             "the meta loss is at chance: these weights mean nothing. Over the last "
-            f"{compared.chains:,} meta chains it is {compared.loss:.4f}, and one score for all "
+            f"{compared.chains:,} meta {what} it is {compared.loss:.4f}, and one score for all "
             f"has {compared.constant:.4f}"
         )
+    if told := base_rates(monitor.data, upper.loss):
+        lines.append(f"base rates: {told}")
     for reason, count in upper.lost.items():
         steps = f"{count:,} of {counted(progress.upper_steps, 'upper step')}"
         what = "taught nothing" if reason == ONE_WEIGHT_CLIPPED else "skipped"

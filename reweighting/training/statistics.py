@@ -11,11 +11,13 @@ from __future__ import annotations
 import collections
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import nn
 
 from ..bilevel.objectives import chain_losses
+from ..records.dataset import Data
 
 WINDOW = 100  # last upper steps that are looked at
 ENOUGH_STEPS = 30  # fewer upper steps cannot be told from noise
@@ -23,6 +25,7 @@ RESAMPLES = 1000  # of the bootstrap
 CONFIDENCE = 0.95  # of its interval
 AVERAGED = 4  # average weights are over the last quarter of the upper steps
 COLLAPSED = 0.5  # below this entropy only few weights count
+FAR_APART = 0.05  # base rates that differ by more than this are reported
 SAMPLED = 65_536  # parameters that are compared with their start
 
 
@@ -85,16 +88,21 @@ class MetaLosses:
 
     Args:
         share: share of right chains in the meta set, which is the best constant score.
-        loss: of the upper level, ``mse`` or ``bce``.
+        loss: of the upper level, ``mse``, ``bce`` or ``rank``.
     """
 
     def __init__(self, share: float, loss: str) -> None:
+        if loss == "rank":  # cross-entropy of the difference; one score for all makes it log 2
+            share, loss = 0.5, "bce"
         self._loss = loss
         self._constant = torch.logit(torch.tensor(share, dtype=torch.float64))
         self._steps = collections.deque(maxlen=WINDOW)  # each [M, 2]: loss, 1 if right
 
     def add(self, losses: torch.Tensor, true_false: torch.Tensor) -> None:
-        """Remember one upper step: losses ``[M]`` of its chains, and which are right, ``[M]``."""
+        """Remember one upper step: losses ``[M]`` of its chains, and which are right, ``[M]``.
+
+        With ``rank`` they are the losses of its questions and ones, ``[Q]``.
+        """
         self._steps.append(torch.stack([losses.detach().double(), true_false.double()], 1).cpu())
 
     def __len__(self) -> int:
@@ -128,8 +136,24 @@ class Compared:
 
     loss: float  # mean over the chains
     constant: float  # the same if every chain had the meta set's share of right chains as its score
-    chains: int
+    chains: int  # or questions, where their chains are ranked
     at_chance: bool  # the bootstrap interval of their difference reaches 0
+
+
+def base_rates(data: Data, loss: str) -> str | None:
+    """Why the weights may follow the domains' mean accuracies, in one sentence, or None.
+
+    Where the train labels are right more often than the meta chains, or less often, the cheapest
+    way to lower a ``loss`` of single chains is to lower or raise all scores alike.
+    """
+    labelled = fmean(fmean(sample.accuracies) for sample in data.train)
+    share = fmean(sample.true_false for sample in data.meta)
+    if loss == "rank" or abs(labelled - share) <= FAR_APART:
+        return None
+    return (
+        f"mean train accuracy {labelled:.2f}, right meta chains {share:.2f}: weights may follow "
+        "the domains' mean accuracies instead of quality; --meta_loss rank keeps them from it"
+    )
 
 
 def entropy(weights: torch.Tensor) -> float:

@@ -130,7 +130,8 @@ def toy(seed: int, steps: int, batch_size: int = 8):
             features = torch.randn(2 * batch_size, 8, generator=generator)
             chain = torch.arange(batch_size).repeat_interleave(2)
             margin = (features @ truth).view(batch_size, 2).sum(1)
-            yield MetaBatch(Rows(features), chain, (margin > 0).float(), torch.arange(batch_size))
+            records = torch.arange(batch_size)
+            yield MetaBatch(Rows(features), chain, (margin > 0).float(), records, records)
 
     return train(), meta()
 
