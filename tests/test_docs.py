@@ -39,6 +39,7 @@ PARSED = (
 NOT_RUN = {
     "python main.py": "takes a GPU and a model from the hub; tests/training run it on a CPU",
     "python -m reweighting.selection": "takes a GPU; tests/selection run it on a CPU",
+    "python -m reweighting.training.flags_page": "tests/training/test_arguments.py makes the page",
     "python -m reweighting.rollouts": "needs a reasoner; tests/rollouts start a small server",
     "python -m reweighting.reproduce": "takes hours, or a GPU; tests/reproduce run a short study",
     "python -m reweighting.exchange": "needs other tools' files; tests/selection write some",
