@@ -120,12 +120,13 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
     if runs == 1:  # the same draws at once, in a sixth of the time
         means = table[0][rng.integers(0, questions, (RESAMPLES, questions))].mean(1)
     else:
-        means = [
+        draws = (
             table[rng.integers(0, runs, runs)][:, rng.integers(0, questions, questions)].mean()
             for _ in range(RESAMPLES)
-        ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(table.mean()), float(np.std(means)), float(low), float(high)
+        )
+        means = np.array(list(draws))
+    low, high = np.percentile(means, [2.5, 97.5]).tolist()
+    return float(table.mean()), float(np.std(means)), low, high
 
 
 def evaluate(
