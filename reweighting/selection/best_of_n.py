@@ -125,7 +125,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float, float]:
             for _ in range(RESAMPLES)
         )
         means = np.array(list(draws))
-    low, high = np.percentile(means, [2.5, 97.5]).tolist()
+    low, high = (float(np.percentile(means, percent)) for percent in (2.5, 97.5))
     return float(table.mean()), float(np.std(means)), low, high
 
 
