@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if missing := setup.missing():
         files = "".join(f"\n  {path}" for path in missing)
-        terminal.error(f"the study needs these files (README.md, Your own data):{files}")
+        terminal.error(f"the study needs these files (docs/data.md):{files}")
         return 2
     if unusable(setup.device):
         terminal.error("--config paper needs a CUDA device")

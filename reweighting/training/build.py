@@ -57,11 +57,11 @@ def make_scheduler(
 
 def make_progress(arguments: argparse.Namespace, data: Data, state: dict | None) -> Progress:
     """How many steps the run has, and how many of them ``state`` has behind it."""
-    units = train_units(arguments, data.train)
+    units = len(train_units(arguments, data.train))
     cold_steps = arguments.cold_start_iterations
-    total = cold_steps + total_steps(arguments, len(units))
+    total = cold_steps + total_steps(arguments, units)
     iteration = state["iteration"] if state else 0
-    return Progress(total, cold_steps, arguments.unroll_steps, iteration)
+    return Progress(total, cold_steps, arguments.unroll_steps, units, iteration)
 
 
 def window(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from ..bilevel.weighting import DomainTable
 from ..checkpoints import finding, saving
 from ..checkpoints.finding import CheckpointError
-from ..records.dataset import Data, train_units
+from ..records.dataset import Data
 from ..system.files import write_json
 from ..system.terminal import printable
 from .build import lower_optimization
@@ -66,7 +66,6 @@ class ReweightingEngine(Engine):
         self.validation = Validation(
             data.validation, arguments.eval_every, self.directory, arguments.precision
         )
-        self._units = len(train_units(arguments, data.train))
         self._said: set[str] = set()
         self._interrupted: int | None = None
         self.monitor: DomainMonitor | InstanceMonitor | None = None
@@ -214,7 +213,7 @@ class ReweightingEngine(Engine):
         a, progress = self.arguments, self.progress
         numbers = {
             "iteration": progress.iteration,
-            "epoch": progress.iteration * a.batch_size * a.gradient_accumulation / self._units,
+            "epoch": progress.iteration * a.batch_size * a.gradient_accumulation / progress.units,
             "weighted_loss": self.lower.last_loss,
             "learning_rate": float(self.lower.optimizer.param_groups[0]["lr"]),
         }

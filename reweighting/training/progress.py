@@ -13,12 +13,14 @@ class Progress:
         total: lower steps of the whole run, the cold start included.
         cold_steps: lower steps of the cold start, which comes before reweighting.
         unroll_steps: lower steps for each upper step.
+        units: what an epoch draws, single train records or chains of them.
         iteration: lower steps done.
     """
 
     total: int
     cold_steps: int
     unroll_steps: int
+    units: int
     iteration: int = 0
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import shutil
@@ -15,6 +14,7 @@ from typing import Any, TextIO
 import torch
 
 from ..checkpoints.finding import METRICS_FILE
+from ..system.files import json_line
 
 BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
@@ -146,7 +146,7 @@ class Reporter:
         line["waiting"] = numbers["waited"] / max(seconds, 1e-9)
         line["peak_memory_gib"] = peak_memory_gib(self.device)
         line = _finite(line)
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.write(json_line(line))
         self._file.flush()
         if self._send is not None:
             self._send(_flat(line), numbers["iteration"])
