@@ -27,11 +27,11 @@ import main as program
 from benchmarks.small_world import clean_records
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.bilevel.weighting import InstanceNet
-from reweighting.checkpoints import finding
-from reweighting.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.records.reader import RecordReader, load_train
 from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
+from reweighting.system.checkpoints import finding
+from reweighting.system.checkpoints.finding import INSTANCE_FILE, INSTANCE_PARQUET
 from reweighting.system.terminal import quiet
 
 MODEL = "weights/tiny-qwen2-vl"

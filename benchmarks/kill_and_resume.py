@@ -29,8 +29,8 @@ import torch
 from safetensors.torch import load_file
 
 import main as program
-from reweighting.checkpoints import finding, opening
 from reweighting.reproduce.configs import DEMO
+from reweighting.system.checkpoints import finding, opening
 
 CLOCK = ("samples_per_second", "peak_memory_gib", "waiting")
 

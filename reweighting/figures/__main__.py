@@ -14,17 +14,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.finding import (
+from ..records.flags import MEGAPIXELS
+from ..records.images import allow_megapixels
+from ..records.reader import RecordReader, load_train
+from ..system import terminal
+from ..system.checkpoints.finding import (
     ARGUMENTS_FILE,
     DOMAIN_JSON,
     INSTANCE_PARQUET,
     METRICS_FILE,
     locate,
 )
-from ..records.flags import MEGAPIXELS
-from ..records.images import allow_megapixels
-from ..records.reader import RecordReader, load_train
-from ..system import terminal
 from ..system.files import FileError, complete_lines, is_number, read_json
 from ..system.terminal import Parser
 
@@ -69,7 +69,9 @@ def draw_all(directory: Path, output: Path) -> list[Path]:
         FileError: the run's files are damaged or missing, or ``output`` cannot be written.
     """
     metrics = read_metrics(directory)
-    from ..checkpoints.weight_tables import read_named_weights  # imports torch, which takes seconds
+    from ..system.checkpoints.weight_tables import (
+        read_named_weights,  # imports torch, which takes seconds
+    )
     from .drawing import draw_losses, draw_weight_history, draw_weights
 
     drawn = [output / "losses.png"]

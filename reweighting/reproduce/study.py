@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints import finding
 from ..selection.__main__ import AGGREGATION_NAMES, RESULTS_FILE
 from ..selection.best_of_n import Pool, evaluate
 from ..selection.identity import SAMPLES_FILE
+from ..system.checkpoints import finding
 from ..system.files import complete_lines, read_json, write_json
 
 SECONDS_FILE = "seconds.json"

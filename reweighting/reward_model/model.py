@@ -10,18 +10,18 @@ from typing import TypeAlias
 
 import torch
 
-from ..checkpoints.finding import (
+from ..records.images import Source
+from ..records.samples import CandidatesSample
+from ..records.steps import Prompt, check_count, layout
+from ..records.texts import text_fault, without_image_tags
+from ..system.checkpoints.finding import (
     BASE_DIRECTORY,
     HEAD_FILE,
     SCORE_HEAD_FILE,
     CheckpointError,
     base_source,
 )
-from ..checkpoints.opening import load_head, open_base, open_processor, saved_head
-from ..records.images import Source
-from ..records.samples import CandidatesSample
-from ..records.steps import Prompt, check_count, layout
-from ..records.texts import text_fault, without_image_tags
+from ..system.checkpoints.opening import load_head, open_base, open_processor, saved_head
 from ..system.files import json_line, write_text
 from ..system.terminal import printable
 from .aggregation import AGGREGATIONS, aggregate, select

@@ -14,14 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..checkpoints.finding import BASE_DIRECTORY, locate
-from ..checkpoints.fingerprint import fingerprint
 from ..records.chains import describe_candidates
 from ..records.flags import add_record_flags
 from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates
 from ..records.samples import CandidatesSample
 from ..system import terminal
+from ..system.checkpoints.finding import BASE_DIRECTORY, locate
+from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, FileError, unwritable, write_json
 from ..system.terminal import Parser, printable, quiet
 from .identity import SAMPLES_FILE, claim, identity
@@ -95,7 +95,7 @@ def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample
 
     Without ``--step_pattern`` the one that the model was trained with is used.
     """
-    from ..checkpoints.opening import saved_head
+    from ..system.checkpoints.opening import saved_head
 
     if arguments.step_pattern is None:
         arguments.step_pattern = saved_head(arguments.weights_path).get("step_pattern")

@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..checkpoints.fingerprint import file_fingerprint
 from ..records.samples import CandidatesSample
+from ..system.checkpoints.fingerprint import file_fingerprint
 from ..system.files import FileError, read_json, write_json
 from ..system.terminal import printable
 

@@ -1,1 +1,1 @@
-"""The ground floor, what the program asks of the machine: files, the terminal, the device."""
+"""The ground floor, what the program stands on: files, the terminal, the device, checkpoints."""

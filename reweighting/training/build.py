@@ -29,10 +29,10 @@ from ..bilevel.weighting import (
     Weighting,
     make_meta_optimizer,
 )
-from ..checkpoints import finding, opening, weight_tables
 from ..records.dataset import Data, total_steps, train_units
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
+from ..system.checkpoints import finding, opening, weight_tables
 from ..system.terminal import printable, warning
 from .progress import Progress
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ..bilevel.batches import TrainBatch
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from ..bilevel.weighting import DomainTable
-from ..checkpoints import finding, saving
-from ..checkpoints.finding import CheckpointError
 from ..records.dataset import Data
+from ..system.checkpoints import finding, saving
+from ..system.checkpoints.finding import CheckpointError
 from ..system.files import write_json
 from ..system.terminal import printable
 from .build import lower_optimization

@@ -23,10 +23,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 
 from ..bilevel.batches import MetaBatch, TrainBatch
 from ..bilevel.hypergradient import without_checkpoints
-from ..checkpoints.finding import base_source
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
 from ..reward_model.prefix_tree import PackedTrees
+from ..system.checkpoints.finding import base_source
 from ..system.device import autocast
 
 # What the CPU allocator holds beyond the tensors in use, as a share of them: freed blocks that no

@@ -13,8 +13,8 @@ import torch
 
 from ..bilevel.batches import TrainBatch
 from ..bilevel.problems import Lower, Upper
-from ..checkpoints.weight_tables import save_domain_weights, save_instance_weights
 from ..records.dataset import Data
+from ..system.checkpoints.weight_tables import save_domain_weights, save_instance_weights
 from .statistics import MetaLosses, WeightHistory, divergence, entropy
 
 RECENT = 1000  # records whose weights are looked at together

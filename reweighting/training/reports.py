@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from ..checkpoints.finding import METRICS_FILE
+from ..system.checkpoints.finding import METRICS_FILE
 from ..system.files import json_line
 
 BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"

@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..checkpoints import finding, opening
 from ..records.dataset import Data
+from ..system.checkpoints import finding, opening
 from ..system.terminal import warning
 from .build import SetupError
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from reweighting.checkpoints.finding import CheckpointError
 from reweighting.records import steps as step_limit
 from reweighting.records.images import to_pixels
 from reweighting.records.steps import Prompt
@@ -16,6 +15,7 @@ from reweighting.reward_model import network as module
 from reweighting.reward_model.aggregation import AGGREGATIONS, aggregate
 from reweighting.reward_model.encoder import response_prompts
 from reweighting.reward_model.prefix_tree import pack
+from reweighting.system.checkpoints.finding import CheckpointError
 from tests.conftest import TINY
 
 QUESTION = "Which colour is it?"

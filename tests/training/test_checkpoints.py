@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import main as program
 from benchmarks.kill_and_resume import COPIES
-from reweighting.checkpoints import finding, fingerprint
-from reweighting.checkpoints.finding import CheckpointError
 from reweighting.reward_model import RewardModel
 from reweighting.selection import __main__ as selection
+from reweighting.system.checkpoints import finding, fingerprint
+from reweighting.system.checkpoints.finding import CheckpointError
 from reweighting.system.files import DirectoryLock, FileError
 from reweighting.training import presets
 from reweighting.training.arguments import parse_arguments

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import nn
 
 import main as program
-from reweighting.checkpoints import finding
 from reweighting.figures import __main__ as figures
 from reweighting.figures.drawing import PALETTE, smoothed, spread
 from reweighting.records.dataset import load_data
+from reweighting.system.checkpoints import finding
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.dry_run import advice, weight_reach
 from reweighting.training.statistics import (

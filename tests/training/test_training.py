@@ -19,8 +19,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import main as program
 from reweighting.bilevel.weighting import DomainTable
-from reweighting.checkpoints import finding, opening, weight_tables
 from reweighting.reward_model import RewardModel
+from reweighting.system.checkpoints import finding, opening, weight_tables
 from reweighting.training.arguments import build_parser
 from tests.conftest import DOMAINS, REPOSITORY, TINY, command
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..system.files import is_number, write_json
-from ..system.terminal import printable
+from ..files import is_number, write_json
+from ..terminal import printable
 from .finding import (
     AVERAGE_JSON,
     DOMAIN_FILE,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..system.files import FileError, complete_lines, json_line, replacing, write_json
+from ..files import FileError, complete_lines, json_line, replacing, write_json
 from .finding import (
     CURRENT,
     MANIFEST_FILE,

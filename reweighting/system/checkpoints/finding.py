@@ -31,8 +31,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..system.files import FileError, read_json
-from ..system.terminal import printable
+from ..files import FileError, read_json
+from ..terminal import printable
 
 BASE_DIRECTORY = "base_model"
 HEAD_FILE = "LN_weights.pt"

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from ..system.files import FileError, read_json
-from ..system.terminal import printable
+from ..files import FileError, read_json
+from ..terminal import printable
 from .finding import (
     ARGUMENTS_FILE,
     COPY_AGAIN,
