@@ -40,6 +40,7 @@ KINDS = ("misread", "misperceived", "wrong inference", "slip")
 # Every kind of mistake is equally frequent and half of all prefixes are wrong: this is what a
 # verifier has to learn, not what a reasoner does.
 TEACHING = Profile(alone=(0.15, 0.25, 0.22, 0.30), trapped=0.0)
+FAULTLESS = Profile((0.0,) * 4, trapped=0.0)
 
 # Tasks that can be asked about one scene together; the combination questions of the data are some
 # of these pairs.
@@ -87,13 +88,18 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Mix:
-    """How many things of each sort a sheet holds, and from which tasks."""
+    """How many things of each sort a sheet holds, and from which tasks.
+
+    Without ``verdicts`` chains are faultless and said aloud, and nothing is judged.
+    """
 
     lookups: int
     claims: int
     chains: int
     captions: int = 0
     checks: int = 0
+    finds: int = 0
+    verdicts: bool = True
     tasks: tuple[str, ...] = tuple(TASKS)
     grids: tuple[int, ...] = (3, 3, 3, 4)
     pairs: float = 0.15
@@ -102,9 +108,12 @@ class Mix:
 # The curriculum. Captions name every cell and what it shows: nine look-ups for forty tokens, and
 # the place to be looked up is the last token read. Checks judge short statements about a cell.
 CAPTIONS = Mix(lookups=0, claims=0, chains=0, captions=1, grids=(2, 3, 3, 4))
-LOOKUPS = Mix(lookups=3, claims=0, chains=0, captions=1, checks=8)
-CLAIMS = Mix(lookups=2, claims=4, chains=0, checks=8)
-CHAINS = Mix(lookups=1, claims=2, chains=1, checks=4)
+LOOKUPS = Mix(lookups=3, claims=0, chains=0, captions=1, checks=8, finds=2)
+CLAIMS = Mix(lookups=2, claims=4, chains=0, checks=8, finds=2)
+CHAINS = Mix(lookups=1, claims=2, chains=1, checks=4, finds=1)
+# The same without any verdict: a model that sees and thinks aloud, and was never asked to judge.
+SILENT_LOOKUPS = replace(LOOKUPS, checks=0, finds=4)
+SILENT_CHAINS = Mix(lookups=2, claims=0, chains=2, captions=1, finds=2, verdicts=False)
 
 
 def ask(rng: random.Random, scene: Scene, tasks: tuple[Task, ...], style: int) -> Question | None:
@@ -196,7 +205,7 @@ def evidence(rng: random.Random, scene: Scene, task: Task, style: int) -> Spoken
     question = ask(rng, scene, (task,), style)
     if question is None:
         return None
-    chain = sample_chain(rng, question, Profile((0.0,) * 4, trapped=0.0))
+    chain = sample_chain(rng, question, FAULTLESS)
     before = join(question.text, chain.prefix(1)) + "\nStep 2:"
     said = join(question.text, chain.prefix(2))[len(before) :]
     return Spoken([(before, False), (said, True)], 0.0, "evidence")
@@ -226,15 +235,16 @@ def draw_sheet(rng: random.Random, mix: Mix, grid: int, profile: Profile | None 
                 )
         sheet.spoken += [caption(rng, sheet.scene) for _ in range(mix.captions)]
         sheet.spoken += checks(rng, sheet.scene, mix.checks)
-        sheet.spoken += finds(rng, sheet.scene, mix.checks // 4)
-        if mix.checks and sheet.scene.kind == "arrows":
+        sheet.spoken += finds(rng, sheet.scene, mix.finds)
+        if mix.finds and sheet.scene.kind == "arrows":
             sheet.spoken += walk(rng, sheet.scene)
         for _ in range(mix.chains):
             tasks = [TASKS[name]]
             if rng.random() < mix.pairs:
                 tasks.append(TASKS[rng.choice(PARTNERS[name])])
                 rng.shuffle(tasks)
-            _add_chain(rng, sheet, tuple(tasks), profile)
+            add = _add_chain if mix.verdicts else _say_chain
+            add(rng, sheet, tuple(tasks), profile)
         if sheet.items or sheet.spoken:
             return sheet
 
@@ -267,6 +277,19 @@ def _add_chain(
         before = join(question.text, "Step 1:")
         whole = join(question.text, chain.prefix(sum(chain.step_correct)))
         sheet.spoken.append(Spoken([(before, False), (whole[len(before) :], True)], 0.05))
+
+
+def _say_chain(
+    rng: random.Random, sheet: Sheet, tasks: tuple[Task, ...], profile: Profile | None
+) -> None:
+    """A faultless chain as text to predict."""
+    question = ask(rng, sheet.scene, tasks, rng.randrange(2))
+    if question is None:
+        return
+    chain = sample_chain(rng, question, profile or FAULTLESS)
+    before = join(question.text, "Step 1:")
+    said = join(question.text, chain.text)[len(before) :]
+    sheet.spoken.append(Spoken([(before, False), (said, True)], 0.3))
 
 
 def patches(images: np.ndarray) -> torch.Tensor:

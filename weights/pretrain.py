@@ -26,7 +26,19 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGene
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from weights.curriculum import CAPTIONS, CHAINS, CLAIMS, LOOKUPS, SPOKEN, Batch, Layout, draw_sheet  # noqa: E402
+from weights.curriculum import (  # noqa: E402
+    CAPTIONS,
+    CHAINS,
+    CLAIMS,
+    LOOKUPS,
+    SILENT_CHAINS,
+    SILENT_LOOKUPS,
+    SPOKEN,
+    Batch,
+    Layout,
+    Mix,
+    draw_sheet,
+)
 from weights.make_tiny_model import make_model  # noqa: E402
 
 
@@ -77,30 +89,36 @@ def forward(model: Qwen2VLForConditionalGeneration, batch: Batch) -> Tensor:
 
 
 # Where in the run a level begins at the latest, and the accuracies that let it begin earlier.
-LEVELS = (
+Levels = tuple[tuple[Mix, float, dict[str, float]], ...]
+JUDGING: Levels = (
     (CAPTIONS, 0.0, {}),
     (LOOKUPS, 0.15, {"caption": 0.97}),
     (CLAIMS, 0.3, {"lookup": 0.72, "check": 0.95}),
     (CHAINS, 0.4, {"claim": 0.85}),
 )
+SEEING: Levels = (
+    (CAPTIONS, 0.0, {}),
+    (SILENT_LOOKUPS, 0.15, {"caption": 0.97}),
+    (SILENT_CHAINS, 0.3, {"lookup": 0.72}),
+)
+CURRICULA = {"judging": JUDGING, "seeing": SEEING}
 
 
-def next_level(level: int, step: int, steps: int, recent: dict[str, float]) -> int:
-    """The curriculum's level: captions, then questions, then claims, then chains.
+def next_level(levels: Levels, level: int, step: int, steps: int, recent: dict[str, float]) -> int:
+    """The curriculum's level: captions, then questions, then (claims and) chains.
 
     A level begins when the one before is mastered: begun too early, it stalls.
     """
-    if level + 1 == len(LEVELS):
+    if level + 1 == len(levels):
         return level
-    _, latest, wanted = LEVELS[level + 1]
+    _, latest, wanted = levels[level + 1]
     ready = all(recent.get(kind, 0.0) >= bar for kind, bar in wanted.items())
     return level + 1 if ready or step >= latest * steps else level
 
 
-def draw_batch(layout: Layout, seed: int, step: int, level: int, size: int) -> Batch:
+def draw_batch(layout: Layout, seed: int, step: int, mix: Mix, size: int) -> Batch:
     """The batch of a step, from a random stream that no data set uses."""
     rng = random.Random(f"pretrain/{seed}/{step}")
-    mix = LEVELS[level][0]
     grid = rng.choice(mix.grids)
     return layout.collate([draw_sheet(rng, mix, grid) for _ in range(size)])
 
@@ -178,6 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--state", type=Path, default=state, help="file to resume from, if it exists"
     )
+    parser.add_argument("--curriculum", choices=list(CURRICULA), default="judging")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) per step")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -193,6 +212,7 @@ def main() -> None:
     layout = Layout(tokenizer)
     model = make_model(tokenizer, arguments.seed).train()
     optimizer = make_optimizer(model, arguments.lr)
+    levels = CURRICULA[arguments.curriculum]
     begin, level, recent = 0, 0, {}
     if arguments.state.exists():
         state = torch.load(arguments.state, weights_only=True)
@@ -202,7 +222,7 @@ def main() -> None:
     tally, start, drawing = Tally(), time.time(), 0.0
     for step in range(begin, arguments.steps):
         tick = time.time()
-        batch = draw_batch(layout, arguments.seed, step, level, arguments.batch_size)
+        batch = draw_batch(layout, arguments.seed, step, levels[level][0], arguments.batch_size)
         drawing += time.time() - tick
         for group in optimizer.param_groups:
             group["lr"] = rate(step, arguments.steps, arguments.lr)
@@ -214,7 +234,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         for kind, accuracy in tally.add(batch, logits.detach(), losses.detach()).items():
             recent[kind] = 0.97 * recent.get(kind, 0.0) + 0.03 * accuracy
-        reached = next_level(level, step, arguments.steps, recent)
+        reached = next_level(levels, level, step, arguments.steps, recent)
         if reached > level:
             level, recent = reached, {}
             print(f"{step + 1} level {level}", flush=True)
