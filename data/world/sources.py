@@ -216,7 +216,7 @@ def dealt_sources(settings: Settings, sound: Sequence[Source], rng: random.Rando
         counts = misled_questions([source.questions for source in order], settings.misled)
         kinds = ["none"] * STEEPNESS.count(0) + rng.sample(CORRUPTIONS, len(CORRUPTIONS))
     spoiled = [
-        replace(source, corruption=kind, share=count / source.questions)
+        replace(source, corruption=kind if count else "none", share=count / source.questions)
         for source, count, kind in zip(order, counts, kinds, strict=True)
     ]
     return sorted(spoiled, key=lambda source: source.name)
