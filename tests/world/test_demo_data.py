@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from data import make_demo
+from data.world.held_out import HELD, held_questions, summary
 from data.world.scenes import HELD_OUT, draw_scene, png, render, rgb
 from data.world.simulated_reasoner import (
     MIXED,
@@ -30,10 +31,11 @@ from data.world.simulated_reasoner import (
     set_trap,
 )
 from data.world.tasks import TASKS, Question, draw_question
+from data.world.training import TrainItem
 from tests.conftest import REPOSITORY
 
 DATA = REPOSITORY / "data"
-TESTS = [held.name for held in make_demo.HELD]
+TESTS = [held.name for held in HELD]
 CORRUPTED = [domain for domain in make_demo.DOMAINS if domain.share]
 
 
@@ -50,7 +52,7 @@ def sets(files: dict[str, bytes]) -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[make_demo.TrainItem]:
+def items() -> list[TrainItem]:
     """The training questions with their clean scores."""
     return make_demo.train_items(seed=1, size=10_000)
 
@@ -64,13 +66,14 @@ def test_committed_files_are_a_rebuild(files):
     there = {
         path.relative_to(DATA).as_posix(): path
         for path in DATA.rglob("*")
-        if path.suffix in (".json", ".png") and path.parent != DATA / "rollouts"
+        if path.suffix in (".json", ".png")
+        and path.relative_to(DATA).parts[0] not in ("rollouts", "sources")
     }
     assert there.keys() == files.keys()
     for name, body in files.items():
         digest = hashlib.sha256(there[name].read_bytes()).hexdigest()
         assert digest == hashlib.sha256(body).hexdigest(), name
-    assert sum(path.stat().st_size for path in there.values()) < 30e6
+    assert sum(path.stat().st_size for path in DATA.rglob("*.*")) < 30e6
 
 
 def test_command_line_repeats_and_follows_the_seed(tmp_path):
@@ -155,7 +158,7 @@ def test_candidates(name, sets):
             assert right or not steps[-1]
     mixed = sum(0 < sum(r["true_false"]) < 8 for r in records) / len(records)
     assert mixed > 0.7
-    numbers = make_demo.summary(records)
+    numbers = summary(records)
     assert 0.5 <= numbers["single"] <= 0.64
     assert numbers["majority"] <= 0.70 and numbers["oracle"] >= 0.93
 
@@ -214,7 +217,7 @@ def test_clean_scores_are_what_the_reasoner_gives_again(items):
             continue
         stream = make_demo.stream(1, "train", number)
         question = draw_question(stream, item.domain.name, hint=item.domain.hint)
-        trap = make_demo.set_trap(stream, question, MIXED)
+        trap = set_trap(stream, question, MIXED)
         assert question.truth == item.question.truth
         for score, state in zip(item.scores, item.chain.states, strict=True):
             stored.append(score / 8)
@@ -320,9 +323,9 @@ def consistent(question: Question, chain: Chain) -> bool:
 def test_text_alone_hardly_helps_where_perception_fails():
     """A perfect reader without eyes picks among the chains that do not contradict themselves."""
     card = (DATA / "README.md").read_text(encoding="utf-8")
-    for held in make_demo.HELD:
+    for held in HELD:
         right, single = [], []
-        for question, chains in make_demo.held_questions(1, held.name, 200):
+        for question, chains in held_questions(1, held.name, 200):
             left = [chain for chain in chains if consistent(question, chain)] or chains
             right.append(np.mean([chain.right for chain in left]))
             single.append(np.mean([chain.right for chain in chains]))
@@ -338,7 +341,7 @@ def test_the_card_states_every_domain():
         assert rows[domain.name].endswith(f"| {domain.quality:.2f} | {domain.rollouts} |")
         if domain.corruption in ("inverted", "images swapped", "noise", "shortcut"):
             assert f"{100 * domain.share:.0f} %" in rows[domain.name]
-    for held in make_demo.HELD:
-        numbers = make_demo.summary(json.loads((DATA / f"{held.name}.json").read_bytes()))
+    for held in HELD:
+        numbers = summary(json.loads((DATA / f"{held.name}.json").read_bytes()))
         stated = " | ".join(f"{value:.3f}" for value in numbers.values())
         assert rows[f"{held.name}.json"].endswith(f"| {stated} |")
