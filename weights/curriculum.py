@@ -112,8 +112,8 @@ LOOKUPS = Mix(lookups=3, claims=0, chains=0, captions=1, checks=8, finds=2)
 CLAIMS = Mix(lookups=2, claims=4, chains=0, checks=8, finds=2)
 CHAINS = Mix(lookups=1, claims=2, chains=1, checks=4, finds=1)
 # The same without any verdict: a model that sees and thinks aloud, and was never asked to judge.
-SILENT_LOOKUPS = replace(LOOKUPS, checks=0, finds=4)
-SILENT_CHAINS = Mix(lookups=2, claims=0, chains=2, captions=1, finds=2, verdicts=False)
+SILENT_LOOKUPS = replace(LOOKUPS, checks=0, finds=8)
+SILENT_CHAINS = Mix(lookups=2, claims=0, chains=2, captions=1, finds=8, verdicts=False)
 
 
 def ask(rng: random.Random, scene: Scene, tasks: tuple[Task, ...], style: int) -> Question | None:
