@@ -208,7 +208,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def save(figure, axes, path: Path) -> None:
-    """Write ``figure`` to ``path``, with the lines around ``axes`` taken away where none is needed."""
+    """Write ``figure`` to ``path``, without the upper and the right line around ``axes``."""
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _write(figure, path)

@@ -15,8 +15,14 @@ from collections.abc import Iterator
 import torch
 
 from ..bilevel.adamw_step import AdamWStep
-from ..bilevel.batches import CollateTrain, EncodedDataset, MetaBatch, TrainBatch, collate_meta
-from ..bilevel.batches import filled
+from ..bilevel.batches import (
+    CollateTrain,
+    EncodedDataset,
+    MetaBatch,
+    TrainBatch,
+    collate_meta,
+    filled,
+)
 from ..bilevel.hypergradient import products_along
 from ..reward_model.encoder import PromptEncoder
 from ..training.engine import ReweightingEngine

@@ -12,7 +12,6 @@ from ..bilevel.batches import QuestionStream, ShuffledStream, filled
 from ..records.chains import questions_of
 from ..records.dataset import Data, train_units
 from ..records.samples import MetaSample, TrainSample
-from ..system.terminal import printable
 
 LOOKED_AT = 200  # meta batches from which the mean number of units in a batch is taken
 
@@ -113,5 +112,5 @@ def describe(
     drawn = ", ".join(f"{size:,} {unit} of {n:,} domains" for size, n in sorted(counts.items()))
     lines = [f"train sample: {drawn}, drawn at random (--seed {arguments.seed})"]
     for name, questions in meta.items():
-        lines.append(f"meta sample, {printable(name)} loss: {questions.said}")
+        lines.append(f"meta sample, {name} loss ({questions.loss}): {questions.said}")
     return lines

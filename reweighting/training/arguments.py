@@ -24,8 +24,8 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """The arguments of a run; prints one sentence and exits with code 2 if they make no sense.
 
-    ``parser`` may know more flags than those of training. Besides the flags they hold what :func:`resolve` says. A checkpoint keeps all of it in
-    ``arguments.json``.
+    ``parser`` may know more flags than those of training. Besides the flags they hold what
+    :func:`resolve` says. A checkpoint keeps all of it in ``arguments.json``.
     """
     parser = parser or build_parser()
     argv = sys.argv[1:] if argv is None else list(argv)
