@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..system import terminal
-from ..system.terminal import Parser, whole
+from ..system.terminal import whole
 from ..training.arguments import parse_arguments
 from ..training.flags import build_parser as training_parser
 
@@ -31,7 +31,7 @@ FILE, FIGURE = "signal.json", "signal.png"
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of training, and those of the measurement."""
-    parser: Parser = training_parser()
+    parser = training_parser()
     parser.prog = "python -m reweighting.signal"
     parser.description = (
         "Measure, before a run or at its newest checkpoint (--resume), what the meta loss says "

@@ -10,7 +10,7 @@ more weight lowers the meta loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -34,25 +34,26 @@ def train_sample(
 ) -> list[TrainBatch]:
     """All sampled units of all domains in batches of ``size``, domain after domain."""
     units = [unit for domain in domains for unit in domain.units]
-    dataset = EncodedDataset(units, encoder)
-    collate = CollateTrain([domain.name for domain in domains])
-    return [
-        collate([dataset[index] for index in range(start, min(start + size, len(units)))])
-        for start in range(0, len(units), size)
+    batches = [
+        list(range(len(units)))[start : start + size] for start in range(0, len(units), size)
     ]
+    collate = CollateTrain([domain.name for domain in domains])
+    return list(_loaded(units, encoder, collate, batches))
 
 
 def meta_sample(group: list, encoder: PromptEncoder, size: int) -> Iterator[MetaBatch]:
     """The units of a group in batches of at most ``size`` chains."""
-    dataset, longest = EncodedDataset(group, encoder), max(map(len, group))
-    size, end = max(size, longest), len(group)
+    size, end = max(size, *map(len, group)), len(group)
 
     def length(index: int) -> int:
         return size if index == end else len(group[index])  # the end closes the last batch
 
-    for indices in filled(range(end + 1), size, length):
-        if indices:
-            yield collate_meta([dataset[index] for index in indices])
+    yield from _loaded(group, encoder, collate_meta, filled(range(end + 1), size, length))
+
+
+def _loaded(units: list, encoder: PromptEncoder, collate, batches: Iterable[list[int]]) -> Iterator:
+    dataset = EncodedDataset(units, encoder)
+    return (collate([dataset[index] for index in batch]) for batch in batches)
 
 
 def direction(

@@ -39,8 +39,8 @@ def test_it_is_the_hypergradient_of_the_same_records(
     units = rivals if loss == "rank" else [[chain] for pair in rivals for chain in pair]
     data = EncodedDataset(units, encoder)
     chains = collate_meta([data[k] for k in range(len(units))])
-    engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4, meta_loss=loss,
-                   max_grad_norm=max_grad_norm)  # fmt: skip
+    engine = build(copy.deepcopy(reward_model), DOMAINS, [], [], lr=1e-4, meta_lr=0.0,
+                   meta_loss=loss, max_grad_norm=max_grad_norm)  # fmt: skip
     lower, kept = engine.lower, []
     taken = lower.optimizer_step
     lower.optimizer_step = lambda: (taken(), kept.append(lower.last_step.again()))
@@ -142,7 +142,8 @@ def test_a_run_is_measured_at_its_checkpoint(dataset, rivals, tmp_path, capsys, 
         (["--resume", "--at", "3"], "--at is for a base model"),
         (["--resume"], "there is nothing to resume"),
         (["--meta_groups", "40"], "48 chains are too few for --meta_groups 40"),
-        (["--batch_by", "cot", "--train_subset", "random", "--subset_size", "8"], "fewer than 4"),
+        (["--train_subset", "random", "--subset_size", "8"], "2 domains: a ranking needs 3"),
+        (["--train_subset", "random", "--subset_size", "12"], "has fewer than 4 chains or records"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
