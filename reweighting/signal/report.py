@@ -55,8 +55,8 @@ def verdict(found: dict[str, Estimate], upper_steps: int) -> list[str]:
     for name, e in found.items():
         if e.ranking.steps is None or not e.agreement >= AGREES:
             lines.append(
-                f"the {name} loss does not tell the domains apart in this sample (halves agree to "
-                f"{_number(e.agreement)}): take a larger one, or expect nothing"
+                f"this sample is too small to rank the domains by the {name} loss (halves agree to "
+                f"{_number(e.agreement)}; R² of mean labels {_number(e.explained)})"
             )
             continue
         share = f"(R² {e.explained:.2f})"
