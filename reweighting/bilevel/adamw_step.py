@@ -8,6 +8,7 @@ parameters or of the moments is kept.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 
@@ -43,6 +44,13 @@ class AdamWStep:
     def parameters(self) -> list[torch.nn.Parameter]:
         """φ', in the order of the gradients."""
         return [parameter for parameter, _, _ in self._groups]
+
+    def again(self) -> AdamWStep:
+        """The same step with a copy of g, so that one more vector can be pulled back through it."""
+        other = copy.copy(self)
+        other.gradients = [gradient.clone() for gradient in self.gradients]
+        other._waiting, other._along = [], 0.0
+        return other
 
     @functools.cached_property
     def _times(self) -> list[float]:

@@ -128,6 +128,19 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Products]:
     if step is None:  # the loss scaler skipped the step: φ' does not depend on g
         return _by_batch(lower, _nothing)
     total = step.finish(vector)  # ⟨g, u⟩ = Σ_j w_j s_j
+    products = products_along(lower, step, vector)
+    if group := largest_group(lower):
+        found = with_remainder(lower, group, total, lambda part: products(part).losses)
+        return [Products(losses) for losses in found]
+    return _by_batch(lower, products, step.remembered(len(lower.window)))
+
+
+def products_along(lower, step: AdamWStep, vector: list[torch.Tensor]) -> Callable:
+    """The function of a train batch that gives its :class:`Products` with u, not divided by B.
+
+    φ, the parameters before ``step``, is found when a batch first needs it. ``vector`` is u,
+    complete.
+    """
 
     @functools.cache
     def line() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], float]:
@@ -140,10 +153,7 @@ def inner_products(lower, vector: list[torch.Tensor]) -> list[Products]:
         before, direction, length = line()
         return directional_derivatives(lower, before, direction, batch).times(length)
 
-    if group := largest_group(lower):
-        found = with_remainder(lower, group, total, lambda part: products(part).losses)
-        return [Products(losses) for losses in found]
-    return _by_batch(lower, products, step.remembered(len(lower.window)))
+    return products
 
 
 @torch.no_grad()

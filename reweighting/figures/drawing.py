@@ -44,7 +44,7 @@ def draw_weights(weights: dict[str, float], path: Path) -> None:
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9, bbox=paper)
     axes.set_xlabel("learned domain weight (1 at the start)")
     axes.set_xlim(0, max(values) * 1.12)
-    _save(figure, axes, path)
+    save(figure, axes, path)
 
 
 def draw_weight_history(metrics: list[dict], path: Path) -> None:
@@ -84,7 +84,7 @@ def draw_weight_history(metrics: list[dict], path: Path) -> None:
             arrowprops={"arrowstyle": "-", "color": looks[name][0], "linewidth": 0.6},
             annotation_clip=False,
         )
-    _save(figure, axes, path)
+    save(figure, axes, path)
 
 
 def spread(values: list[float], gap: float) -> list[float]:
@@ -126,7 +126,7 @@ def draw_instance_weights(table: dict[str, list], path: Path) -> None:
     right.boxplot([by_domain[domain] for domain in order], orientation="horizontal", sym="")
     right.set_yticks(range(1, len(order) + 1), order)
     right.set_xlabel("instance weight: median, quartiles, range")
-    _save(figure, right, path)
+    save(figure, right, path)
 
 
 def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], path: Path) -> None:
@@ -177,7 +177,7 @@ def draw_losses(metrics: list[dict], path: Path) -> None:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("lower steps")
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, panels[0][0], path)
+    save(figure, panels[0][0], path)
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -207,7 +207,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
     ]
 
 
-def _save(figure, axes, path: Path) -> None:
+def save(figure, axes, path: Path) -> None:
+    """Write ``figure`` to ``path``, without the upper and the right line around ``axes``."""
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     _write(figure, path)

@@ -19,13 +19,15 @@ from .presets import PRESETS
 DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?", re.ASCII)
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    argv: list[str] | None = None, parser: argparse.ArgumentParser | None = None
+) -> argparse.Namespace:
     """The arguments of a run; prints one sentence and exits with code 2 if they make no sense.
 
-    Besides the flags they hold what :func:`resolve` says. A checkpoint keeps all of it in
-    ``arguments.json``.
+    ``parser`` may know more flags than those of training. Besides the flags they hold what
+    :func:`resolve` says. A checkpoint keeps all of it in ``arguments.json``.
     """
-    parser = build_parser()
+    parser = parser or build_parser()
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser.parse_args(argv)
     flags = PRESETS.get(arguments.preset, ())

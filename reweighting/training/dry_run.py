@@ -146,6 +146,10 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
         )
         if told := base_rates(data, arguments.meta_loss):
             print(f"base rates                 {told}")
+        print(
+            "before the run             python -m reweighting.training.signal, with these flags, "
+            "measures what the meta loss says of each domain"
+        )
 
     if not packs_trees(config):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")

@@ -86,6 +86,10 @@ class _Monitor:
             for name in ("sign_agreement", "signal_to_noise"):
                 values = getattr(self.history, name)().tolist()
                 numbers[name] = dict(zip(self.data.domains, values, strict=True))
+            ranking = self.history.ranking()  # None before enough upper steps
+            looked_back = self.history.looked_back
+            numbers["spread_to_noise"] = None if ranking is None else ranking.after(looked_back)
+            numbers["upper_steps_needed"] = None if ranking is None else ranking.steps
         return numbers
 
     def state_dict(self) -> dict:

@@ -63,6 +63,16 @@ def _weight_table(monitor: DomainMonitor | InstanceMonitor) -> list[str]:
             else f"not before {ENOUGH_STEPS} upper steps"
         )
         lines.append(f"average: over the last quarter of the upper steps; signal/noise: {about}")
+        if ranking := history.ranking():
+            needed = (
+                "cannot be told from noise"
+                if ranking.steps is None
+                else f"takes about {counted(ranking.steps, 'upper step')} at these batch sizes"
+            )
+            lines.append(
+                f"ranking the domains {needed}, by the last {history.looked_back} hypergradients; "
+                f"the run took {counted(len(history), 'upper step')}"
+            )
     return lines
 
 
@@ -71,9 +81,11 @@ def _doubts(
 ) -> list[str]:
     """Reasons not to trust the weights."""
     lines = []
-    if progress.upper_steps < ENOUGH_STEPS:
+    skipped = sum(count for why, count in upper.lost.items() if why != ONE_WEIGHT_CLIPPED)
+    taken = progress.upper_steps - skipped
+    if taken < ENOUGH_STEPS:
         lines.append(
-            f"weights after {counted(progress.upper_steps, 'upper step')} are not learned yet: "
+            f"weights after {counted(taken, 'upper step')} are not learned yet: "
             f"fewer than {ENOUGH_STEPS} cannot be told from noise"
         )
     compared = monitor.meta_losses.compared()

@@ -25,8 +25,46 @@ RESAMPLES = 1000  # of the bootstrap
 CONFIDENCE = 0.95  # of its interval
 AVERAGED = 4  # average weights are over the last quarter of the upper steps
 COLLAPSED = 0.5  # below this entropy only few weights count
+KNOWN = 3.0  # the ranking of the domains is known when their spread is so many standard errors
 FAR_APART = 0.05  # base rates that differ by more than this are reported
 SAMPLED = 65_536  # parameters that are compared with their start
+
+
+@dataclass
+class RankingSignal:
+    """Whether the domains' mean hypergradients can be ranked, from their spread and their noise.
+
+    ``python -m reweighting.training.signal`` estimates both before a run, a run estimates them from
+    its hypergradients.
+
+    Args:
+        spread2: variance over the domains of the true means; not above 0 if none is seen.
+        noise2: variance of one upper step's value of a domain, the mean over the domains.
+    """
+
+    spread2: float
+    noise2: float
+
+    @property
+    def of_a_step(self) -> float:
+        """Spread of the domains over the noise of one upper step."""
+        return self.after(1)
+
+    def after(self, steps: int) -> float:
+        """Spread of the domains over the standard error of their means after ``steps``."""
+        if self.noise2 <= 0:
+            return float("inf") if self.spread2 > 0 else 0.0
+        return (steps * max(0.0, self.spread2) / self.noise2) ** 0.5
+
+    @property
+    def steps(self) -> int | None:
+        """Upper steps until the spread is :data:`KNOWN` standard errors: ⌈9 noise² / spread²⌉.
+
+        None if no spread is seen.
+        """
+        if not self.spread2 > 0:
+            return None
+        return max(1, math.ceil(KNOWN**2 * self.noise2 / self.spread2))
 
 
 class WeightHistory:
@@ -67,6 +105,18 @@ class WeightHistory:
             return torch.full_like(gradients[0], float("nan"))
         error = gradients.std(0) / len(gradients) ** 0.5
         return gradients.mean(0).abs() / error.clamp(min=1e-30)
+
+    def ranking(self) -> RankingSignal | None:
+        """How well the last hypergradients rank the domains; None before :data:`ENOUGH_STEPS`."""
+        if len(self._gradients) < ENOUGH_STEPS:
+            return None
+        gradients = torch.stack(list(self._gradients))
+        gradients = gradients - gradients.mean(1, keepdim=True)  # the weights average 1
+        domains = gradients.shape[1]
+        # Less their mean, the domains have the part (domains - 1) / domains of their variance.
+        noise2 = float(gradients.var(0).sum() / (domains - 1))
+        spread2 = float(gradients.mean(0).square().sum() / (domains - 1))
+        return RankingSignal(spread2 - noise2 / len(gradients), noise2)
 
     def average(self) -> torch.Tensor:
         """Weights averaged over the last part of the run so far, ``[domains]``."""

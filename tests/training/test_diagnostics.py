@@ -108,6 +108,17 @@ def test_no_ratio_rests_on_a_few_steps():
     assert history(torch.randn(150, 3)).looked_back == WINDOW
 
 
+def test_the_ranking_needs_as_many_steps_as_spread_and_noise_say():
+    """Means 0.2 apart and noise of 1: 9 · 1 / 0.04 steps; not said before enough of them."""
+    generator = torch.Generator().manual_seed(0)
+    means = 0.2 * torch.tensor([-1.0, 1.0] * 50) * (99 / 100) ** 0.5
+    found = history(means + torch.randn(WINDOW, 100, generator=generator))
+    assert found.ranking().steps == pytest.approx(225, rel=0.25)
+    assert found.ranking().after(found.looked_back) == pytest.approx(2, rel=0.2)
+    assert history(torch.randn(ENOUGH_STEPS - 1, 3)).ranking() is None
+    assert history(torch.zeros(ENOUGH_STEPS, 3)).ranking().steps is None
+
+
 def meta_losses(score_of_right, score_of_wrong, steps=60, share=0.5, loss="mse") -> MetaLosses:
     """Losses of 4 chains a step whose scores scatter around two means."""
     torch.manual_seed(0)
@@ -168,6 +179,8 @@ def test_a_short_run_does_not_call_its_weights_learned(dataset, tmp_path, capsys
         assert re.search(rf"^{domain} .* [01]\.\d+ +[01]\.\d+ +-$", said, re.MULTILINE)
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert line["signal_to_noise"] == dict.fromkeys(DOMAINS)
+    assert line["spread_to_noise"] is None and line["upper_steps_needed"] is None
+    assert "ranking the domains" not in said
     assert line["meta_loss_at_chance"] is None and line["upper_steps"] == 1
 
 
@@ -178,6 +191,7 @@ def test_a_run_whose_model_cannot_judge_says_so_and_counts_lost_steps(dataset, t
     said, err = capsys.readouterr()
     assert "the meta loss is at chance: these weights mean nothing" in said
     assert "signal/noise: of the last 31 hypergradients" in said and "not learned yet" not in said
+    assert "ranking the domains cannot be told from noise, by the last 31 hypergradients" in said
     assert "31 of 31 upper steps taught nothing: clipping leaves only the direction" in said
     assert err.count("step 1: an upper step taught nothing") == 1
     assert "with one record a step: where it clips" in err
