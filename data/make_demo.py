@@ -170,14 +170,20 @@ def parsed_arguments() -> argparse.Namespace:
         help="responses to each question of validation.json and test_mix.json "
         f"(default: {usual.candidates})",
     )
+    group(
+        "--clean_labels",
+        action="store_true",
+        help="also write train_clean.json, with the labels and images as they were before",
+    )
     args = parser.parse_args()
     if args.size < 50 or args.size % 50:
         parser.error("--size must be a positive multiple of 50: 10 domains x 5 step prefixes")
     flags = [name for name in asdict(usual) if name != "size"]
     given = [name for name in flags if getattr(args, name) is not None]
     if args.world == "domains":
-        if given:
-            parser.error(f"--{given[0]} needs --world sources")
+        if given or args.clean_labels:
+            name = given[0] if given else "clean_labels"
+            parser.error(f"--{name} needs --world sources")
         return args
     if args.seed is not None:
         parser.error("--seed belongs to the world of domains; sources have --rotation")
@@ -196,6 +202,9 @@ def main() -> int:
     if args.world == "sources":
         try:
             files = sources.build(args.settings)
+            if args.clean_labels:
+                clean = json_lines(sources.clean_records(args.settings))
+                files[f"{sources.FOLDER}/train_clean.json"] = clean
         except ValueError as error:
             terminal.error(error)
             return 2

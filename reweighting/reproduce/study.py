@@ -2,7 +2,9 @@
 
 A study trains every variant with every seed (``main.py``), scores the candidates of the held-out
 sets with each model (``python -m reweighting.selection``), and keeps all of it in one directory:
-what is there is not done again, and an interrupted command goes on.
+what is there is not done again, and an interrupted command goes on. A seed may have data of its
+own: ``{seed}`` stands for its number in every path of data and every flag of a variant, and
+``{work}`` in a flag for the study's directory, so that a variant can build on another one's run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +40,8 @@ class Setup:
     Args:
         flags: of the program, shared by all variants; the reward model is among them.
         sets: candidates files of the held-out sets, by name.
+        train_root: folder of the training images, where it is not ``image_root``.
+        checkpoint: the folder within a run whose model is judged; the run itself, unless given.
         selected: folder within a run for what selection writes.
         program: the repository's ``main.py``; the current folder's, unless given.
     """
@@ -50,6 +54,8 @@ class Setup:
     flags: tuple[str, ...]
     device: str = "cpu"
     precision: str = "fp32"
+    train_root: Path | None = None
+    checkpoint: str = "."
     selected: str = "selected"
     program: Path = Path("main.py")
 
@@ -61,6 +67,19 @@ class Setup:
     def candidates(self, name: str) -> Path:
         """The file of a held-out set, or of ``validation``."""
         return self.validation if name == VALIDATION else self.sets[name]
+
+    def of(self, seed: int) -> Setup:
+        """The same with the data of a seed."""
+
+        def own(path: Path) -> Path:
+            return Path(str(path).format(seed=seed))
+
+        return replace(
+            self, train=own(self.train), meta=own(self.meta), validation=own(self.validation),
+            sets={name: own(path) for name, path in self.sets.items()},
+            image_root=own(self.image_root),
+            train_root=self.train_root and own(self.train_root),
+        )  # fmt: skip
 
 
 def run_quietly(command: Sequence[str]) -> int:
@@ -92,7 +111,7 @@ class Study:
     ) -> None:
         self.setup, self.work = setup, work
         self.variants, self.seeds = variants, list(seeds)
-        self._run = run
+        self.run = run
 
     def folder(self, variant: str, seed: int) -> Path:
         """The directory of a run."""
@@ -105,21 +124,31 @@ class Study:
             CommandFailed: a training ended with an error.
         """
         for seed in self.seeds:
-            for variant, flags in self.variants.items():
-                run = self.folder(variant, seed)
-                if (run / SECONDS_FILE).exists():
-                    continue
-                say(f"training {variant}, seed {seed} …")
-                started = time.monotonic()
-                self._do(run, self._training(run, seed, flags))
-                write_json(run / SECONDS_FILE, time.monotonic() - started)
+            for variant in self.variants:
+                self.train_run(variant, seed, say)
+
+    def train_run(self, variant: str, seed: int, say: Callable[[str], None] = silent) -> None:
+        """Train a variant with a seed, unless it is trained.
+
+        Raises:
+            CommandFailed: the training ended with an error.
+        """
+        run = self.folder(variant, seed)
+        if (run / SECONDS_FILE).exists():
+            return
+        say(f"training {variant}, seed {seed} …")
+        started = time.monotonic()
+        self._do(run, self._training(run, seed, self.variants[variant]))
+        write_json(run / SECONDS_FILE, time.monotonic() - started)
 
     def _training(self, run: Path, seed: int, flags: Sequence[str]) -> list[str]:
-        setup = self.setup
+        setup = self.setup.of(seed)
+        root = setup.train_root or setup.image_root
         command = [
             *(str(setup.program), *setup.flags, "--train_json_file", str(setup.train)),
-            *("--meta_json_file", str(setup.meta), "--image_root", str(setup.image_root)),
-            *("--weights_path", str(run), "--seed", str(seed), *flags),
+            *("--meta_json_file", str(setup.meta), "--image_root", str(root)),
+            *("--weights_path", str(run), "--seed", str(seed)),
+            *(flag.format(work=self.work, seed=seed) for flag in flags),
         ]
         return [*command, "--resume"] if finding.exists(run) else command
 
@@ -129,27 +158,37 @@ class Study:
         Raises:
             CommandFailed: a selection ended with an error.
         """
-        files = [self.setup.candidates(name) for name in names]
         for seed in self.seeds:
             for variant in self.variants:
-                run = self.folder(variant, seed)
-                results = run / self.setup.selected / RESULTS_FILE
-                if results.exists() and read_json(results).keys() >= {file.stem for file in files}:
-                    continue
-                say(f"scoring with {variant}, seed {seed} …")
-                self._do(run, self._selection(run, files))
+                self.score_run(variant, seed, names, say)
 
-    def _selection(self, run: Path, files: Sequence[Path]) -> list[str]:
-        setup = self.setup
+    def score_run(
+        self, variant: str, seed: int, names: Sequence[str], say: Callable[[str], None] = silent
+    ) -> None:
+        """Score the sets ``names`` with one run, unless it has scored them.
+
+        Raises:
+            CommandFailed: the selection ended with an error.
+        """
+        run = self.folder(variant, seed)
+        files = [self.setup.of(seed).candidates(name) for name in names]
+        results = run / self.setup.selected / RESULTS_FILE
+        if results.exists() and read_json(results).keys() >= {file.stem for file in files}:
+            return
+        say(f"scoring with {variant}, seed {seed} …")
+        self._do(run, self._selection(run, seed, files))
+
+    def _selection(self, run: Path, seed: int, files: Sequence[Path]) -> list[str]:
+        setup = self.setup.of(seed)
         return [
-            *("-m", "reweighting.selection", "--weights_path", str(run)),
+            *("-m", "reweighting.selection", "--weights_path", str(run / setup.checkpoint)),
             *("--candidates", *map(str, files), "--image_root", str(setup.image_root)),
             *("--output_dir", str(run / setup.selected)),
             *("--device", setup.device, "--precision", setup.precision),
         ]
 
     def _do(self, run: Path, command: Sequence[str]) -> None:
-        if code := self._run(command):
+        if code := self.run(command):
             raise CommandFailed(f"{run.name}: exit code {code}")
 
     def seconds(self, variant: str, seed: int) -> float:
