@@ -1,0 +1,123 @@
+"""The tables of the study in the world of overlapping sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..selection.best_of_n import interval
+from ..system.files import read_json
+from ..training.signal.estimates import spearman
+from .sources import BEST, LAST, TRUE_QUALITY, VANILLA
+
+ANSWERS = ("one sample", "majority", "oracle")  # need no model
+OUTCOME = "ORM"  # scores whole chains
+
+
+@dataclass
+class SourcesResults:
+    """Outcomes of finished runs, as :class:`~reweighting.reproduce.sources.Kept` holds them.
+
+    Args:
+        outcomes: ``[seed]`` by row; all rows have the seeds ``1 … pairs`` or fewer of them.
+        worlds: the folder of every seed's world.
+        sets: the names of the test sets.
+        size: N.
+    """
+
+    outcomes: Mapping[str, list[dict]]
+    worlds: Sequence[Path]
+    sets: Sequence[str]
+    size: int = 8
+
+    def right(self, row: str, which: str, name: str, size: int | None = None) -> np.ndarray:
+        """The share of right choices among N, ``[seeds, questions]``, in per cent."""
+        variant, method = (VANILLA, row) if row in ANSWERS else (row, "mean_log_odds")
+        method = "last" if row == OUTCOME else method
+        kept = [run["right"][which][name][method] for run in self.outcomes[variant]]
+        return 100 * np.array([found[str(size or self.size)] for found in kept])
+
+    def average(self, row: str, which: str, size: int | None = None) -> np.ndarray:
+        """Over all test sets, ``[seeds, questions]``."""
+        every = [self.right(row, which, name, size) for name in self.sets]
+        return np.concatenate(every, axis=1)
+
+    def accuracy(self, which: str) -> list[str]:
+        """Rows down, sets across; the average with its interval over pairs and questions."""
+        lines = [
+            "| row | pairs | validation | " + " | ".join(self.sets) + " | average | - vanilla |"
+        ]
+        lines.append("|---" * (len(self.sets) + 5) + "|")
+        for row in (*ANSWERS, *self.outcomes):
+            cells = [f"{self.right(row, which, n).mean():.1f}" for n in ("validation", *self.sets)]
+            values = self.average(row, which)
+            cells.append(_with_interval(values, ""))
+            gain = "" if row in (*ANSWERS, VANILLA) else _with_interval(self.gain(row, which), "+")
+            lines.append(f"| {row} | {len(values)} | " + " | ".join([*cells, gain]) + " |")
+        return lines
+
+    def gain(self, row: str, which: str, over: str = VANILLA) -> np.ndarray:
+        """Points above another row, over the pairs that both have, ``[seeds, questions]``."""
+        ours, theirs = self.average(row, which), self.average(over, which)
+        pairs = min(len(ours), len(theirs))
+        return ours[:pairs] - theirs[:pairs]
+
+    def weights(self) -> list[str]:
+        """What learned weights go along with: Spearman correlations, mean and least over pairs."""
+        lines = ["| row | with quality: mean | least | with mean label: mean | least | largest |"]
+        lines.append("|---" * 6 + "|")
+        cards = [read_json(world / "sources" / "domains.json") for world in self.worlds]
+        for row, runs in self.outcomes.items():
+            if row == TRUE_QUALITY or any(run["weights"] is None for run in runs):
+                continue
+            pairs = zip(runs, cards[: len(runs)], strict=True)
+            quality, label = np.array([_correlations(r["weights"], card) for r, card in pairs]).T
+            cells = [quality.mean(), quality.min(), label.mean(), label.min(), label.max()]
+            lines.append(f"| {row} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+        return lines
+
+    def curves(self, which: str) -> list[str]:
+        """The set with large pools by N."""
+        name = self.sets[-1]
+        sizes = list(self.outcomes[VANILLA][0]["right"][which][name]["oracle"])
+        lines = ["| row | " + " | ".join(f"N = {size}" for size in sizes) + " |"]
+        lines.append("|---" * (len(sizes) + 1) + "|")
+        for row in (*ANSWERS, *self.outcomes):
+            cells = [f"{self.right(row, which, name, int(n)).mean():.1f}" for n in sizes]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        return lines
+
+    def text(self, command: str) -> str:
+        """RESULTS.md."""
+        parts = [
+            "# Results in the world of overlapping sources",
+            f"`{command}`. Pair k is seed k in rotation k. Best of {self.size} by the mean of "
+            "log-odds, per cent; brackets are 95 % bootstrap intervals over pairs and questions.",
+            "## The checkpoint that was best on the validation set",
+            "\n".join(self.accuracy(BEST)),
+            "## The last checkpoint",
+            "\n".join(self.accuracy(LAST)),
+            "## What the weights go along with",
+            "\n".join(self.weights()),
+            f"## By the number of candidates ({self.sets[-1]}, best checkpoint)",
+            "\n".join(self.curves(BEST)),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+
+def _correlations(weights: Mapping[str, float], card: Sequence[dict]) -> tuple[float, float]:
+    """Of the weights with quality and with the stored mean label."""
+    ours = torch.tensor([weights[source["name"]] for source in card])
+    quality, label = (
+        torch.tensor([source[key] for source in card]) for key in ("quality", "mean_label")
+    )
+    return spearman(ours, quality), spearman(ours, label)
+
+
+def _with_interval(values: np.ndarray, sign: str) -> str:
+    mean, _, low, high = interval(values)
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} … {high:{sign}.1f})"

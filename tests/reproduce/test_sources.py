@@ -1,0 +1,116 @@
+"""The study in the world of overlapping sources."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reweighting.records.reader import RecordReader, load_meta, load_train
+from reweighting.reproduce import __main__ as reproduce
+from reweighting.reproduce.configs import DEMO
+from reweighting.reproduce.sources import ROWS, outcome_records
+from reweighting.reproduce.sources_tables import SourcesResults
+from reweighting.reproduce.study import Study
+from reweighting.system.files import write_json, write_records
+from tests.conftest import REPOSITORY
+
+DATA = REPOSITORY / "data"
+SETS = ("errors", "mix")
+
+
+def test_a_meta_set_as_training_data_has_a_record_for_every_prefix(tmp_path):
+    records = outcome_records(DATA / "meta.json", DATA)
+    write_records(tmp_path / "train.json", records)
+    train = load_train(RecordReader(str(tmp_path / "train.json"), str(DATA)))
+    meta, _ = load_meta(RecordReader(str(DATA / "meta.json"), str(DATA)))
+    read = iter(train)
+    for chain in meta:
+        for prompt in chain.prompts:
+            sample = next(read)
+            assert sample.prompts == [prompt] and Path(sample.image) == Path(chain.image)
+            assert sample.accuracies == [float(chain.true_false)]
+    assert next(read, None) is None
+
+
+def test_a_seed_has_data_and_flags_of_its_own(tmp_path):
+    commands = []
+    setup = replace(DEMO, train=tmp_path / "world_{seed}" / "train.json")
+    flags = {"vanilla PRM": ["--domain_weights", "{work}/world_{seed}/quality.json"]}
+    study = Study(setup, tmp_path, flags, [3], run=lambda words: commands.append(words) or 1)
+    with pytest.raises(Exception, match="vanilla_PRM_seed3"):
+        study.train()
+    assert str(tmp_path / "world_3" / "train.json") in commands[0]
+    assert str(tmp_path / "world_3" / "quality.json") in commands[0]
+    assert commands[0][-2:] == ["--domain_weights", str(tmp_path / "world_3" / "quality.json")]
+
+
+@pytest.fixture
+def results(tmp_path) -> SourcesResults:
+    """Two pairs, three sources, four questions: vanilla takes half of them, ranking all."""
+
+    def outcome(share: float, weights: dict | None) -> dict:
+        by_size = {"1": [0.5] * 4, "8": [share, share, 1.0, 1.0]}
+        methods = {name: by_size for name in ("mean_log_odds", "last", "one sample", "majority")}
+        methods["oracle"] = {"1": [0.5] * 4, "8": [1.0] * 4}
+        right = {name: methods for name in ("validation", *SETS)}
+        return {"weights": weights, "seconds": 1.0, "right": {"last": right, "best": right}}
+
+    card = [
+        {"name": "source_a", "quality": 1.0, "mean_label": 0.2},
+        {"name": "source_b", "quality": 0.6, "mean_label": 0.9},
+        {"name": "source_c", "quality": 0.1, "mean_label": 0.5},
+    ]
+    for seed in (1, 2):
+        write_json(tmp_path / f"world_{seed}" / "sources" / "domains.json", card)
+    right_order = {"source_a": 2.0, "source_b": 1.0, "source_c": 0.1}
+    by_label = {"source_a": 0.1, "source_b": 2.0, "source_c": 1.0}
+    outcomes = {
+        "vanilla PRM": [outcome(0.0, None)] * 2,
+        "ranking loss": [outcome(1.0, right_order)] * 2,
+        "published loss": [outcome(0.0, by_label)],
+    }
+    return SourcesResults(outcomes, [tmp_path / "world_1", tmp_path / "world_2"], SETS)
+
+
+def test_the_gain_is_over_the_pairs_that_both_rows_have(results):
+    assert results.gain("ranking loss", "best").tolist() == [[100.0, 100.0, 0, 0] * 2] * 2
+    assert results.gain("published loss", "best").shape == (1, 8)
+    table = "\n".join(results.accuracy("best"))
+    assert "| vanilla PRM | 2 | 50.0 | 50.0 | 50.0 | 50.0" in table
+    assert "+50.0 (+" in table and np.isclose(results.average("oracle", "last").mean(), 100)
+
+
+def test_the_weights_are_compared_with_quality_and_with_mean_label(results):
+    lines = results.weights()
+    assert not any("vanilla" in line for line in lines)
+    assert "| ranking loss | 1.00 | 1.00 | -0.50 | -0.50 | -0.50 |" in lines
+    assert "| published loss | -0.50 | -0.50 | 1.00 | 1.00 | 1.00 |" in lines
+
+
+@pytest.mark.slow
+def test_the_study_keeps_its_outcomes_and_goes_on_from_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    rows = ["ranking loss", "two stages", "meta set as training data"]
+    flags = ["--config", "sources", "--seeds", "1", "--iterations", "6", "--rows", *rows]
+    flags += ["--kept", str(tmp_path / "kept")]
+    work = ["--work", str(tmp_path / "work")]
+    assert reproduce.main([*flags, *work, "--out", str(tmp_path / "a")]) == 0
+    text = (tmp_path / "a" / "RESULTS.md").read_text()
+    for row in ("vanilla PRM", *rows):
+        assert f"| {row} |" in text
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert len(kept) == 4 and set(rows) < set(ROWS)
+    learned = json.loads((tmp_path / "kept" / "ranking_loss_seed1.json").read_text())["weights"]
+    second = json.loads((tmp_path / "kept" / "two_stages_seed1.json").read_text())["weights"]
+    assert second == pytest.approx(learned) and len(set(learned.values())) > 1
+
+    # Elsewhere, with nothing but what was kept, nothing is trained again.
+    work = ["--work", str(tmp_path / "elsewhere")]
+    assert reproduce.main([*flags, *work, "--out", str(tmp_path / "b")]) == 0
+    assert not list((tmp_path / "elsewhere").glob("*seed1/checkpoints"))
+    tables = [(tmp_path / name / "RESULTS.md").read_text().split("\n", 3)[3] for name in "ab"]
+    assert tables[0] == tables[1]
