@@ -111,9 +111,11 @@ CAPTIONS = Mix(lookups=0, claims=0, chains=0, captions=1, grids=(2, 3, 3, 4))
 LOOKUPS = Mix(lookups=3, claims=0, chains=0, captions=1, checks=8, finds=2)
 CLAIMS = Mix(lookups=2, claims=4, chains=0, checks=8, finds=2)
 CHAINS = Mix(lookups=1, claims=2, chains=1, checks=4, finds=1)
-# The same without any verdict: a model that sees and thinks aloud, and was never asked to judge.
+# For a base that sees and thinks aloud and hardly judges: chains are said, then statements are
+# judged as well, and verdicts on chains come last and are few.
 SILENT_LOOKUPS = replace(LOOKUPS, checks=0, finds=8)
 SILENT_CHAINS = Mix(lookups=2, claims=0, chains=2, captions=1, finds=8, verdicts=False)
+SILENT_CLAIMS = Mix(lookups=2, claims=4, chains=1, checks=8, finds=3, verdicts=False)
 
 
 def ask(rng: random.Random, scene: Scene, tasks: tuple[Task, ...], style: int) -> Question | None:

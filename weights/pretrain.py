@@ -21,7 +21,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2VLForConditionalGeneration,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -32,6 +37,7 @@ from weights.curriculum import (  # noqa: E402
     CLAIMS,
     LOOKUPS,
     SILENT_CHAINS,
+    SILENT_CLAIMS,
     SILENT_LOOKUPS,
     SPOKEN,
     Batch,
@@ -101,7 +107,14 @@ SEEING: Levels = (
     (SILENT_LOOKUPS, 0.15, {"caption": 0.97}),
     (SILENT_CHAINS, 0.3, {"lookup": 0.72}),
 )
-CURRICULA = {"judging": JUDGING, "seeing": SEEING}
+STATEMENTS: Levels = ((SILENT_CLAIMS, 0.0, {}),)
+VERDICTS: Levels = ((CHAINS, 0.0, {}),)
+CURRICULA = {
+    "judging": JUDGING,
+    "seeing": SEEING,
+    "statements": STATEMENTS,
+    "verdicts": VERDICTS,
+}
 
 
 def next_level(levels: Levels, level: int, step: int, steps: int, recent: dict[str, float]) -> int:
@@ -197,6 +210,7 @@ def main() -> None:
         "--state", type=Path, default=state, help="file to resume from, if it exists"
     )
     parser.add_argument("--curriculum", choices=list(CURRICULA), default="judging")
+    parser.add_argument("--init_from", type=Path, help="checkpoint to begin with, not at random")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) per step")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -210,7 +224,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     layout = Layout(tokenizer)
-    model = make_model(tokenizer, arguments.seed).train()
+    if arguments.init_from:
+        model = AutoModelForImageTextToText.from_pretrained(arguments.init_from)
+    else:
+        model = make_model(tokenizer, arguments.seed)
+    model.train()
     optimizer = make_optimizer(model, arguments.lr)
     levels = CURRICULA[arguments.curriculum]
     begin, level, recent = 0, 0, {}

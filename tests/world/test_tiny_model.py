@@ -15,9 +15,9 @@ from data.world.tasks import TASKS
 from reweighting.records.steps import Prompt
 from reweighting.reward_model.encoder import PromptEncoder
 from tests.conftest import TINY
-from weights.curriculum import CHAINS, Layout, Mix, draw_sheet
+from weights.curriculum import CHAINS, SILENT_CHAINS, Layout, Mix, draw_sheet
 from weights.evaluate_tiny_model import auroc, draw_evidence, draw_sheets, judge
-from weights.pretrain import forward
+from weights.pretrain import SEEING, forward, next_level
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,20 @@ def test_it_judges_claims_and_chain_prefixes(processor, model):
     found = judge(model, layout, draw_sheets("test/claims", 60, Mix(0, 4, 0, grids=(3,))))
     assert sum(right for *_, right in found) / len(found) > 0.85
     assert auroc(judge(model, layout, draw_sheets("test", 60, Mix(0, 0, 1, grids=(3,))))) > 0.9
+
+
+def test_a_base_that_only_sees_is_never_shown_a_verdict():
+    for number in range(20):
+        sheet = draw_sheet(random.Random(f"silent/{number}"), SILENT_CHAINS, 3)
+        assert {item.kind for item in sheet.items} <= {"lookup"}
+        chains = [said for said in sheet.spoken if not said.kind]
+        assert chains and all("Final answer: " in said.pieces[-1][0] for said in chains)
+        predicted = {text for said in sheet.spoken for text, wanted in said.pieces if wanted}
+        assert not predicted & {"yes", "no"}
+
+
+def test_a_level_begins_when_the_one_before_is_mastered_or_at_the_latest():
+    assert next_level(SEEING, 0, 10, 1000, {"caption": 0.5}) == 0
+    assert next_level(SEEING, 0, 10, 1000, {"caption": 0.98}) == 1
+    assert next_level(SEEING, 0, 150, 1000, {"caption": 0.5}) == 1
+    assert next_level(SEEING, 2, 999, 1000, {"lookup": 1.0}) == 2
