@@ -29,6 +29,7 @@ from PIL import Image
 from scipy.stats import mannwhitneyu, spearmanr
 
 from data import make_demo
+from data.world.training import as_sampled, train_records
 from reweighting.reproduce.configs import DATA, DEMO
 from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
 from reweighting.reward_model.aggregation import LogOdds
@@ -65,11 +66,7 @@ def qualities() -> dict[str, float]:
 
 def clean_records() -> list[dict]:
     """The train records with the labels and images they had before they were spoiled."""
-    items = [
-        replace(item, scores=item.clean, image_of=number)
-        for number, item in enumerate(make_demo.train_items(seed=1, size=10_000))
-    ]
-    return make_demo.train_records(items)
+    return train_records(as_sampled(make_demo.train_items(seed=1, size=10_000)))
 
 
 def rank_correlation(weights: dict[str, float]) -> float:

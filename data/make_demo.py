@@ -29,7 +29,6 @@ from data.world.training import (
     train_files,
     unsound,
 )
-from data.world.training import train_records as train_records  # for programs that import this one
 from reweighting.system import terminal
 
 DOMAINS = (

@@ -202,15 +202,21 @@ def walk(rng: random.Random, scene: Scene) -> list[Spoken]:
     return [Spoken(pieces, 0.3, "walk")]
 
 
+def continued(question: Question, given: str, whole: str, weight: float, kind: str = "") -> Spoken:
+    """A response whose beginning is given and whose rest, up to ``whole``, is predicted."""
+    before = join(question.text, given)
+    return Spoken(
+        [(before, False), (join(question.text, whole)[len(before) :], True)], weight, kind
+    )
+
+
 def evidence(rng: random.Random, scene: Scene, task: Task, style: int) -> Spoken | None:
     """A look-up where a chain has it: the question and step 1 are given, step 2 is predicted."""
     question = ask(rng, scene, (task,), style)
     if question is None:
         return None
     chain = sample_chain(rng, question, FAULTLESS)
-    before = join(question.text, chain.prefix(1)) + "\nStep 2:"
-    said = join(question.text, chain.prefix(2))[len(before) :]
-    return Spoken([(before, False), (said, True)], 0.0, "evidence")
+    return continued(question, f"{chain.prefix(1)}\nStep 2:", chain.prefix(2), 0.0, "evidence")
 
 
 def draw_sheet(rng: random.Random, mix: Mix, grid: int, profile: Profile | None = None) -> Sheet:
@@ -276,9 +282,8 @@ def _add_chain(
             )
         )
     if any(chain.step_correct):
-        before = join(question.text, "Step 1:")
-        whole = join(question.text, chain.prefix(sum(chain.step_correct)))
-        sheet.spoken.append(Spoken([(before, False), (whole[len(before) :], True)], 0.05))
+        sound = chain.prefix(sum(chain.step_correct))
+        sheet.spoken.append(continued(question, "Step 1:", sound, 0.05))
 
 
 def _say_chain(
@@ -289,9 +294,7 @@ def _say_chain(
     if question is None:
         return
     chain = sample_chain(rng, question, profile or FAULTLESS)
-    before = join(question.text, "Step 1:")
-    said = join(question.text, chain.text)[len(before) :]
-    sheet.spoken.append(Spoken([(before, False), (said, True)], 0.3))
+    sheet.spoken.append(continued(question, "Step 1:", chain.text, 0.3))
 
 
 def patches(images: np.ndarray) -> torch.Tensor:

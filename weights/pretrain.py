@@ -204,10 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     default = REPOSITORY / "weights" / "tiny-qwen2-vl"
     parser.add_argument("--base", type=Path, default=default, help="folder with the tokenizer")
-    parser.add_argument("--out", type=Path, default=default, help="folder to write")
-    state = REPOSITORY / "weights" / "pretrain_state.pt"
     parser.add_argument(
-        "--state", type=Path, default=state, help="file to resume from, if it exists"
+        "--out", type=Path, help=f"folder to write (default, for judging only: {default.name})"
+    )
+    parser.add_argument(
+        "--state", type=Path, help="file to resume from, if it exists (default: OUT_state.pt)"
     )
     parser.add_argument("--curriculum", choices=list(CURRICULA), default="judging")
     parser.add_argument("--init_from", type=Path, help="checkpoint to begin with, not at random")
@@ -221,6 +222,10 @@ def main() -> None:
         "--minutes", type=float, default=0, help="stop after so many, to be resumed"
     )
     arguments = parser.parse_args()
+    if arguments.out is None and arguments.curriculum != "judging":
+        parser.error("--out is needed: the shipped checkpoint is of the curriculum judging")
+    arguments.out = arguments.out or default
+    arguments.state = arguments.state or arguments.out.with_name(f"{arguments.out.name}_state.pt")
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     layout = Layout(tokenizer)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ..system import terminal
@@ -22,11 +23,13 @@ from ..system.files import write_text
 from ..system.terminal import Parser, quiet
 from . import sources
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
-from .sources import ROWS, World
-from .study import CommandFailed, Study
+from .sources import ROWS, VANILLA, World
+from .study import CommandFailed, Setup, Study
 from .tables import Results
 
-SOURCES = "sources"
+SOURCES, BASE = "sources", "weights/tiny-qwen2-vl"
+FIRST_ROWS = list(ROWS)[1:5]
+OF_SOURCES = ("rows", "base", *asdict(World()), "kept")  # flags
 
 
 def build_parser() -> Parser:
@@ -44,21 +47,33 @@ def build_parser() -> Parser:
         optional.remove(compared)
     add("--leave_out", nargs="*", choices=optional, default=[], help="rows not to train")
     usual = World()
-    add = parser.add_argument_group("with --config sources").add_argument
-    add("--rows", nargs="+", choices=list(ROWS), default=list(ROWS)[:5],
-        help="rows to train (default: the first five of these)")  # fmt: skip
-    add("--base", default="weights/tiny-qwen2-vl", help="the reward model's base (default: "
-        "weights/tiny-qwen2-vl)")  # fmt: skip
-    add("--misled", type=float, default=usual.misled,
-        help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
-    add("--meta_types", type=int, default=usual.meta_types,
-        help=f"question types in the meta set (default: {usual.meta_types})")  # fmt: skip
-    add("--meta_chains", type=int, default=usual.meta_chains,
-        help=f"chains in the meta set (default: {usual.meta_chains})")  # fmt: skip
-    add("--same_quality", action="store_true", help="mislead the same share of every source")
-    add("--kept", type=Path, help="directory of what is kept of finished runs, which are not "
-        "trained again (default: kept/ in --work)")  # fmt: skip
+    group = parser.add_argument_group("with --config sources").add_argument
+    group("--rows", nargs="+", choices=list(ROWS),
+          help=f"rows to train besides vanilla (default: {', '.join(FIRST_ROWS)})")  # fmt: skip
+    group("--base", help=f"the reward model's base (default: {BASE})")
+    group("--misled", type=float,
+          help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
+    group("--meta_types", type=int,
+          help=f"question types in the meta set (default: {usual.meta_types})")  # fmt: skip
+    group("--meta_chains", type=int,
+          help=f"chains in the meta set (default: {usual.meta_chains})")  # fmt: skip
+    group("--same_quality", action="store_true", default=None,
+          help="mislead the same share of every source")  # fmt: skip
+    group("--kept", type=Path, help="directory of what is kept of finished runs, which are not "
+          "trained again (default: kept/ in --work)")  # fmt: skip
     return parser
+
+
+def misplaced(arguments: argparse.Namespace) -> str | None:
+    """A flag that would change nothing with this configuration, if one is given."""
+    given = [flag for flag in OF_SOURCES if getattr(arguments, flag) is not None]
+    if arguments.config == SOURCES:
+        return (
+            "--leave_out is not for --config sources: --rows says what to train"
+            if (arguments.leave_out)
+            else None
+        )
+    return f"--{given[0]} is for --config sources" if given else None
 
 
 def seeds_of(arguments: argparse.Namespace) -> range:
@@ -71,13 +86,19 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     from .sources_tables import SourcesResults  # imports torch, which takes seconds
 
     work = arguments.work or Path("weights", f"study_{SOURCES}")
-    setup = sources.setup(work, arguments.base, arguments.iterations or 600)
-    world = World(arguments.misled, arguments.meta_types, arguments.meta_chains,
-                  arguments.same_quality)  # fmt: skip
+    given = {flag: value for flag, value in vars(arguments).items() if value is not None}
+    world = World(**{name: given[name] for name in asdict(World()) if name in given})
+    base, iterations = arguments.base or BASE, arguments.iterations or 600
+    setup = sources.setup(work, base, iterations)
     seeds = seeds_of(arguments)
-    rows = list(dict.fromkeys(["vanilla PRM", *arguments.rows]))
+    rows = list(dict.fromkeys([VANILLA, *(arguments.rows or FIRST_ROWS)]))
     study = Study(setup, work, ROWS, seeds)
     kept = sources.Kept(study, arguments.kept or work / "kept")
+    settings = {**asdict(world), "base": base, "iterations": iterations}
+    for folder in (work, kept.folder):
+        if problem := sources.other_settings(folder, settings):
+            terminal.error(problem)
+            return 2
     outcomes: dict[str, list[dict]] = {row: [] for row in rows}
     say = lambda text: print(text, flush=True)  # noqa: E731
     try:
@@ -100,13 +121,17 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
     quiet()
+    if problem := misplaced(arguments):
+        terminal.error(problem)
+        return 2
+    program = Setup.program
+    if not program.is_file():
+        terminal.error(f"the study runs {program}, which this folder does not hold: start it "
+                       "in a clone of the repository")  # fmt: skip
+        return 2
     if arguments.config == SOURCES:
         return overlapping_sources(arguments, argv)
     setup = SETUPS[arguments.config]
-    if not setup.program.is_file():
-        terminal.error(f"the study runs {setup.program}, which this folder does not hold: start it "
-                       "in a clone of the repository")  # fmt: skip
-        return 2
     if missing := setup.missing():
         files = "".join(f"\n  {path}" for path in missing)
         terminal.error(f"the study needs these files (docs/data.md):{files}")

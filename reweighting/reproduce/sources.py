@@ -24,6 +24,7 @@ DATA = Path("data")
 WORLD = DATA / "sources"
 POOL = 8  # candidates of a question in the validation while training, which must be quick
 LAST, BEST = "last", "best"
+SETTINGS_FILE = "settings.json"
 SIZES = (1, 2, 4, 8, 16, 32)
 
 # What every row of the table is trained with. A row may stand on an earlier one's run.
@@ -104,6 +105,19 @@ def setup(work: Path, model: str, iterations: int) -> Setup:
             *("--eval_image_root", str(DATA)),
         ),
     )
+
+
+def other_settings(folder: Path, settings: dict) -> str | None:
+    """Write what the runs of a folder have in common, or say that it holds those of others."""
+    file = folder / SETTINGS_FILE
+    if not file.exists():
+        write_json(file, settings)
+        return None
+    found = read_json(file)
+    for name, value in settings.items():
+        if found.get(name) != value:
+            return f"{file}: the runs here have {name} {found.get(name)}, not {value}"
+    return None
 
 
 def make_world(study: Study, world: World, seed: int) -> None:

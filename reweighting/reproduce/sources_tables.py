@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..selection.best_of_n import interval
 from ..system.files import read_json
 from ..training.signal.estimates import spearman
 from .sources import BEST, LAST, TRUE_QUALITY, VANILLA
+from .tables import percent
 
 ANSWERS = ("one sample", "majority", "oracle")  # need no model
 OUTCOME = "ORM"  # scores whole chains
@@ -55,8 +55,8 @@ class SourcesResults:
         for row in (*ANSWERS, *self.outcomes):
             cells = [f"{self.right(row, which, n).mean():.1f}" for n in ("validation", *self.sets)]
             values = self.average(row, which)
-            cells.append(_with_interval(values, ""))
-            gain = "" if row in (*ANSWERS, VANILLA) else _with_interval(self.gain(row, which), "+")
+            cells.append(percent(values))
+            gain = "" if row in (*ANSWERS, VANILLA) else percent(self.gain(row, which), "+")
             lines.append(f"| {row} | {len(values)} | " + " | ".join([*cells, gain]) + " |")
         return lines
 
@@ -116,8 +116,3 @@ def _correlations(weights: Mapping[str, float], card: Sequence[dict]) -> tuple[f
         torch.tensor([source[key] for source in card]) for key in ("quality", "mean_label")
     )
     return spearman(ours, quality), spearman(ours, label)
-
-
-def _with_interval(values: np.ndarray, sign: str) -> str:
-    mean, _, low, high = interval(values)
-    return f"{mean:{sign}.1f} ({low:{sign}.1f} … {high:{sign}.1f})"

@@ -71,9 +71,9 @@ class Results:
         lines = ["| method | " + " | ".join(self.sets) + " | average |"]
         lines.append("|---" * (len(self.sets) + 2) + "|")
         for method in self.methods():
-            cells = [_percent(100 * self.values(method, name)) for name in self.sets]
+            cells = [percent(100 * self.values(method, name)) for name in self.sets]
             lines.append(
-                f"| {method} | " + " | ".join([*cells, _percent(self.pooled(method))]) + " |"
+                f"| {method} | " + " | ".join([*cells, percent(self.pooled(method))]) + " |"
             )
         return lines
 
@@ -84,8 +84,7 @@ class Results:
         if "without aggregation loss" in self.study.variants:
             others.append("without aggregation loss")
         for method in others:
-            mean, _, low, high = interval(ours - self.pooled(method))
-            lines.append(f"- DreamPRM - {method}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
+            lines.append(f"- DreamPRM - {method}: {percent(ours - self.pooled(method), '+')}")
         return lines
 
     def sizes(self) -> list[int]:
@@ -107,7 +106,7 @@ class Results:
         lines = ["| aggregation | average |", "|---|---|"]
         for name in AGGREGATION_NAMES:
             values = [self._largest("DreamPRM", n, name) for n in self.sets]
-            lines.append(f"| {name} | {_percent(100 * np.concatenate(values, axis=1))} |")
+            lines.append(f"| {name} | {percent(100 * np.concatenate(values, axis=1))} |")
         return lines
 
     def _largest(self, variant: str, name: str, way: str) -> np.ndarray:
@@ -179,9 +178,10 @@ class Results:
         _save(figure, axes, out / "weights_by_seed.png")
 
 
-def _percent(values: np.ndarray) -> str:
+def percent(values: np.ndarray, sign: str = "") -> str:
+    """Mean and 95 % interval of ``[seeds, questions]``; with ``sign`` "+", of a difference."""
     mean, _, low, high = interval(values)
-    return f"{mean:.1f} ({low:.1f} … {high:.1f})"
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} … {high:{sign}.1f})"
 
 
 def _save(figure, axes, path: Path) -> None:

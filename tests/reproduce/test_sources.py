@@ -15,7 +15,7 @@ from reweighting.reproduce import sources
 from reweighting.reproduce.configs import DEMO
 from reweighting.reproduce.sources import ROWS, outcome_records
 from reweighting.reproduce.sources_tables import SourcesResults
-from reweighting.reproduce.study import Setup, Study
+from reweighting.reproduce.study import CommandFailed, Setup, Study
 from reweighting.system.files import read_json, write_json, write_records
 from tests.conftest import REPOSITORY
 
@@ -92,6 +92,44 @@ def test_the_weights_are_compared_with_quality_and_with_mean_label(results):
     assert "| published loss | -0.50 | -0.50 | 1.00 | 1.00 | 1.00 |" in lines
 
 
+def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+
+    def no_world(*_):
+        raise CommandFailed("no world is made here")
+
+    monkeypatch.setattr(sources, "make_world", no_world)
+    flags = [
+        "--config",
+        "sources",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    assert reproduce.main([*flags, "--misled", "0.2"]) == 1
+    capsys.readouterr()
+    assert reproduce.main([*flags, "--misled", "0.3"]) == 2
+    assert "have misled 0.2, not 0.3" in capsys.readouterr().err
+    kept = ["--kept", str(tmp_path / "work" / "kept"), "--work", str(tmp_path / "other")]
+    assert reproduce.main([*flags, *kept, "--iterations", "5"]) == 2
+    assert "kept/settings.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config", "sources", "--leave_out", "ORM"], "--leave_out is not for --config sources"),
+        (["--misled", "0.3"], "--misled is for --config sources"),
+        (["--same_quality"], "--same_quality is for --config sources"),
+        (["--rows", "ORM"], "--rows is for --config sources"),
+    ],
+)
+def test_a_flag_that_would_change_nothing_is_refused(tmp_path, capsys, flags, said):
+    assert reproduce.main([*flags, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_study_keeps_its_outcomes_and_goes_on_from_them(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
@@ -117,7 +155,7 @@ def test_the_study_keeps_its_outcomes_and_goes_on_from_them(tmp_path, monkeypatc
     for row in ("vanilla PRM", *rows):
         assert f"| {row} |" in text
     kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    assert len(kept) == 4 and set(rows) < set(ROWS)
+    assert len(kept) == 5 and set(rows) < set(ROWS)  # and settings.json
     learned = json.loads((tmp_path / "kept" / "ranking_loss_seed1.json").read_text())["weights"]
     assert len(set(learned.values())) > 1
     second = json.loads((tmp_path / "work" / "two_stages_seed1" / "arguments.json").read_text())

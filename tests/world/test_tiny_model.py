@@ -15,6 +15,7 @@ from data.world.tasks import TASKS
 from reweighting.records.steps import Prompt
 from reweighting.reward_model.encoder import PromptEncoder
 from tests.conftest import TINY
+from weights import pretrain
 from weights.curriculum import CHAINS, SILENT_CHAINS, Layout, Mix, draw_sheet
 from weights.evaluate_tiny_model import auroc, draw_evidence, draw_sheets, judge
 from weights.pretrain import SEEING, forward, next_level
@@ -114,3 +115,10 @@ def test_a_level_begins_when_the_one_before_is_mastered_or_at_the_latest():
     assert next_level(SEEING, 0, 10, 1000, {"caption": 0.98}) == 1
     assert next_level(SEEING, 0, 150, 1000, {"caption": 0.5}) == 1
     assert next_level(SEEING, 2, 999, 1000, {"lookup": 1.0}) == 2
+
+
+def test_a_weaker_base_does_not_overwrite_the_shipped_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pretrain.py", "--curriculum", "seeing", "--steps", "1"])
+    with pytest.raises(SystemExit):
+        pretrain.main()
+    assert "--out is needed" in capsys.readouterr().err
