@@ -13,7 +13,14 @@ import time
 import pytest
 
 from reweighting.records.answers import mathematics
-from reweighting.records.answers.comparison import MAX_UNKNOWN, is_right, parties, same, unreadable
+from reweighting.records.answers.comparison import (
+    MAX_UNKNOWN,
+    MAX_UNKNOWN_IN_VOTE,
+    is_right,
+    parties,
+    same,
+    unreadable,
+)
 from reweighting.records.answers.extraction import extract
 from tests.conftest import REPOSITORY
 
@@ -240,6 +247,35 @@ def test_lists_of_expressions_that_take_long_are_given_up():
     asked = mathematics.equal.cache_info().misses
     assert not same(left, right)
     assert mathematics.equal.cache_info().misses - asked <= MAX_UNKNOWN + 1
+
+
+def test_a_vote_gives_up_expressions_that_take_long(monkeypatch):
+    """Two dozen answers are 276 pairs; few may run out of time, equal words still agree."""
+    slow = [rf"\int_0^{{{i}}} e^{{-x^2}}dx+\sum_{{k=1}}^{{{i}}}k!^{{k!}}" for i in range(2, 26)]
+    tried = []
+    monkeypatch.setattr(mathematics, "equal", lambda left, right: tried.append(left))
+    found = parties([*slow, slow[0] + " ", "5", "5.0"])
+    assert found == [*range(24), 0, 24, 24]
+    assert len(tried) <= MAX_UNKNOWN_IN_VOTE + MAX_UNKNOWN + 1
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("Final answer: >5", ">5"),
+        ("Final answer: > 5", "> 5"),
+        ("Final answer: - 5", "- 5"),
+        ("Final answer: 2**3", "2**3"),
+        ("**Final answer: 5**", "5"),
+        ("Final answer => 5", "5"),
+        ("Final answer:\n- 5", "5"),
+        ("Final answer:\n> 5", "5"),
+        ("> 5", "> 5"),
+        ("-x", "-x"),
+    ],
+)
+def test_a_sign_beside_the_marker_belongs_to_the_answer(response, answer):
+    assert extract(response) == answer
 
 
 def test_long_and_nested_inputs_take_no_time():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .expressions import TooManyUnknownError, allow_unknown
+from .expressions import TooManyUnknownError, allow_unknown, still_allowed
 from .extraction import extract, without_lead_in
 from .notation import clean
 from .options import named_options, same_labelled, text_after_letter
@@ -19,6 +19,7 @@ from .values import equally_plain, same_value
 __all__ = ["extract", "is_right", "parties", "same", "unreadable", "unreadable_note"]
 
 MAX_UNKNOWN = 4  # how often two answers may hold expressions whose comparison runs out of time
+MAX_UNKNOWN_IN_VOTE = 10  # the same of all answers to a question; then algebra is not asked
 
 Choices = Sequence[str] | None
 
@@ -29,7 +30,7 @@ def same(predicted: str, true: str, choices: Choices = None) -> bool:
     Args:
         choices: texts of the options A, B, …; an answer may give a text instead of its letter.
     """
-    return _same(predicted, true, None if choices is None else tuple(choices))
+    return _compared(predicted, true, None if choices is None else tuple(choices))[0]
 
 
 def is_right(response: str, true: str, choices: Choices = None) -> bool:
@@ -44,9 +45,18 @@ def parties(answers: Sequence[str], choices: Choices = None) -> list[int]:
     """
     members: list[str] = []  # the first of each party
     number: dict[str, int] = {}
+    options, unknown = None if choices is None else tuple(choices), 0
+
+    def agree(answer: str, first: str) -> bool:
+        nonlocal unknown
+        allowed = MAX_UNKNOWN if unknown <= MAX_UNKNOWN_IN_VOTE else -1
+        found, times = _compared(answer, first, options, allowed)
+        unknown += times
+        return found
+
     for answer in answers:
         if answer.strip() and answer not in number:
-            found = (i for i, first in enumerate(members) if same(answer, first, choices))
+            found = (i for i, first in enumerate(members) if agree(answer, first))
             number[answer] = next(found, len(members))
             if number[answer] == len(members):
                 members.append(answer)
@@ -64,25 +74,34 @@ def unreadable_note(missing: int, total: int) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
+def _compared(
+    predicted: str, true: str, choices: tuple[str, ...] | None, allowed: int = MAX_UNKNOWN
+) -> tuple[bool, int]:
+    """Whether two answers say the same, and how many comparisons ran out of time.
+
+    Args:
+        allowed: how many may; with -1, what needs algebra counts as different.
+    """
     if not predicted.strip() or not true.strip():
-        return False
+        return False, 0
     if predicted.strip() == true.strip():
-        return True
-    allow_unknown(MAX_UNKNOWN)
+        return True, 0
+    allow_unknown(allowed)
     predicted, true = (without_lead_in(clean(text)) for text in (predicted, true))
     try:
-        if _say_the_same(predicted, true, choices):
-            return True
-        left, right = (_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
-        return (left, right) != (predicted, true) and _say_the_same(left, right, choices)
+        found = _say_the_same(predicted, true, choices)
+        if not found:
+            left, right = (_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
+            found = (left, right) != (predicted, true) and _say_the_same(left, right, choices)
     except TooManyUnknownError:
-        return False
+        found = False
+    return found, allowed - still_allowed()
 
 
 # "C because the others are larger", "12 (since 3 × 4 = 12)", "0.75 (75%)"
 _REASON = re.compile(
-    r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))[^()]*\)$",
+    r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))"
+    r"(?![^()]*\b(?:not|wrong|incorrect|false)\b)[^()]*\)$",
     re.I | re.S,
 )
 # "The area of the square is 12 cm²", "x is 5": only what follows counts.

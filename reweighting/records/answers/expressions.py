@@ -6,7 +6,7 @@ import re
 import threading
 
 from . import mathematics
-from .notation import unit, unit_of_expression, words
+from .notation import joined, unit, unit_of_expression, words
 
 FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi "
@@ -15,6 +15,7 @@ FUNCTIONS = words(
 )
 COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
 LETTERS = re.compile(r"[A-Za-z]+")
+_SPACED_DIGITS = re.compile(r"(?<![\w{}^\\])\d+ \d+")
 _SYMBOL = re.compile(r"\\?[A-Za-z]+")
 _WITH_UNIT = re.compile(
     r"^(.*(?:[\d})]|\\pi))\s*(?<=[\s})])(°[CF]?|%|[A-Za-zΩµ][A-Za-z/^ {}\d]*)$", re.S
@@ -34,8 +35,10 @@ def without_unit(text: str) -> tuple[str, str]:
 def same_expressions(left: str, right: str) -> bool:
     """Whether two expressions, in LaTeX or in plain notation, are equal; see :func:`equal`."""
     texts = [latex(text) for text in (left, right)]
-    if texts[0].replace(" ", "") == texts[1].replace(" ", ""):
+    if joined(texts[0]) == joined(texts[1]):
         return True
+    if len({tuple(_SPACED_DIGITS.findall(text)) for text in texts}) > 1:
+        return False  # math-verify would read "5 5" as 55
     # math-verify ignores case in names, and takes a letter after a number for a unit.
     names = [set(LETTERS.findall(COMMAND.sub(" ", text))) for text in texts]
     names = [set("".join(found)) - set("ei") for found in names]
@@ -57,8 +60,13 @@ _allowance = _Allowance()
 
 
 def allow_unknown(count: int) -> None:
-    """Allow ``count`` further comparisons of this thread to run out of time."""
+    """Allow ``count`` further comparisons of this thread to run out of time; -1: none is begun."""
     _allowance.unknown = count
+
+
+def still_allowed() -> int:
+    """How many of those that :func:`allow_unknown` allowed are left; -1 if there were too many."""
+    return _allowance.unknown
 
 
 def equal(left: str, right: str) -> bool:
@@ -67,6 +75,8 @@ def equal(left: str, right: str) -> bool:
     Raises:
         TooManyUnknownError: time has run out more often than :func:`allow_unknown` allows.
     """
+    if _allowance.unknown < 0:
+        raise TooManyUnknownError
     found = mathematics.equal(left, right)
     if found is None:
         _allowance.unknown -= 1

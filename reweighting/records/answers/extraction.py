@@ -230,9 +230,17 @@ def _chosen(text: str) -> str:
     return ""
 
 
+_HALF_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(\\+-])")  # "2**3" is whole
+# What may stand before an answer: beside its marker, and in a line of its own.
+_BESIDE = re.compile(r"^(?:[\s*_#:：•→]|[-=]>|=|(?:is|are)\s)+")
+_BEFORE = re.compile(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+")
+
+
 def _value(text: str, start: int) -> str:
     """The answer that stands after a marker: in a line, a display, a fence or a tag."""
     rest = _FENCE.sub("", text[start : start + MAX_ENDING])
+    if text[:start].endswith("="):
+        rest = rest.removeprefix(">")  # "Final answer => 5"
     if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
         return _inner(tag["value"].strip())
     opening = re.match(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)", rest)
@@ -244,9 +252,10 @@ def _value(text: str, start: int) -> str:
         return _unboxed(f"{block} {tail}".strip())
     if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
         return sign
-    for line in rest.split("\n"):
-        line = re.sub(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+", "", line).rstrip(" *_\t\r")
-        line = line.replace("**", "") if line.count("**") % 2 else line
+    for number, line in enumerate(rest.split("\n")):
+        # A sign in the marker's own line belongs to the answer: "> 5", "- 5".
+        line = (_BEFORE if number else _BESIDE).sub("", line).rstrip(" *_\t\r")
+        line = _HALF_BOLD.sub("", line) if line.count("**") % 2 else line
         line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
         if _is_answer(line):
             return _unboxed(_COPULA.sub("", _sentence(line)))
@@ -292,7 +301,7 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
     lines = [line for line in _FENCE.sub("", text).strip().splitlines() if line.strip()]
     if not lines or not any(character.isalnum() for character in lines[-1]):
         return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""
-    last = re.sub(r"^[\s*_#>\-•]+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
+    last = re.sub(r"^(?:[*_#•]|[>-]?\s(?!\d))+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
     plain = clean(last)
     if conclusion := _CONCLUSION.match(plain):
         plain = last = conclusion["value"]

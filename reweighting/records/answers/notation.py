@@ -72,6 +72,7 @@ _LATEX = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\(?:triangle|angle|overline|vec|bar|hat)(?![A-Za-z])", " "),
         (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
     )
 ]
 # Commands around words; only the words count.
@@ -81,7 +82,11 @@ _WRAPPER = re.compile(
 )
 _TAG = re.compile(r"</?[A-Za-z|][A-Za-z0-9_|\- ]{0,40}>")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[A-Za-z]*[ \t]*$|```", re.M)
+# "**5**" is bold, "2**3" a power, and what is left of "**" is the half of a bold text.
+_BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)([^*]+)(?<=\S)\*\*")
+_POWER = re.compile(r"(?<=[\w)])\*\*(?:([-+]?\d+)|(?=[\w(\\]))")
 _MONEY = re.compile(r"^[-+]?\s*\$\s*(?=[\d.])")
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _SQUARE_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|(?=[({]))")
 
 
@@ -98,7 +103,7 @@ def clean(answer: str) -> str:
     text = _VULGAR.sub(lambda m: " " + m.group(), text).translate(_TABLE)
     text = unicodedata.normalize("NFKC", text).translate(_TABLE)
     text = _SQUARE_ROOT.sub(lambda m: rf"\sqrt{{{m[1]}}}" if m[1] else r"\sqrt", text)
-    text = _TAG.sub(" ", _FENCE.sub(" ", text)).replace("**", "").replace("__", "")
+    text = unbold(_TAG.sub(" ", _FENCE.sub(" ", text))).replace("__", "")
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
     text = _unwrapped(text)
@@ -107,6 +112,17 @@ def clean(answer: str) -> str:
     text = text.replace("$", " ").replace("\ue000", " USD ")
     text = _strip(" ".join(text.split()))
     return text or plain
+
+
+def unbold(text: str) -> str:
+    """A text without Markdown's bold, and with "^" for the "**" of a power."""
+    text = _POWER.sub(lambda m: f"^{{{m[1]}}}" if m[1] else "^", _BOLD.sub(r"\1", text))
+    return text.replace("**", "")
+
+
+def joined(text: str) -> str:
+    """A text without the spaces that mean nothing; those between digits part two numbers."""
+    return _SPACE.sub("", text)
 
 
 def _unwrapped(text: str) -> str:
@@ -354,7 +370,13 @@ _NUMBER_WORDS = {
     **{w: 10 * i for i, w in enumerate(words("thirty forty fifty sixty seventy eighty ninety"), 3)},
 }
 _CURRENCY = re.compile(r"^([-+]?)\s*(USD|EUR|GBP|JPY|INR|CNY|Rs\.?)\s*(?=[\d.])")
-_ABOUT = re.compile(r"^(?:\\approx|\\sim|~|about|approximately|approx\.?|roughly|around)\s+", re.I)
+# "$3m" is money, not a length.
+_OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_ABOUT = re.compile(
+    r"^(?:\\approx|\\sim|~|about|approximately|approx\.?|roughly|around|exactly|precisely|only|just"
+    r"|equals|equal to)\s+",
+    re.I,
+)
 ROUNDED = 6  # significant digits from which on a decimal may be a rounded value
 
 
@@ -394,7 +416,8 @@ def quantity(text: str) -> Quantity | None:
     glued = not rest[:1].isspace()
     rest = rest.strip().lstrip("-").strip() if re.match(r"\s*-[a-z]{3}", rest) else rest.strip()
     first, _, others = rest.partition(" ")
-    if scale := _SCALES.get(first.casefold()):
+    scales = {**_SCALES, **_OF_MONEY} if currency else _SCALES
+    if scale := scales.get(first.casefold()):
         value, ulp, rest, glued = value * scale, ulp * scale, others.strip(), False
     if rest and glued and not _known_unit(rest) and not _DEGREES.match(rest):
         return None  # "2nd", "3x"

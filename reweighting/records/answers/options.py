@@ -83,7 +83,14 @@ def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | Non
             return frozenset({letter, *filter(known, more)})
     if choices and (match := _SPACED.match(text)):
         letter = match[1] or match[4]
-        if _is_text_of(letter, match["text"] or match["first"], choices):
+        said = match["text"] or match["first"]
+        others = filter(known, ascii_uppercase[: len(choices)])
+        # "C 20" where 20 is the text of B: the letter was chosen, as in "C. 20". "A red" may be
+        # "a red one".
+        chosen = match[1] and known(letter) and (letter != "A" or not said[0].isalpha())
+        if _is_text_of(letter, said, choices) or (
+            chosen and any(_is_text_of(other, said, choices) for other in others)
+        ):
             return frozenset(letter)
     return None
 

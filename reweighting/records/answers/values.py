@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from .expressions import equal, latex, same_expressions, without_unit
-from .notation import MAX_CHARACTERS, Quantity, quantity, same_quantity, without_about
+from .notation import MAX_CHARACTERS, Quantity, joined, quantity, same_quantity, without_about
 from .structure import (
     MAX_PARTS,
     assigned_value,
@@ -20,7 +20,7 @@ MAX_DEPTH = 6  # of lists within tuples within unions …
 
 # ---- words
 
-_ARTICLE = re.compile(r"\b(?:the|a|an)\s+(?=\w)")
+_ARTICLE = re.compile(r"\bthe\s+(?=\w)|\b(?:a|an)\s+(?=[^\W\d])")
 _INDEX = re.compile(r"\s*_\s*\{?\s*(\w+)\s*\}?")  # "CO_2", "CO_{2}"
 _SPACED_SIGN = re.compile(r"\s*([-,;/:])\s*")
 
@@ -61,7 +61,7 @@ def same_value(left: str, right: str, depth: int = 0) -> bool:
             known or bool(_PRODUCT.fullmatch(text))
             for known, text in zip(mathematical, (left, right), strict=True)
         ]
-    if "".join(left.split()) == "".join(right.split()) and all(mathematical):
+    if joined(left) == joined(right) and all(mathematical):
         return True
     quantities = quantity(left), quantity(right)
     if all(quantities):
