@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -286,7 +291,32 @@ def batch_loader(
 
 
 def _start_worker(worker: int) -> None:
-    """Give a worker one thread and its share of the image cache."""
+    """Give a worker one thread and its share of the image cache, and bind it to its parent."""
     torch.set_num_threads(1)
     info = get_worker_info()
     info.dataset.encoder.cache_bytes //= info.num_workers
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, and on a SIGTERM of its parent only.
+
+    A SIGTERM to the whole process group is for the training process: it finishes its step, for
+    which it needs the workers, saves, and ends them. And a parent that was killed cannot end
+    anybody; its workers would wait for good for someone to read what they made.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C likewise
+    above, parent = os.getppid(), multiprocessing.parent_process()
+    waits = parent is not None and hasattr(signal, "sigtimedwait")  # Linux
+    if waits:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def watch() -> None:
+        while os.getppid() == above:
+            if not waits:
+                time.sleep(1.0)
+            elif (sent := signal.sigtimedwait({signal.SIGTERM}, 1.0)) and sent.si_pid == parent.pid:
+                break
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()

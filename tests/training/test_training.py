@@ -41,7 +41,14 @@ def start(dataset: Path, weights_path: Path, *flags: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        start_new_session=True,
     )
+
+
+def group_of(process: subprocess.Popen) -> list[str]:
+    """The processes of a run that still exist: itself and its data workers."""
+    found = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True)
+    return found.stdout.split()
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -134,8 +141,13 @@ def test_a_killed_run_resumes_bit_for_bit(dataset, tmp_path):
     run = tmp_path / "killed"
     process = start(dataset, run, *flags)
     wait_for_checkpoint(run, process)
+    assert len(group_of(process)) > 2
     process.kill()
     process.wait()
+    until = time.monotonic() + 20
+    while group_of(process) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not group_of(process)  # the data workers end with their parent
     stopped_at = opening.load_state(run)["iteration"]
     assert 0 < stopped_at < 40 and stopped_at % 3 == 0
     # A kill can also tear the line being written and leave a half-written checkpoint behind.
@@ -158,14 +170,17 @@ def test_a_kill_between_the_links_of_the_first_checkpoint_loses_nothing(dataset,
     assert all(torch.equal(value, before[name]) for name, value in weights_of(run).items())
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_save_and_exit_with_the_usual_code(dataset, tmp_path, number, code):
+def test_signals_save_and_exit_with_the_usual_code(dataset, tmp_path, number, code, send):
+    """To the process alone, as ``kill`` does, or to all of its group, as terminals and Slurm do."""
     run = tmp_path / "run"
     flags = ["--iteration_num", "2000", "--save_every_iterations", "2", "--num_workers", "1"]
     process = start(dataset, run, *flags)
     wait_for_checkpoint(run, process)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == code
+    send(process.pid, number)
+    assert process.wait(timeout=60) == code, process.stdout.read().decode()
+    assert not group_of(process)
     state = opening.load_state(run)
     assert 0 < state["iteration"] < 2000
     assert RewardModel.from_pretrained(run).LN.weight.isfinite().all()
