@@ -149,4 +149,4 @@ def make_engine(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.exit_with(main)

@@ -8,7 +8,6 @@ in the field ``benchmark`` of candidates records and of a selection's ``samples.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,4 +102,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.exit_with(main)

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..system import terminal
 from ..system.device import unusable
-from ..system.files import write_text
-from ..system.terminal import Parser, quiet
+from ..system.files import write_json, write_text
+from ..system.terminal import Parser, quiet, whole
 from . import sources
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
 from .sources import ROWS, VANILLA, World
@@ -38,10 +38,10 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="directory for RESULTS.md and figures")
     add("--config", choices=[*SETUPS, SOURCES], default="demo", help="data, model and settings")
-    add("--seeds", type=int, default=3, help="number of training seeds (default: 3)")
+    add("--seeds", type=whole(1), default=3, help="number of training seeds (default: 3)")
     add("--work", type=Path, help="directory of the runs (default: weights/study_<config>)")
-    add("--iterations", type=int, help="lower steps (default: the configuration's)")
-    add("--first_seed", type=int, default=1, help="the first seed (default: 1)")
+    add("--iterations", type=whole(1), help="lower steps (default: the configuration's)")
+    add("--first_seed", type=whole(0), default=1, help="the first seed (default: 1)")
     optional = [*COMMON, *SUBSETS["demo"], *INSTANCE, SANITY]
     for compared in ("vanilla PRM", "DreamPRM"):
         optional.remove(compared)
@@ -95,15 +95,17 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     study = Study(setup, work, ROWS, seeds)
     kept = sources.Kept(study, arguments.kept or work / "kept")
     settings = {**asdict(world), "base": base, "iterations": iterations}
-    for folder in (work, kept.folder):
-        if problem := sources.other_settings(folder, settings):
-            terminal.error(problem)
-            return 2
+    folders = (work, kept.folder)
+    if problem := next(filter(None, (sources.other_settings(f, settings) for f in folders)), None):
+        terminal.error(problem)
+        return 2
     outcomes: dict[str, list[dict]] = {row: [] for row in rows}
     say = lambda text: print(text, flush=True)  # noqa: E731
     try:
         for seed in seeds:
             sources.make_world(study, world, seed)
+            for folder in folders:
+                write_json(folder / sources.SETTINGS_FILE, settings)
             for row in rows:
                 outcomes[row].append(kept.run(row, seed, say))
     except CommandFailed as error:
@@ -163,4 +165,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.exit_with(main)

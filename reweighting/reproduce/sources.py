@@ -108,12 +108,9 @@ def setup(work: Path, model: str, iterations: int) -> Setup:
 
 
 def other_settings(folder: Path, settings: dict) -> str | None:
-    """Write what the runs of a folder have in common, or say that it holds those of others."""
+    """What the runs that a folder holds have in common, where it is not ``settings``."""
     file = folder / SETTINGS_FILE
-    if not file.exists():
-        write_json(file, settings)
-        return None
-    found = read_json(file)
+    found = read_json(file) if file.exists() else settings
     for name, value in settings.items():
         if found.get(name) != value:
             return f"{file}: the runs here have {name} {found.get(name)}, not {value}"

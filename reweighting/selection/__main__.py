@@ -11,7 +11,6 @@ same command continues where it stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..records.chains import describe_candidates
@@ -142,4 +141,4 @@ def _score_sets(arguments: argparse.Namespace, sets: dict[str, list[CandidatesSa
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.exit_with(main)

@@ -45,6 +45,16 @@ def _say(kind: str, text: object) -> None:
         print(f"{kind}: " * (number == 0) + printable(line, MAX_LINE), file=sys.stderr)
 
 
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """End the process with the exit code of a command; Ctrl-C ends it in one line with 130."""
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
 def quiet() -> None:
     """Silence libraries: progress bars of transformers, notes of Betty, deprecations in torch.
 

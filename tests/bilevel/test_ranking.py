@@ -27,7 +27,8 @@ from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.samples import MetaSample
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
-from tests.bilevel.test_bilevel import Linear, toy, weighting_of
+from tests.bilevel.test_bilevel import Linear, toy
+from tests.bilevel.test_half_precision import weighting_of
 from tests.conftest import DOMAINS, TINY
 
 

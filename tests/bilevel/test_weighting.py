@@ -13,7 +13,6 @@ from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import TrainBatch
 from reweighting.bilevel.row_adamw import RowAdamW
 from reweighting.bilevel.weighting import InstanceNet, InstanceTable, make_meta_optimizer
-from tests.bilevel.test_bilevel import batches  # noqa: F401  (a fixture)
 from tests.conftest import DOMAINS
 
 
@@ -52,7 +51,7 @@ WEIGHTINGS = {
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("name", list(WEIGHTINGS))
-def test_hypergradient_equals_float64_autograd(reward_model, batches, name, batch_size):  # noqa: F811
+def test_hypergradient_equals_float64_autograd(reward_model, batches, name, batch_size):
     """Table and net, features detached or not, on the real architecture."""
     hidden = reward_model.base_model.config.get_text_config().hidden_size
     weighting = randomised(WEIGHTINGS[name](hidden))

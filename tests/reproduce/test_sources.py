@@ -94,11 +94,12 @@ def test_the_weights_are_compared_with_quality_and_with_mean_label(results):
 
 def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sources, "make_world", lambda *_: None)
 
-    def no_world(*_):
-        raise CommandFailed("no world is made here")
+    def no_run(*_):
+        raise CommandFailed("nothing is trained here")
 
-    monkeypatch.setattr(sources, "make_world", no_world)
+    monkeypatch.setattr(sources.Kept, "run", no_run)
     flags = [
         "--config",
         "sources",
@@ -114,6 +115,28 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
     kept = ["--kept", str(tmp_path / "work" / "kept"), "--work", str(tmp_path / "other")]
     assert reproduce.main([*flags, *kept, "--iterations", "5"]) == 2
     assert "kept/settings.json" in capsys.readouterr().err
+
+
+def test_a_world_that_cannot_be_made_leaves_no_settings_behind(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(REPOSITORY)
+    flags = [
+        "--config",
+        "sources",
+        "--out",
+        str(tmp_path / "out"),
+        "--work",
+        str(tmp_path / "work"),
+    ]
+    assert reproduce.main([*flags, "--meta_chains", "21"]) == 1
+    assert "--meta_chains must be an even number" in capfd.readouterr().err
+    assert not list((tmp_path / "work").rglob("settings.json"))
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--iterations"])
+def test_a_count_below_one_is_refused(tmp_path, capsys, flag):
+    with pytest.raises(SystemExit):
+        reproduce.main([flag, "0", "--out", str(tmp_path)])
+    assert f"{flag}: must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

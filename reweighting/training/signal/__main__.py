@@ -10,7 +10,6 @@ and all meta chains, for the published and the ranking loss side by side.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,4 +195,4 @@ def _measure(engine, domains, questions, encoder, at: int) -> dict[str, Estimate
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.exit_with(main)
