@@ -114,6 +114,7 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     worlds = [work / f"world_{seed}" for seed in seeds]
     results = SourcesResults(outcomes, worlds, list(setup.sets))
     command = "python -m reweighting.reproduce " + shlex.join(argv or sys.argv[1:])
+    results.draw(arguments.out)
     write_text(arguments.out / "RESULTS.md", results.text(command))
     print(f"wrote {arguments.out / 'RESULTS.md'}")
     return 0

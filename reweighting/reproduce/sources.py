@@ -17,7 +17,8 @@ from pathlib import Path
 from ..records.reader import RecordReader, load_meta
 from ..selection.best_of_n import evaluate
 from ..system.checkpoints import finding
-from ..system.files import read_json, write_json, write_records
+from ..system.files import complete_lines, read_json, write_json, write_records
+from ..training.validation import EVALUATIONS_FILE
 from .study import VALIDATION, CommandFailed, Setup, Study
 
 DATA = Path("data")
@@ -34,7 +35,8 @@ ON_META = ["--baseline", "--train_json_file", "{work}/world_{seed}/sources/meta_
 ON_BOTH = ["--baseline", "--train_json_file", "{work}/world_{seed}/sources/train_and_meta.json"]
 RANKING = "ranking loss"
 TWO_STAGES = "two stages"
-VANILLA, TRUE_QUALITY = "vanilla PRM", "true quality"
+VANILLA, PUBLISHED = "vanilla PRM", "published loss"
+TRUE_QUALITY, CLEAN = "true quality", "clean labels"
 INSTANCE_NET = [
     *("--reweighting", "instance_net", "--net_features", "labels", "--unroll_steps", "1"),
     *("--meta_lr", "0.02"),
@@ -44,10 +46,10 @@ COLD = ["--cold_start_iterations", "100"]
 RANK = ["--meta_loss", "rank"]
 ROWS: dict[str, list[str]] = {
     VANILLA: ["--baseline"],
-    "published loss": [],
+    PUBLISHED: [],
     RANKING: RANK,
     TRUE_QUALITY: QUALITY,
-    "clean labels": [
+    CLEAN: [
         *("--baseline", "--train_json_file", "{work}/world_{seed}/sources/train_clean.json"),
     ],
     TWO_STAGES: RANKED,
@@ -165,8 +167,8 @@ def outcome_records(meta: Path, images: Path) -> list[dict]:
 class Kept:
     """What is kept of every finished run: weights, time, and the share of right choices.
 
-    A file holds ``{"weights": {source: weight} or null, "seconds": s, "right": {"last" or "best":
-    {set: {method: {N: [a share for each question]}}}}}``.
+    A file holds ``{"weights": {source: weight} or null, "seconds": s, "curve": {step: accuracy on
+    validation}, "right": {"last" or "best": {set: {method: {N: [a share for each question]}}}}}``.
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
@@ -193,10 +195,13 @@ class Kept:
         names = [VALIDATION, *self.study.setup.sets]
         for study in self._judged.values():
             study.score_run(variant, seed, names, say)
-        weights = self.study.folder(variant, seed) / finding.DOMAIN_JSON
+        run = self.study.folder(variant, seed)
+        weights = run / finding.DOMAIN_JSON
+        evaluations = complete_lines(run / EVALUATIONS_FILE)
         outcome = {
             "weights": read_json(weights) if weights.exists() else None,
             "seconds": self.study.seconds(variant, seed),
+            "curve": {str(e["iteration"]): e["accuracy"] for e in evaluations},
             "right": {
                 which: {name: _right(study, variant, seed, name) for name in names}
                 for which, study in self._judged.items()

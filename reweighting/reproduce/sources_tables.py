@@ -11,9 +11,11 @@ import torch
 
 from ..system.files import read_json
 from ..training.signal.estimates import spearman
-from .sources import BEST, LAST, TRUE_QUALITY, VANILLA
-from .tables import percent
+from .sources import BEST, CLEAN, LAST, PUBLISHED, RANKING, TRUE_QUALITY, TWO_STAGES, VANILLA
+from .tables import percent, plt, save_figure
 
+LOSSES = (PUBLISHED, RANKING)
+CURVES = (VANILLA, *LOSSES, TWO_STAGES, TRUE_QUALITY, CLEAN)
 ANSWERS = ("one sample", "majority", "oracle")  # need no model
 OUTCOME = "ORM"  # scores whole chains
 
@@ -66,15 +68,24 @@ class SourcesResults:
         pairs = min(len(ours), len(theirs))
         return ours[:pairs] - theirs[:pairs]
 
+    def learned(self) -> dict[str, list[dict]]:
+        """The outcomes of the rows that learn domain weights."""
+        return {
+            row: runs
+            for row, runs in self.outcomes.items()
+            if row != TRUE_QUALITY and all(run["weights"] is not None for run in runs)
+        }
+
+    def cards(self, pairs: int) -> list[list[dict]]:
+        """What is true of the sources, for every pair."""
+        return [read_json(world / "sources" / "domains.json") for world in self.worlds[:pairs]]
+
     def weights(self) -> list[str]:
         """What learned weights go along with: Spearman correlations, mean and least over pairs."""
         lines = ["| row | with quality: mean | least | with mean label: mean | least | largest |"]
         lines.append("|---" * 6 + "|")
-        cards = [read_json(world / "sources" / "domains.json") for world in self.worlds]
-        for row, runs in self.outcomes.items():
-            if row == TRUE_QUALITY or any(run["weights"] is None for run in runs):
-                continue
-            pairs = zip(runs, cards[: len(runs)], strict=True)
+        for row, runs in self.learned().items():
+            pairs = zip(runs, self.cards(len(runs)), strict=True)
             quality, label = np.array([_correlations(r["weights"], card) for r, card in pairs]).T
             cells = [quality.mean(), quality.min(), label.mean(), label.min(), label.max()]
             lines.append(f"| {row} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
@@ -101,12 +112,46 @@ class SourcesResults:
             "\n".join(self.accuracy(BEST)),
             "## The last checkpoint",
             "\n".join(self.accuracy(LAST)),
+            "## While training",
+            "![Accuracy on the validation set by step](curves.png)",
             "## What the weights go along with",
-            "\n".join(self.weights()),
+            *("\n".join(self.weights()), "![Weights, quality and mean label](weights.png)"),
             f"## By the number of candidates ({self.sets[-1]}, best checkpoint)",
             "\n".join(self.curves(BEST)),
         ]
         return "\n\n".join(parts) + "\n"
+
+    def draw(self, out: Path) -> None:
+        """The figures that RESULTS.md shows."""
+        figure, axes = plt.subplots(figsize=(6.4, 4.2))
+        for row in (name for name in CURVES if name in self.outcomes):
+            by_pair = [run["curve"] for run in self.outcomes[row]]
+            steps = list(by_pair[0])
+            found = 100 * np.array([[curve[step] for step in steps] for curve in by_pair])
+            x, mean = [int(step) for step in steps], found.mean(0)
+            error = found.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0 * mean
+            [line] = axes.plot(x, mean, marker="o", markersize=3, label=row)
+            axes.fill_between(x, mean - error, mean + error, color=line.get_color(), alpha=0.15)
+        axes.set_xlabel("lower steps")
+        axes.set_ylabel(f"best of {self.size} on validation, %; band: standard error")
+        axes.legend(frameon=False, fontsize=8, ncols=2)
+        save_figure(figure, [axes], out / "curves.png")
+
+        figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8), sharey=True)
+        for row in (name for name in LOSSES if name in self.outcomes):
+            runs = self.outcomes[row]
+            cards = [source for card in self.cards(len(runs)) for source in card]
+            weights = [
+                run["weights"][source["name"]]
+                for run, card in zip(runs, self.cards(len(runs)), strict=True)
+                for source in card
+            ]
+            for axes, key in zip(panels, ("quality", "mean_label"), strict=True):
+                axes.scatter([c[key] for c in cards], weights, s=12, alpha=0.6, label=row)
+                axes.set_xlabel(key.replace("_", " ") + " of the source")
+        panels[0].set_ylabel("learned weight")
+        panels[0].legend(frameon=False, fontsize=9)
+        save_figure(figure, panels, out / "weights.png")
 
 
 def _correlations(weights: Mapping[str, float], card: Sequence[dict]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ..selection.__main__ import AGGREGATION_NAMES
 from ..selection.best_of_n import evaluate, interval
@@ -165,7 +168,7 @@ class Results:
         axes.set_xlabel("candidates N")
         axes.set_ylabel("right answers, %, average of the sets")
         axes.legend(frameon=False, fontsize=9)
-        _save(figure, axes, out / "scaling.png")
+        save_figure(figure, [axes], out / "scaling.png")
 
         runs = self.study.weights["DreamPRM"]
         domains = sorted(runs[0], key=lambda d: np.mean([w[d] for w in runs]))
@@ -175,7 +178,7 @@ class Results:
             axes.scatter([weights[d] for d in domains], domains, s=12, color="black", zorder=3)
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlabel("learned weight: bar, mean; dots, seeds")
-        _save(figure, axes, out / "weights_by_seed.png")
+        save_figure(figure, [axes], out / "weights_by_seed.png")
 
 
 def percent(values: np.ndarray, sign: str = "") -> str:
@@ -184,8 +187,11 @@ def percent(values: np.ndarray, sign: str = "") -> str:
     return f"{mean:{sign}.1f} ({low:{sign}.1f} … {high:{sign}.1f})"
 
 
-def _save(figure, axes, path: Path) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def save_figure(figure: Figure, panels: Iterable[Axes], path: Path) -> None:
+    """Write a figure without the frames of its panels, and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def results(tmp_path) -> SourcesResults:
         methods = {name: by_size for name in ("mean_log_odds", "last", "one sample", "majority")}
         methods["oracle"] = {"1": [0.5] * 4, "8": [1.0] * 4}
         right = {name: methods for name in ("validation", *SETS)}
-        return {"weights": weights, "seconds": 1.0, "right": {"last": right, "best": right}}
+        curve = {"100": 0.5, "200": share}
+        found = {"weights": weights, "seconds": 1.0, "curve": curve}
+        return found | {"right": {"last": right, "best": right}}
 
     card = [
         {"name": "source_a", "quality": 1.0, "mean_label": 0.2},
@@ -75,6 +78,12 @@ def results(tmp_path) -> SourcesResults:
         "published loss": [outcome(0.0, by_label)],
     }
     return SourcesResults(outcomes, [tmp_path / "world_1", tmp_path / "world_2"], SETS)
+
+
+def test_the_figures_are_those_that_the_page_shows(results, tmp_path):
+    results.draw(tmp_path)
+    for name in re.findall(r"\((\w+\.png)\)", results.text("a command")):
+        assert (tmp_path / name).stat().st_size > 10_000
 
 
 def test_the_gain_is_over_the_pairs_that_both_rows_have(results):
