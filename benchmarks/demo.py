@@ -4,7 +4,9 @@
 
 One seed of :mod:`benchmarks.small_world` with fewer steps: a reward model trained on the demo data
 as it is and one with learned domain weights, the choices of both, the figures, and the tables of
-the experiment. Each printed command can be typed by itself in the repository's folder.
+the experiment. Then, in the world of sources and on a base that cannot judge yet, two short runs:
+what do weights follow that are learned by the published meta loss, and by ranking? Each printed
+command can be typed by itself in the repository's folder.
 """
 
 from __future__ import annotations
@@ -15,9 +17,54 @@ from pathlib import Path
 
 from benchmarks.commands import show_and_run
 from benchmarks.small_world import TESTS, accuracies, draw, report, variants
-from reweighting.reproduce.configs import DEMO
-from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
+from reweighting.reproduce import sources
+from reweighting.reproduce.configs import DATA, DEMO
+from reweighting.reproduce.sources_tables import correlations
+from reweighting.reproduce.study import VALIDATION, CommandFailed, Setup, Study
 from reweighting.system import terminal
+from reweighting.system.files import read_json
+
+
+def two_losses(work: Path, iterations: int) -> list[str]:
+    """Learn weights by both losses where quality and mean label are apart; say what is seen.
+
+    Raises:
+        CommandFailed: a training ended with an error.
+    """
+    folder = sources.WORLD
+    setup = Setup(
+        train=folder / "train.json",
+        meta=folder / "meta.json",
+        validation=folder / "validation.json",
+        sets={},
+        image_root=DATA,
+        flags=(
+            "--preset",
+            "demo",
+            "--reward_model",
+            sources.BASE,
+            "--iteration_num",
+            str(iterations),
+        ),
+    )
+    rows = {name: sources.ROWS[name] for name in (sources.PUBLISHED, sources.RANKING)}
+    study = Study(setup, work, rows, [1], run=show_and_run)
+    study.train()
+    card = read_json(folder / "domains.json")
+    lines = []
+    for name, [weights] in study.weights.items():
+        quality, label = correlations(weights, card)
+        lines.append(
+            f"{name}: rank correlation of the weights with quality {quality:+.2f}, "
+            f"with mean label {label:+.2f}"
+        )
+    sound = " and ".join(
+        f"{source['mean_label']:.2f} weighs "
+        + " / ".join(f"{runs[0][source['name']]:.2f}" for runs in study.weights.values())
+        for source in card
+        if source["quality"] == 1
+    )
+    return [*lines, f"of the two sound sources, that with mean label {sound} (published / ranking)"]
 
 
 def main() -> int:
@@ -45,6 +92,12 @@ def main() -> int:
     right = accuracies(study, arguments.sets)
     print(f"\n{report(study, right, arguments.sets)}")
     draw(study, right, arguments.sets, figures / "small_world.png")
+    try:
+        seen = two_losses(arguments.work / "sources", arguments.iterations * 2 // 3)
+    except CommandFailed as error:
+        terminal.error(error)
+        return 1
+    print("\n" + "\n".join(seen))
     return 0
 
 

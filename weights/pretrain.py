@@ -11,6 +11,7 @@ the demo data. `weights/evaluate_tiny_model.py` says what the result can do.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import random
 import sys
@@ -192,9 +193,9 @@ class Tally:
         )
 
 
-def save(model: nn.Module, source: Path, out: Path) -> None:
+def save(model: nn.Module, source: Path, out: Path, dtype: torch.dtype) -> None:
     """Write the checkpoint folder with its processor."""
-    model.save_pretrained(out)
+    copy.deepcopy(model).to(dtype).save_pretrained(out)
     if source != out:
         AutoProcessor.from_pretrained(source).save_pretrained(out)
 
@@ -212,6 +213,7 @@ def main() -> None:
     )
     parser.add_argument("--curriculum", choices=list(CURRICULA), default="judging")
     parser.add_argument("--init_from", type=Path, help="checkpoint to begin with, not at random")
+    parser.add_argument("--bfloat16", action="store_true", help="write half the bytes")
     parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--batch_size", type=int, default=24, help="sheets (images) per step")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -274,7 +276,8 @@ def main() -> None:
             state |= {"level": level, "recent": recent}
             torch.save(state, arguments.state.with_suffix(".new"))
             arguments.state.with_suffix(".new").replace(arguments.state)
-            save(model, arguments.base, arguments.out)
+            dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+            save(model, arguments.base, arguments.out, dtype)
         if late:
             break
 

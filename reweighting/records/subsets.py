@@ -1,4 +1,4 @@
-"""Data-selection baselines of the paper: train on a part of the records, all weighted 1.
+"""Data-selection baselines: train on a part of the records, all weighted 1.
 
 They train on the same file and are compared with reweighting (DreamPRM, table 1).
 """
@@ -13,6 +13,8 @@ from dataclasses import replace
 from .chains import chains_of
 from .samples import TrainSample
 
+SMOOTHING = 0.05  # α of the balanced-information score
+
 
 def choose(
     samples: list[TrainSample],
@@ -24,10 +26,11 @@ def choose(
     """The records that a rule keeps, in the order of the file.
 
     Args:
-        rule: ``all``; ``random``: ``size`` records; ``s1``: see :func:`s1_filter`; ``outcome``:
-            the longest prefix of each chain, and the last label of a conversation, which train an
-            outcome reward model.
-        size: records for ``random``; records per step index for ``s1``.
+        rule: ``all``; ``random``: ``size`` records; ``s1``: see :func:`s1_filter`; ``bis``: the
+            chains with the highest :func:`balanced_information`, the same share of every domain;
+            ``outcome``: the longest prefix of each chain, and the last label of a conversation,
+            which train an outcome reward model.
+        size: records for ``random`` and, about, for ``bis``; records per step index for ``s1``.
         step_length: least and greatest number of characters per step, for ``s1``.
     """
     rng = random.Random(seed)
@@ -35,6 +38,8 @@ def choose(
         kept = set(rng.sample(range(len(samples)), min(size, len(samples))))
     elif rule == "s1":
         kept = s1_filter(samples, size, step_length, rng)
+    elif rule == "bis":
+        kept = most_informative(samples, size / len(samples)) if samples else set()
     elif rule == "outcome":
         lengths = [len(sample.text) for sample in samples]
         kept = {max(chain, key=lengths.__getitem__) for chain in chains_of(samples)}
@@ -45,6 +50,34 @@ def choose(
     else:
         return samples
     return [sample for index, sample in enumerate(samples) if index in kept]
+
+
+def most_informative(samples: list[TrainSample], share: float) -> set[int]:
+    """Indices of the records of the best chains of every domain, at least one chain each."""
+    by_domain: dict[str, list[list[int]]] = defaultdict(list)
+    for chain in chains_of(samples):
+        by_domain[samples[chain[0]].domain].append(chain)
+
+    def score(chain: list[int]) -> float:
+        return balanced_information([a for index in chain for a in samples[index].accuracies])
+
+    kept: set[int] = set()
+    for chains in by_domain.values():
+        best = sorted(chains, key=score, reverse=True)
+        kept.update(*best[: max(1, int(share * len(chains)))])
+    return kept
+
+
+def balanced_information(accuracies: Sequence[float]) -> float:
+    """(p (1 - p) + α) R of a chain with these accuracies of its prefixes (arXiv 2602.04145).
+
+    p is the share of positive prefixes, those with an accuracy above 0, and R their mean accuracy,
+    or 1 where there is none. So chains rank high that have steps of both kinds, and sure ones.
+    """
+    positive = [accuracy for accuracy in accuracies if accuracy > 0]
+    p = len(positive) / len(accuracies)
+    mean = sum(positive) / len(positive) if positive else 1.0
+    return (p * (1 - p) + SMOOTHING) * mean
 
 
 def s1_filter(

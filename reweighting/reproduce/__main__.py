@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..system import terminal
 from ..system.device import unusable
-from ..system.files import write_json, write_text
+from ..system.files import FileError, write_json, write_text
 from ..system.terminal import Parser, quiet, whole
 from . import sources
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
@@ -27,9 +27,9 @@ from .sources import ROWS, VANILLA, World
 from .study import CommandFailed, Setup, Study
 from .tables import Results
 
-SOURCES, BASE = "sources", "weights/tiny-qwen2-vl"
+SOURCES = "sources"
 FIRST_ROWS = list(ROWS)[1:5]
-OF_SOURCES = ("rows", "base", *asdict(World()), "kept")  # flags
+OF_SOURCES = ("rows", "base", *asdict(World()), "kept", "compare")  # flags
 
 
 def build_parser() -> Parser:
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("with --config sources").add_argument
     group("--rows", nargs="+", choices=list(ROWS),
           help=f"rows to train besides vanilla (default: {', '.join(FIRST_ROWS)})")  # fmt: skip
-    group("--base", help=f"the reward model's base (default: {BASE})")
+    group("--base", help=f"the reward model's base (default: {sources.BASE})")
     group("--misled", type=float,
           help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
     group("--meta_types", type=int,
@@ -61,6 +61,8 @@ def build_parser() -> Parser:
           help="mislead the same share of every source")  # fmt: skip
     group("--kept", type=Path, help="directory of what is kept of finished runs, which are not "
           "trained again (default: kept/ in --work)")  # fmt: skip
+    group("--compare", type=Path, nargs="+", help="directories of --kept, of several worlds: train "
+          "nothing, write a table and figures of what the rows gain in each")  # fmt: skip
     return parser
 
 
@@ -81,6 +83,21 @@ def seeds_of(arguments: argparse.Namespace) -> range:
     return range(arguments.first_seed, arguments.first_seed + arguments.seeds)
 
 
+def several_worlds(folders: list[Path], out: Path) -> int:
+    """Compare what is kept of studies in several worlds; returns the exit code."""
+    from .sources_worlds import draw, read_kept, table  # imports torch, which takes seconds
+
+    try:
+        worlds = [read_kept(folder) for folder in folders]
+    except FileError as error:
+        terminal.error(error)
+        return 2
+    draw(worlds, out)
+    write_text(out / "WORLDS.md", "\n".join(table(worlds)) + "\n")
+    print(f"wrote {out / 'WORLDS.md'}")
+    return 0
+
+
 def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -> int:
     """The study in the world of overlapping sources; returns the exit code."""
     from .sources_tables import SourcesResults  # imports torch, which takes seconds
@@ -88,7 +105,7 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     work = arguments.work or Path("weights", f"study_{SOURCES}")
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     world = World(**{name: given[name] for name in asdict(World()) if name in given})
-    base, iterations = arguments.base or BASE, arguments.iterations or 600
+    base, iterations = arguments.base or sources.BASE, arguments.iterations or 600
     setup = sources.setup(work, base, iterations)
     seeds = seeds_of(arguments)
     rows = list(dict.fromkeys([VANILLA, *(arguments.rows or FIRST_ROWS)]))
@@ -132,6 +149,8 @@ def main(argv: list[str] | None = None) -> int:
         terminal.error(f"the study runs {program}, which this folder does not hold: start it "
                        "in a clone of the repository")  # fmt: skip
         return 2
+    if arguments.compare:
+        return several_worlds(arguments.compare, arguments.out)
     if arguments.config == SOURCES:
         return overlapping_sources(arguments, argv)
     setup = SETUPS[arguments.config]

@@ -19,10 +19,11 @@ from ..selection.best_of_n import evaluate
 from ..system.checkpoints import finding
 from ..system.files import complete_lines, read_json, write_json, write_records
 from ..training.validation import EVALUATIONS_FILE
-from .study import VALIDATION, CommandFailed, Setup, Study
+from .study import VALIDATION, CommandFailed, Setup, Study, folder_name
 
 DATA = Path("data")
 WORLD = DATA / "sources"
+BASE = "weights/tiny-beginner"
 POOL = 8  # candidates of a question in the validation while training, which must be quick
 LAST, BEST = "last", "best"
 SETTINGS_FILE = "settings.json"
@@ -37,6 +38,8 @@ RANKING = "ranking loss"
 TWO_STAGES = "two stages"
 VANILLA, PUBLISHED = "vanilla PRM", "published loss"
 TRUE_QUALITY, CLEAN = "true quality", "clean labels"
+OUTCOME = "ORM"
+ANSWERS = ("one sample", "majority", "oracle")  # ways to choose that need no model
 INSTANCE_NET = [
     *("--reweighting", "instance_net", "--net_features", "labels", "--unroll_steps", "1"),
     *("--meta_lr", "0.02"),
@@ -44,20 +47,27 @@ INSTANCE_NET = [
 INSTANCE_TABLE = ["--reweighting", "instance_table", "--unroll_steps", "1"]
 COLD = ["--cold_start_iterations", "100"]
 RANK = ["--meta_loss", "rank"]
+ALL = ["--hypergradient_batches", "all"]  # hears more of the same batches
 ROWS: dict[str, list[str]] = {
     VANILLA: ["--baseline"],
-    PUBLISHED: [],
-    RANKING: RANK,
+    PUBLISHED: ALL,
+    RANKING: [*RANK, *ALL],
     TRUE_QUALITY: QUALITY,
     CLEAN: [
         *("--baseline", "--train_json_file", "{work}/world_{seed}/sources/train_clean.json"),
     ],
     TWO_STAGES: RANKED,
-    "ranking loss, all": [*RANK, "--hypergradient_batches", "all"],
+    "ranking loss, last": RANK,
     "meta set as training data": ON_META,
     "training and meta set": ON_BOTH,
-    "ORM": ["--baseline", "--train_subset", "outcome"],
-    "random subset": ["--baseline", "--train_subset", "random", "--subset_size", "2500"],
+    OUTCOME: ["--baseline", "--train_subset", "outcome"],
+    **{
+        f"{name} {size // 100} %": [
+            *("--baseline", "--train_subset", rule, "--subset_size", str(size))
+        ]
+        for name, rule in (("random", "random"), ("BIS", "bis"))
+        for size in (1000, 2500)
+    },
     "s1-PRM": [
         *("--baseline", "--train_subset", "s1", "--subset_size", "250"),
         *("--step_length", "44", "57"),
@@ -164,11 +174,21 @@ def outcome_records(meta: Path, images: Path) -> list[dict]:
     ]
 
 
+def way_to_choose(row: str) -> str:
+    """The aggregation by which a row takes the best candidate: an ORM judges whole chains."""
+    return "last" if row == OUTCOME else "mean_log_odds"
+
+
+def file_name(row: str, seed: int) -> str:
+    """Of what is kept of a run."""
+    return f"{folder_name(row, seed)}.json"
+
+
 class Kept:
     """What is kept of every finished run: weights, time, and the share of right choices.
 
-    A file holds ``{"weights": {source: weight} or null, "seconds": s, "curve": {step: accuracy on
-    validation}, "right": {"last" or "best": {set: {method: {N: [a share for each question]}}}}}``.
+    A file holds ``[{"weights": {source: weight} or null, "seconds": s, "curve": {step: accuracy on
+    validation}, "right": {"last" or "best": {set: {method: {N: [a share for each question]}}}}}]``.
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
@@ -181,13 +201,14 @@ class Kept:
 
     def file(self, variant: str, seed: int) -> Path:
         """Where a run is kept."""
-        return self.folder / f"{self.study.folder(variant, seed).name}.json"
+        return self.folder / file_name(variant, seed)
 
     def run(self, variant: str, seed: int, say: Callable[[str], None]) -> dict:
         """Train and judge what is not kept yet."""
         file = self.file(variant, seed)
         if file.exists():
-            return read_json(file)
+            [outcome] = read_json(file)
+            return outcome
         if variant == TWO_STAGES:
             learned = self.run(RANKING, seed, say)["weights"]
             write_json(self.study.work / f"world_{seed}" / "ranked.json", learned)
@@ -207,15 +228,16 @@ class Kept:
                 for which, study in self._judged.items()
             },
         }
-        write_json(file, outcome)
+        write_records(file, [outcome])  # thousands of numbers on one line
         return outcome
 
 
 def _right(study: Study, variant: str, seed: int, name: str) -> dict[str, dict[str, list[float]]]:
+    """By the row's own way to choose; with vanilla, also by those that need no model."""
     pools = study.pools(variant, seed, name)
     largest = max(len(pool.right) for pool in pools)
     found = evaluate(pools, [size for size in SIZES if size <= largest])
-    methods = ("one sample", "majority", "mean_log_odds", "last", "oracle")
+    methods = [way_to_choose(variant), *(ANSWERS if variant == VANILLA else ())]
     return {
         method: {
             str(n): [round(float(v), 3) for v in values] for n, values in found[method].items()

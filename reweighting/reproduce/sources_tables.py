@@ -11,13 +11,22 @@ import torch
 
 from ..system.files import read_json
 from ..training.signal.estimates import spearman
-from .sources import BEST, CLEAN, LAST, PUBLISHED, RANKING, TRUE_QUALITY, TWO_STAGES, VANILLA
+from .sources import (
+    ANSWERS,
+    BEST,
+    CLEAN,
+    LAST,
+    PUBLISHED,
+    RANKING,
+    TRUE_QUALITY,
+    TWO_STAGES,
+    VANILLA,
+    way_to_choose,
+)
 from .tables import percent, plt, save_figure
 
 LOSSES = (PUBLISHED, RANKING)
 CURVES = (VANILLA, *LOSSES, TWO_STAGES, TRUE_QUALITY, CLEAN)
-ANSWERS = ("one sample", "majority", "oracle")  # need no model
-OUTCOME = "ORM"  # scores whole chains
 
 
 @dataclass
@@ -38,8 +47,7 @@ class SourcesResults:
 
     def right(self, row: str, which: str, name: str, size: int | None = None) -> np.ndarray:
         """The share of right choices among N, ``[seeds, questions]``, in per cent."""
-        variant, method = (VANILLA, row) if row in ANSWERS else (row, "mean_log_odds")
-        method = "last" if row == OUTCOME else method
+        variant, method = (VANILLA, row) if row in ANSWERS else (row, way_to_choose(row))
         kept = [run["right"][which][name][method] for run in self.outcomes[variant]]
         return 100 * np.array([found[str(size or self.size)] for found in kept])
 
@@ -86,7 +94,7 @@ class SourcesResults:
         lines.append("|---" * 6 + "|")
         for row, runs in self.learned().items():
             pairs = zip(runs, self.cards(len(runs)), strict=True)
-            quality, label = np.array([_correlations(r["weights"], card) for r, card in pairs]).T
+            quality, label = np.array([correlations(r["weights"], card) for r, card in pairs]).T
             cells = [quality.mean(), quality.min(), label.mean(), label.min(), label.max()]
             lines.append(f"| {row} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
         return lines
@@ -154,7 +162,7 @@ class SourcesResults:
         save_figure(figure, panels, out / "weights.png")
 
 
-def _correlations(weights: Mapping[str, float], card: Sequence[dict]) -> tuple[float, float]:
+def correlations(weights: Mapping[str, float], card: Sequence[dict]) -> tuple[float, float]:
     """Of the weights with quality and with the stored mean label."""
     ours = torch.tensor([weights[source["name"]] for source in card])
     quality, label = (

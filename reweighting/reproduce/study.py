@@ -90,6 +90,11 @@ def run_quietly(command: Sequence[str]) -> int:
     return subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
 
 
+def folder_name(variant: str, seed: int) -> str:
+    """Of a run within its study."""
+    return f"{variant.replace(' ', '_').replace('/', '_')}_seed{seed}"
+
+
 def silent(text: str) -> None:
     """Say nothing of what a study is about to do."""
 
@@ -115,7 +120,7 @@ class Study:
 
     def folder(self, variant: str, seed: int) -> Path:
         """The directory of a run."""
-        return self.work / f"{variant.replace(' ', '_').replace('/', '_')}_seed{seed}"
+        return self.work / folder_name(variant, seed)
 
     def train(self, say: Callable[[str], None] = silent) -> None:
         """Train what is not trained yet, seed by seed.

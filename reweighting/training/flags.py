@@ -64,17 +64,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--train_subset",
-        choices=["all", "random", "s1", "outcome"],
+        choices=["all", "random", "s1", "bis", "outcome"],
         default="all",
-        help="which train records to use, for the paper's data-selection baselines: all; a random "
-        "choice; s1, which prefers steps of medium length and uncertain accuracy; or outcome, "
-        "whole chains only, which trains an outcome reward model",
+        help="which train records to use, for data-selection baselines: all; a random choice; s1, "
+        "which prefers steps of medium length and uncertain accuracy; bis, the chains with the "
+        "most balanced information; or outcome, whole chains only, which trains an outcome reward "
+        "model",
     )
     add(
         "--subset_size",
         type=whole(1),
         default=2000,
-        help="records that --train_subset random keeps; s1 keeps this many for each step index",
+        help="records that --train_subset random keeps, and bis about; s1 keeps this many for each "
+        "step index",
     )
     add(
         "--step_length",

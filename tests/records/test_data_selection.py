@@ -11,7 +11,7 @@ import pytest
 import main as program
 from reweighting.records.samples import TrainSample
 from reweighting.records.steps import record_prompt
-from reweighting.records.subsets import choose
+from reweighting.records.subsets import balanced_information, choose
 from tests.conftest import command
 from tests.training.test_training import metrics_of, train
 
@@ -77,6 +77,20 @@ def test_s1_takes_middling_lengths_and_fractions_first():
     short = [sample for sample in both if "x" * 21 not in sample.text]
     assert counts[0.5] == sum(sample.accuracies == [0.5] for sample in short)
     assert counts[1.0] + counts[0.0] == 12 - counts[0.5] and abs(counts[1.0] - counts[0.0]) <= 4
+
+
+def test_bis_takes_balanced_and_sure_chains_of_every_domain():
+    assert balanced_information([1.0, 0.5, 0.0, 0.0]) == pytest.approx(0.3 * 0.75)
+    assert balanced_information([0.0, 0.0]) == pytest.approx(0.05)
+    assert balanced_information([1.0, 1.0]) == pytest.approx(0.05)
+    made = samples(20)
+    for sample in made:
+        sample.domain = "a" if sample.record <= 40 else "b"
+        if sample.accuracies != [0.0] and (sample.record - 1) // 4 in (3, 7, 12, 19):
+            sample.accuracies = [1.0]  # surer than the others
+    kept = choose(made, "bis", 16, (0, 1), 0)
+    assert [sample.record for sample in kept[::4]] == [13, 29, 49, 77] and len(kept) == 16
+    assert choose(made, "bis", 1, (0, 1), 0) == kept[:4] + kept[8:12]  # one chain of each
 
 
 @pytest.mark.parametrize(

@@ -49,12 +49,15 @@ def test_the_demo_prints_every_command_that_it_runs(tmp_path):
     command += ["--iterations", "2", "--sets", "errors"]
     done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
     for program_, count in (
-        ("main.py --preset demo", 2),
+        ("main.py --preset demo", 4),
         ("-m reweighting.selection", 2),
         ("-m reweighting.figures", 1),
     ):
         assert done.stdout.count(f"\n$ python {program_}") == count
-    tables = done.stdout.split("$ python")[-1]
+    tables = done.stdout.split("$ python")[-3]
+    seen = done.stdout.strip().splitlines()[-3:]
+    assert [line.split(":")[0] for line in seen[:2]] == ["published loss", "ranking loss"]
+    assert seen[2].startswith("of the two sound sources")
     assert "| reweighted | 1 |" in tables and "| taller_bar | 0.10 |" in tables
     assert "| errors |" in tables and "- reweighted - vanilla:" in tables
     assert "Warning" not in done.stderr and "Loading weights" not in done.stderr

@@ -86,6 +86,25 @@ def test_the_figures_are_those_that_the_page_shows(results, tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+def test_worlds_are_compared_by_what_was_kept_of_them(results, tmp_path, capsys):
+    for misled in (0.2, 0.4):
+        folder = tmp_path / f"kept_{misled}"
+        settings = {"misled": misled, "meta_types": 10, "meta_chains": 500, "same_quality": False}
+        write_json(folder / "settings.json", settings | {"base": "b", "iterations": 6})
+        for row, runs in results.outcomes.items():
+            for seed, run in enumerate(runs, 1):
+                write_records(folder / sources.file_name(row, seed), [run])
+    command = ["--config", "sources", "--out", str(tmp_path / "out"), "--compare"]
+    assert reproduce.main([*command, *map(str, sorted(tmp_path.glob("kept_*")))]) == 0
+    lines = (tmp_path / "out" / "WORLDS.md").read_text().splitlines()
+    assert lines[0].endswith("| published loss | ranking loss |")
+    assert lines[2].startswith("| 20 % | 10 | 500 | 2 | 50.0 | +0.0") and "| +50.0" in lines[3]
+    assert (tmp_path / "out" / "gain_by_misled.png").stat().st_size > 10_000
+    assert not (tmp_path / "out" / "RESULTS.md").exists()
+    assert reproduce.main([*command, str(tmp_path)]) == 2
+    assert "settings.json" in capsys.readouterr().err
+
+
 def test_the_gain_is_over_the_pairs_that_both_rows_have(results):
     assert results.gain("ranking loss", "best").tolist() == [[100.0, 100.0, 0, 0] * 2] * 2
     assert results.gain("published loss", "best").shape == (1, 8)
@@ -188,7 +207,8 @@ def test_the_study_keeps_its_outcomes_and_goes_on_from_them(tmp_path, monkeypatc
         assert f"| {row} |" in text
     kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
     assert len(kept) == 5 and set(rows) < set(ROWS)  # and settings.json
-    learned = json.loads((tmp_path / "kept" / "ranking_loss_seed1.json").read_text())["weights"]
+    [ranked] = read_json(tmp_path / "kept" / "ranking_loss_seed1.json")
+    learned = ranked["weights"]
     assert len(set(learned.values())) > 1
     second = json.loads((tmp_path / "work" / "two_stages_seed1" / "arguments.json").read_text())
     assert read_json(Path(second["domain_weights"])) == learned
