@@ -93,7 +93,7 @@ def main() -> int:
     print(f"\n{report(study, right, arguments.sets)}")
     draw(study, right, arguments.sets, figures / "small_world.png")
     try:
-        seen = two_losses(arguments.work / "sources", arguments.iterations * 2 // 3)
+        seen = two_losses(arguments.work / "sources", max(2, arguments.iterations // 3))
     except CommandFailed as error:
         terminal.error(error)
         return 1
