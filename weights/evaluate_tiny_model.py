@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     layout = Layout(AutoTokenizer.from_pretrained(arguments.model))
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model).eval()
+    model = AutoModelForImageTextToText.from_pretrained(arguments.model, dtype=torch.float32).eval()
     count = arguments.count
 
     print("| task | look-ups | claims | look-ups 4 × 4 | claims 4 × 4 | answers | prefix AUROC |")

@@ -232,7 +232,9 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     layout = Layout(tokenizer)
     if arguments.init_from:
-        model = AutoModelForImageTextToText.from_pretrained(arguments.init_from)
+        model = AutoModelForImageTextToText.from_pretrained(
+            arguments.init_from, dtype=torch.float32
+        )
     else:
         model = make_model(tokenizer, arguments.seed)
     model.train()
