@@ -69,13 +69,13 @@ def build_parser() -> Parser:
 def misplaced(arguments: argparse.Namespace) -> str | None:
     """A flag that would change nothing with this configuration, if one is given."""
     given = [flag for flag in OF_SOURCES if getattr(arguments, flag) is not None]
-    if arguments.config == SOURCES:
-        return (
-            "--leave_out is not for --config sources: --rows says what to train"
-            if (arguments.leave_out)
-            else None
-        )
-    return f"--{given[0]} is for --config sources" if given else None
+    if arguments.config != SOURCES:
+        return f"--{given[0]} is for --config sources" if given else None
+    if arguments.leave_out:
+        return "--leave_out is not for --config sources: --rows says what to train"
+    if arguments.compare and len(given) > 1:
+        return f"--compare trains nothing: leave out --{given[0]}"
+    return None
 
 
 def seeds_of(arguments: argparse.Namespace) -> range:

@@ -25,8 +25,7 @@ from .sources import (
 )
 from .tables import percent, plt, save_figure
 
-LOSSES = (PUBLISHED, RANKING)
-CURVES = (VANILLA, *LOSSES, TWO_STAGES, TRUE_QUALITY, CLEAN)
+CURVES = (VANILLA, PUBLISHED, RANKING, TWO_STAGES, TRUE_QUALITY, CLEAN)
 
 
 @dataclass
@@ -122,12 +121,18 @@ class SourcesResults:
             "\n".join(self.accuracy(LAST)),
             "## While training",
             "![Accuracy on the validation set by step](curves.png)",
-            "## What the weights go along with",
-            *("\n".join(self.weights()), "![Weights, quality and mean label](weights.png)"),
+            *self._about_weights(),
             f"## By the number of candidates ({self.sets[-1]}, best checkpoint)",
             "\n".join(self.curves(BEST)),
         ]
         return "\n\n".join(parts) + "\n"
+
+    def _about_weights(self) -> list[str]:
+        """The section on learned weights, if any row has learned some."""
+        if not self.learned():
+            return []
+        figure = "![Weights, quality and mean label](weights.png)"
+        return ["## What the weights go along with", "\n".join(self.weights()), figure]
 
     def draw(self, out: Path) -> None:
         """The figures that RESULTS.md shows."""
@@ -145,9 +150,11 @@ class SourcesResults:
         axes.legend(frameon=False, fontsize=8, ncols=2)
         save_figure(figure, [axes], out / "curves.png")
 
+        learned = self.learned()
+        if not learned:
+            return
         figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8), sharey=True)
-        for row in (name for name in LOSSES if name in self.outcomes):
-            runs = self.outcomes[row]
+        for row, runs in learned.items():
             cards = [source for card in self.cards(len(runs)) for source in card]
             weights = [
                 run["weights"][source["name"]]

@@ -35,8 +35,8 @@ def read_kept(folder: Path) -> tuple[World, SourcesResults]:
 def table(worlds: Sequence[tuple[World, SourcesResults]]) -> list[str]:
     """A line for every world, a column for every row: points above vanilla, best checkpoints."""
     rows = [row for row in ROWS if row != VANILLA and any(row in r.outcomes for _, r in worlds)]
-    lines = ["| misled | meta types | meta chains | pairs | vanilla | " + " | ".join(rows) + " |"]
-    lines.append("|---" * (len(rows) + 5) + "|")
+    heads = ["misled", "meta types", "meta chains", "pairs", "vanilla", *rows]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for world, results in worlds:
         cells = [f"{100 * world.misled:.0f} %" + ", alike" * world.same_quality]
         cells += [str(world.meta_types), str(world.meta_chains)]

@@ -120,6 +120,10 @@ def test_the_weights_are_compared_with_quality_and_with_mean_label(results):
     assert "| published loss | -0.50 | -0.50 | 1.00 | 1.00 | 1.00 |" in lines
 
 
+def study_flags(folder: Path) -> list[str]:
+    return ["--config", "sources", "--out", str(folder / "out"), "--work", str(folder / "work")]
+
+
 def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sources, "make_world", lambda *_: None)
@@ -128,14 +132,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
         raise CommandFailed("nothing is trained here")
 
     monkeypatch.setattr(sources.Kept, "run", no_run)
-    flags = [
-        "--config",
-        "sources",
-        "--out",
-        str(tmp_path / "out"),
-        "--work",
-        str(tmp_path / "work"),
-    ]
+    flags = study_flags(tmp_path)
     assert reproduce.main([*flags, "--misled", "0.2"]) == 1
     capsys.readouterr()
     assert reproduce.main([*flags, "--misled", "0.3"]) == 2
@@ -147,14 +144,7 @@ def test_runs_of_other_settings_are_not_mixed(tmp_path, monkeypatch, capsys):
 
 def test_a_world_that_cannot_be_made_leaves_no_settings_behind(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(REPOSITORY)
-    flags = [
-        "--config",
-        "sources",
-        "--out",
-        str(tmp_path / "out"),
-        "--work",
-        str(tmp_path / "work"),
-    ]
+    flags = study_flags(tmp_path)
     assert reproduce.main([*flags, "--meta_chains", "21"]) == 1
     assert "--meta_chains must be an even number" in capfd.readouterr().err
     assert not list((tmp_path / "work").rglob("settings.json"))
@@ -174,6 +164,7 @@ def test_a_count_below_one_is_refused(tmp_path, capsys, flag):
         (["--misled", "0.3"], "--misled is for --config sources"),
         (["--same_quality"], "--same_quality is for --config sources"),
         (["--rows", "ORM"], "--rows is for --config sources"),
+        (["--config", "sources", "--compare", "a", "--rows", "ORM"], "leave out --rows"),
     ],
 )
 def test_a_flag_that_would_change_nothing_is_refused(tmp_path, capsys, flags, said):
