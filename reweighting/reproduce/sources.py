@@ -23,7 +23,7 @@ from .study import VALIDATION, CommandFailed, Setup, Study, folder_name
 
 DATA = Path("data")
 WORLD = DATA / "sources"
-BASE = "data/tiny-beginner"
+BASE = "benchmarks/tiny-beginner"
 POOL = 8  # candidates of a question in the validation while training, which must be quick
 LAST, BEST = "last", "best"
 SETTINGS_FILE = "settings.json"
