@@ -92,8 +92,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make_model(shape: str, device: str, dtype: torch.dtype = torch.float32) -> RewardModel:
-    """A reward model of the real architecture with random weights."""
+def shaped(shape: str):
+    """The configuration of the tiny checkpoint with the changes of ``shape``."""
     config = AutoConfig.from_pretrained(TINY)
     text, vision = SHAPES[shape]
     for part, changes in ((config.text_config, text), (config.vision_config, vision)):
@@ -103,18 +103,29 @@ def make_model(shape: str, device: str, dtype: torch.dtype = torch.float32) -> R
     head = config.text_config.hidden_size // config.text_config.num_attention_heads
     sections = [head // 8, 3 * head // 16, 3 * head // 16]  # time, height, width, as in Qwen2-VL
     config.text_config.rope_parameters["mrope_section"] = sections
+    return config
+
+
+def make_model(
+    shape: str,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    encoder: PromptEncoder | None = None,
+    kind: type[RewardModel] = RewardModel,
+) -> RewardModel:
+    """A reward model of the real architecture with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
-        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        model = RewardModel(base, PromptEncoder(AutoProcessor.from_pretrained(TINY)))
-    nn.init.normal_(model.LN.weight, std=0.02)
+        base = AutoModelForImageTextToText.from_config(shaped(shape), dtype=dtype)
+        model = kind(base, encoder or PromptEncoder(AutoProcessor.from_pretrained(TINY)))
+    if model.LN is not None:
+        nn.init.normal_(model.LN.weight, std=0.02)
     return model
 
 
-def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STEP_TOKENS, seed=0):
-    """Chains over images of 336 px; ``steps`` holds the number of tokens of each step."""
+def chain_texts(count: int, tokenizer, steps: tuple[int, ...] = STEP_TOKENS, seed=0):
+    """Images of 336 px, questions and lists of steps; ``steps`` holds the tokens of each step."""
     rng = random.Random(seed)
-    tokenizer = encoder.processor.tokenizer
     words = ["the", "colour", "in", "Bc", "is", "red", "and", "so", "circle", "larger", "level"]
 
     def text(tokens: int) -> str:
@@ -122,11 +133,17 @@ def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STE
         ids = tokenizer(said)["input_ids"][:tokens]
         return tokenizer.decode(ids).strip()
 
-    train, meta = [], []
-    for number in range(count):
+    for _ in range(count):
         image = Image.effect_noise((336, 336), 60).convert("RGB")
         question = text(QUESTION_TOKENS)
-        response = [f"Step {k}: {text(n - 4)}" for k, n in enumerate(steps, start=1)]
+        yield image, question, [f"Step {k}: {text(n - 4)}" for k, n in enumerate(steps, start=1)]
+
+
+def make_chains(count: int, encoder: PromptEncoder, steps: tuple[int, ...] = STEP_TOKENS, seed=0):
+    """Train and meta items of :func:`chain_texts`."""
+    rng, train, meta = random.Random(seed), [], []
+    texts = chain_texts(count, encoder.processor.tokenizer, steps, seed)
+    for number, (image, question, response) in enumerate(texts):
         prompts = chain_prompts(question, "\n".join(response))
         train.append([
             TrainSample(number * len(steps) + k, [prompt], image, DOMAINS[number % 2],

@@ -90,11 +90,11 @@ def build(
 
 
 def oracle(engine, state, batches, meta) -> torch.Tensor:
-    """dL_meta/dα by float64 autograd through one AdamW step, written out from the definition."""
-    module = copy.deepcopy(engine.lower.module).double()
+    """dL_meta/dα by float64 autograd on the CPU through one AdamW step, written out in full."""
+    module = copy.deepcopy(engine.lower.module).cpu().double()
     module.load_state_dict({k: v.double() for k, v in state["module"].items()})
     names = [name for name, _ in module.named_parameters()]
-    weighting = copy.deepcopy(engine.upper.module).double()
+    weighting = copy.deepcopy(engine.upper.module).cpu().double()
     weighting.load_state_dict({k: v.double() for k, v in state["weighting"].items()})
     g = weighted_gradient(module, weighting, batches)
     if engine.lower.max_grad_norm:
@@ -107,8 +107,10 @@ def oracle(engine, state, batches, meta) -> torch.Tensor:
         moments = state["optimizer"]["state"].get(index)
         time = (float(moments["step"]) if moments else 0.0) + 1
         zero = torch.zeros_like(parameter)
-        mean = (moments["exp_avg"].double() if moments else zero) * beta1 + (1 - beta1) * g[index]
-        square = moments["exp_avg_sq"].double() if moments else zero
+        mean = (moments["exp_avg"].cpu().double() if moments else zero) * beta1 + (1 - beta1) * g[
+            index
+        ]
+        square = moments["exp_avg_sq"].cpu().double() if moments else zero
         square = square * beta2 + (1 - beta2) * g[index].square()
         # Rows of the vocabulary that nothing reaches: sqrt has no derivative at 0, but g is 0 too.
         root = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
@@ -197,7 +199,7 @@ def hypergradient_and_oracle(engine, train, meta, steps: int):
         engine.global_step = step
         engine.train_step()
     batches = train[-lower.accumulation :]
-    return found[-1].double(), oracle(engine, state, batches, meta[-1])
+    return found[-1].cpu().double(), oracle(engine, state, batches, meta[-1])
 
 
 class PublishedLower(Lower):

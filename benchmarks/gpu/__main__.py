@@ -1,0 +1,66 @@
+"""Correctness, speed and memory on a GPU, part by part, against the bars of this project.
+
+    make gpu                                   # or: python -m benchmarks.gpu
+    python -m benchmarks.gpu --parts card 2b   # some of the parts
+    python -m benchmarks.gpu --rehearse        # all of them on the CPU, with a tiny model
+
+Every part runs in a process of its own and writes its figures at once, with card, driver and
+versions, to a folder of that card. A part that is there already is not run again. Models have
+random weights, so nothing is downloaded. At the end a table says which bars are met.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.gpu.parts import PARTS, run_part
+from benchmarks.gpu.report import report
+from reweighting.system.files import write_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT = 240  # seconds that a part may take
+
+
+def main() -> int:
+    """Command line; 1 if a part failed or a bar was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--out", type=Path, help="default: benchmarks/results/gpu")
+    add("--cycles", type=int, default=10, help="measured of every run (default: 10)")
+    add("--rehearse", action="store_true", help="a tiny model on the CPU")
+    arguments = parser.parse_args()
+    arguments.device = "cpu" if arguments.rehearse else "cuda"
+    if arguments.out is None:
+        kept = "/tmp" if arguments.rehearse else REPOSITORY / "benchmarks" / "results"
+        arguments.out = Path(kept) / "gpu"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.gpu.parts"])  # imported once for all parts
+    for name in arguments.parts:
+        path = arguments.out / f"{name}.json"
+        if path.exists() and "error" not in json.loads(path.read_text())["figures"]:
+            print(f"{name}: done before", flush=True)
+            continue
+        started = time.monotonic()
+        process = context.Process(target=run_part, args=(name, arguments))
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            print(f"{name}: stopped after {LIMIT} s", flush=True)
+        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    text, met = report(arguments.out)
+    write_text(arguments.out / "report.md", text)
+    print(text)
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
