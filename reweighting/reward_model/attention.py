@@ -9,7 +9,9 @@ takes several times as many passes over its quadratic tables.
 
 from __future__ import annotations
 
+import collections
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,54 +20,149 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from .prefix_tree import PackedTrees
+from .prefix_tree import PackedTrees, Tree
 
 ATTENTION_NAME = "packed_trees"
 ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a time
+# Where a call costs more than a little padding: there trees of similar length go together.
+TOGETHER = {"cuda"}
+SIMILAR = 0.8  # shortest over longest tree of a call
 
 
-def tree_attention(module, query, key, value, attention_mask, ends_only=False, **kwargs):
+def tree_attention(
+    module, query, key, value, attention_mask, ends_only=False, image_lengths=None, **kwargs
+):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
     Args:
         attention_mask: packed trees; a usual mask or None goes to transformers' own SDPA.
         ends_only: compute the output where prompts end only, and leave it zero elsewhere.
+        image_lengths: B is 1, and the N patches are those of several images (or windows of them),
+            each of which attends to itself; see :func:`send_images_together`.
 
     Returns:
         the output, and None for the attention weights, as transformers expects.
     """
     packed, scaling = attention_mask, kwargs.get("scaling")
+    if image_lengths is not None:
+        return _image_attention(query, key, value, image_lengths, scaling), None
     if not isinstance(packed, PackedTrees):
         if is_dual(query) and packed is None and kwargs.get("is_causal") is False:
             return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     attend = functools.partial(_attend, scaling=scaling, dropout=kwargs.get("dropout", 0.0))
     groups = query.shape[1] // key.shape[1]
+    key, value = (repeat_kv(x, groups) for x in (key, value))
+    if not ends_only and len(packed.trees) > 1 and query.device.type in TOGETHER:
+        return _together(packed, query, key, value, attend), None
     # One split for all trees: the gradient of a slice would be filled up to the whole sequence.
     lengths = [tree.end - tree.start for tree in packed.trees]
-    keys, values = (repeat_kv(x, groups).split(lengths, 2) for x in (key, value))
-    outputs = []
+    keys, values = (x.split(lengths, 2) for x in (key, value))
     if ends_only:
         counts = [len(tree.ends) for tree in packed.trees]
         parts = packed.ends.split(counts), query[:, :, packed.ends].split(counts, 2)
+        outputs = []
         for tree, ends, q, k, v in zip(packed.trees, *parts, keys, values, strict=True):
             outputs.append(attend(q, k, v, tree.mask(*_mask_kind(q), ends - tree.start)))
         found = torch.cat(outputs, 1)
         nothing = torch.zeros_like(query.transpose(1, 2), dtype=found.dtype)
         return nothing.index_copy(1, packed.ends, found), None
-    for tree, q, k, v in zip(packed.trees, query.split(lengths, 2), keys, values, strict=True):
-        mask = tree.mask(*_mask_kind(q))
-        rows = q.shape[2] if mask is None and not is_dual(q) else ROWS.get(q.device.type)
-        end = 0
-        for block in q.split(rows or q.shape[2], 2):
-            start, end = end, end + block.shape[2]
-            # No token sees a later one.
-            added = None if mask is None else mask[..., start:end, :end]
-            outputs.append(attend(block, k[:, :, :end], v[:, :, :end], added, mask is None))
+    outputs = [
+        _tree(tree, q, k, v, attend)
+        for tree, q, k, v in zip(packed.trees, query.split(lengths, 2), keys, values, strict=True)
+    ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), None
 
 
 AttentionInterface.register(ATTENTION_NAME, tree_attention)
+
+
+def _tree(tree: Tree, query, key, value, attend: Callable) -> torch.Tensor:
+    """Attention within one tree of n tokens, ``[1, heads, n, D]`` each, to ``[1, n, heads, D]``."""
+    mask, outputs, end = tree.mask(*_mask_kind(query)), [], 0
+    rows = None if mask is None and not is_dual(query) else ROWS.get(query.device.type)
+    for block in query.split(rows or query.shape[2], 2):
+        start, end = end, end + block.shape[2]
+        # No token sees a later one.
+        added = None if mask is None else mask[..., start:end, :end]
+        outputs.append(attend(block, key[:, :, :end], value[:, :, :end], added, mask is None))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def _together(packed: PackedTrees, query, key, value, attend: Callable) -> torch.Tensor:
+    """Attention within every tree; trees of similar length are padded and share a call.
+
+    Arguments are those of :func:`tree_attention`, with as many heads of keys as of queries.
+    """
+    batches, places = packed.side_by_side(SIMILAR, ROWS[query.device.type])
+    outputs = []
+    for batch in batches:
+        if len(batch.trees) == 1:
+            [tree] = batch.trees
+            q, k, v = (x[:, :, tree.start : tree.end] for x in (query, key, value))
+            found = _tree(tree, q, k, v, attend)
+        else:
+            q, k, v = (
+                x[0].index_select(1, batch.tokens.flatten()).unflatten(1, batch.tokens.shape)
+                for x in (query, key, value)
+            )  # [heads, trees, longest, D]
+            mask = batch.mask(*_mask_kind(query))
+            found = attend(*(x.transpose(0, 1) for x in (q, k, v)), mask, mask is None)
+        outputs.append(found.flatten(0, 1))
+    found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return found.index_select(0, places)[None]
+
+
+def _image_attention(query, key, value, lengths: list[int], scaling) -> torch.Tensor:
+    """Attention within each image, a call for every length that occurs."""
+    order, back, counts = _by_length(tuple(lengths), query.device)
+    if order is not None:
+        query, key, value = (x.index_select(2, order) for x in (query, key, value))
+    outputs, end = [], 0
+    for length, count in counts:
+        start, end = end, end + length * count
+        q, k, v = (
+            x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
+            for x in (query, key, value)
+        )
+        found = _attend(q, k, v, None, scaling=scaling, dropout=0.0)  # [count, length, heads, D]
+        outputs.append(found.flatten(0, 1))
+    found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return (found if back is None else found.index_select(0, back))[None]
+
+
+@functools.lru_cache(maxsize=8)
+def _by_length(lengths: tuple[int, ...], device: torch.device):
+    """The order of the patches in which images of one length are neighbours, and the way back.
+
+    Both are None if all images have one length; beside them every length and how often it occurs.
+    """
+    counts = sorted(collections.Counter(lengths).items())
+    if len(counts) == 1:
+        return None, None, counts
+    numbers = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths))
+    order = numbers.argsort(stable=True)
+    return order.to(device), order.argsort().to(device), counts
+
+
+def send_images_together(model: nn.Module) -> None:
+    """Let the vision tower of ``model`` attend within all images at once.
+
+    transformers takes one call per image and layer.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("visual"):
+            for block in module.blocks:
+                block.attn.register_forward_pre_hook(_send_lengths, with_kwargs=True)
+
+
+def _send_lengths(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    bounds = named["cu_seqlens"]
+    if module.config._attn_implementation == ATTENTION_NAME and len(bounds) > 2:
+        lengths = bounds.diff().tolist()
+        whole = torch.tensor([0, sum(lengths)], dtype=bounds.dtype)
+        named = named | {"cu_seqlens": whole, "image_lengths": lengths}
+    return inputs, named
 
 
 def _mask_kind(query: torch.Tensor) -> tuple[torch.dtype, torch.device]:

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .attention import ATTENTION_NAME, bring_trees
+from .attention import ATTENTION_NAME, bring_trees, send_images_together
 from .encoder import PromptEncoder, response_prompts
 from .patches import send_patch_positions, speed_up_patches
 from .prefix_tree import PackedTrees, pack
@@ -82,6 +82,7 @@ class RewardNetwork(nn.Module):
             bring_trees(self.base_model.get_decoder())
             read_out_last(self.base_model.get_decoder().layers)
             send_patch_positions(self.base_model)
+            send_images_together(self.base_model)
         speed_up_patches(self.base_model)
         self.label_ids: tuple[int, int] | None = None
         self.LN: nn.Linear | None = None

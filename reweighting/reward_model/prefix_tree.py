@@ -65,6 +65,39 @@ class Tree:
         return whole if ends is None else whole[:, :, ends]
 
 
+class TreeBatch:
+    """Trees as the rows of one rectangle, padded at their ends to the longest."""
+
+    def __init__(self, trees: list[Tree], device: torch.device) -> None:
+        self.trees = trees
+        lengths = [tree.end - tree.start for tree in trees]
+        self.longest = max(lengths)
+        columns = torch.arange(self.longest)
+        within = columns < torch.tensor(lengths)[:, None]
+        starts = torch.tensor([tree.start for tree in trees])[:, None]
+        # Of the packed sequence, [trees, longest]; the padding repeats a tree's first token.
+        self.tokens = torch.where(within, starts + columns, starts).to(device, non_blocking=True)
+        self._masks: dict[tuple, torch.Tensor] = {}
+
+    def mask(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
+        """What attention adds to its scores, ``[trees, 1, longest, longest]``.
+
+        None if plain causal attention does: then no token sees the padding, which comes last.
+        """
+        if all(tree.is_chain for tree in self.trees):
+            return None
+        if (dtype, device) not in self._masks:
+            sees = torch.zeros(len(self.trees), self.longest, self.longest, dtype=torch.bool)
+            sees[:, :, 0] = True  # for the padding, which must see something
+            for row, tree in zip(sees, self.trees, strict=True):
+                length = tree.end - tree.start
+                row[:length, :length] = ancestors(tree.branches)
+            sees = sees.to(device, non_blocking=True)
+            zero = torch.zeros((), dtype=dtype, device=device)
+            self._masks[dtype, device] = torch.where(sees, zero, float("-inf"))[:, None]
+        return self._masks[dtype, device]
+
+
 class ByValue:
     """Mixed into a batch: small tensors are pickled by value, only images go to shared memory.
 
@@ -101,6 +134,38 @@ class PackedTrees(ByValue):
     trees: list[Tree]
     images: list[dict[str, torch.Tensor]]  # for every tree, the model's inputs for its image
     prompt_tokens: int  # tokens that separate forward passes would take
+    _batches: tuple | None = field(default=None, init=False, repr=False)
+
+    def side_by_side(self, similar: float, most: int) -> tuple[list[TreeBatch], torch.Tensor]:
+        """Trees of similar length in batches.
+
+        Args:
+            similar: of a batch, the shortest over the longest tree, at least.
+            most: longer trees stay alone.
+
+        Returns:
+            the batches, and for every token of the packed sequence its place in the rows of all
+            batches one after another, ``[N]``.
+        """
+        if self._batches is None:
+            groups: list[list[Tree]] = []
+            longest = 0
+            for tree in sorted(self.trees, key=lambda tree: tree.start - tree.end):
+                length = tree.end - tree.start
+                if not groups or longest > most or length < similar * longest:
+                    groups.append([])
+                    longest = length
+                groups[-1].append(tree)
+            places, used = torch.zeros(self.trees[-1].end, dtype=torch.long), 0
+            for group in groups:
+                longest = max(tree.end - tree.start for tree in group)
+                for tree in group:
+                    places[tree.start : tree.end] = torch.arange(used, used + tree.end - tree.start)
+                    used += longest
+            device = self.input_ids.device
+            batches = [TreeBatch(group, device) for group in groups]
+            self._batches = batches, places.to(device, non_blocking=True)
+        return self._batches
 
     def to(self, device: torch.device | str) -> PackedTrees:
         """A copy on ``device``, which is not waited for if the memory is pinned."""
