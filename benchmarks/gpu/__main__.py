@@ -14,16 +14,29 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import time
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
-from benchmarks.gpu.parts import PARTS, run_part
+from benchmarks.gpu.parts import PARTS, cannot_use_cuda, run_part
 from benchmarks.gpu.report import report
 from reweighting.system.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT = 240  # seconds that a part may take
+
+
+def _context() -> BaseContext:
+    """Processes that share their imports, unless an import has touched the GPU."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asks the driver and does not touch it
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.gpu.parts"])
+    probe = context.Process(target=cannot_use_cuda)
+    probe.start()
+    probe.join()
+    return multiprocessing.get_context("spawn") if probe.exitcode else context
 
 
 def main() -> int:
@@ -40,8 +53,7 @@ def main() -> int:
         kept = "/tmp" if arguments.rehearse else REPOSITORY / "benchmarks" / "results"
         arguments.out = Path(kept) / "gpu"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.gpu.parts"])  # imported once for all parts
+    context = _context()
     for name in arguments.parts:
         path = arguments.out / f"{name}.json"
         if path.exists() and "error" not in json.loads(path.read_text())["figures"]:

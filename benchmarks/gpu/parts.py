@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -59,6 +60,7 @@ WARM_UP = 2  # cycles that are not measured
 RUNS = {
     "2b": ("2b", []),
     "2b-8-chains": ("2b", EIGHT),
+    "2b-8-chains-compile": ("2b", [*EIGHT, "--compile"]),
     "2b-adamw-8bit": ("2b", ["--optimizer", "adamw_8bit"]),
     "2b-lora": ("2b", ["--lora_rank", "16"]),
     "7b-adamw-8bit": ("7b", ["--optimizer", "adamw_8bit"]),
@@ -95,7 +97,7 @@ def correctness(arguments: argparse.Namespace) -> dict:
         "-m",
         "pytest",
         "-m",
-        "gpu",
+        "gpu and not slow",
         "-q",
         "-rfE",
         "--tb=short",
@@ -161,6 +163,8 @@ def estimates(arguments: argparse.Namespace) -> dict:
     """GiB that ``--dry_run`` expects of every run at its peak; needs no GPU."""
     found = {}
     for run in RUNS:
+        if "compile" in run:  # takes no more
+            continue
         with prepared(arguments, run) as (_, asked, data, encoder):
             train, meta = largest_batches(asked, data, encoder)
             found[run] = estimate_memory(asked, encoder, train, meta) / 2**30
@@ -202,7 +206,8 @@ def training(arguments: argparse.Namespace, run: str) -> dict:
                 seen["waited"] = sum(problem.waited for problem in engine.problems)
                 seen["peak_gib"] = _peak_gib(device)
                 engine.global_step += 1
-                if asked.optimizer != "adamw_8bit":  # torchao compiles its step, uncounted
+                # Compiled code cannot be counted, and torchao compiles its optimizer.
+                if not asked.compile and asked.optimizer != "adamw_8bit":
                     seen.update(work(engine, cycle))
                 if device.type == "cuda":
                     seen["waits"] = waits(cycle)
@@ -233,8 +238,16 @@ def training(arguments: argparse.Namespace, run: str) -> dict:
 
 
 def work(engine, cycle: Callable[[], None]) -> dict[str, float]:
-    """TFLOP of a lower step, the mean over a cycle, and of its upper step."""
-    with FlopCounterMode(display=False) as counter:
+    """TFLOP of a lower step, the mean over a cycle, and of its upper step.
+
+    In fp32: the counter does not go together with autocast in forward mode.
+    """
+    in_fp32 = [
+        mock.patch.object(problem, "compute_precision", "fp32") for problem in engine.problems
+    ]
+    with contextlib.ExitStack() as stack, FlopCounterMode(display=False) as counter:
+        for patch in in_fp32:
+            stack.enter_context(patch)
         lower, one_step = 0, engine.lower.one_step_descent
 
         def counted(batch=None):
@@ -328,16 +341,8 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict]] = {
     "estimates": estimates,
     "card": card,
     "correctness": correctness,
-    **{
-        name: (lambda arguments, name=name: training(arguments, name))
-        for name in ("2b", "2b-8-chains")
-    },
     "published": published,
-    **{
-        name: (lambda arguments, name=name: training(arguments, name))
-        for name in RUNS
-        if name not in ("2b", "2b-8-chains")
-    },
+    **{run: functools.partial(training, run=run) for run in RUNS},
     "selection": selection,
 }
 
@@ -361,6 +366,11 @@ def environment(device: str) -> dict[str, str]:
             pynvml.nvmlInit()
             found["driver"] = pynvml.nvmlSystemGetDriverVersion()
     return found
+
+
+def cannot_use_cuda() -> None:
+    """Exit with 1 if CUDA cannot be used in this process because it was forked too late."""
+    sys.exit(int(torch.cuda._is_in_bad_fork()))
 
 
 def run_part(name: str, arguments: argparse.Namespace) -> None:

@@ -41,7 +41,7 @@ def traced(function: Callable[[], None]) -> dict:
         the kernels' time}; ``longest``: the ten kernels that took most time, each with its share.
     """
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as run:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as run:
         function()
         torch.cuda.synchronize()
     spans, by_family, by_name = [], collections.Counter(), collections.Counter()

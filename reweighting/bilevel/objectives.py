@@ -41,7 +41,8 @@ def mean_log_odds(log_odds: torch.Tensor, chain: torch.Tensor, chains: int) -> t
 
 def group_means(values: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
     """Means ``[groups]`` of ``values`` ``[R]`` by ``group`` ``[R]``, integers below ``groups``."""
-    members = torch.bincount(group, minlength=groups)
+    # bincount would wait for a GPU.
+    members = (group == torch.arange(groups, device=group.device)[:, None]).sum(1)
     total = torch.zeros(groups, dtype=values.dtype, device=values.device)
     return total.index_add(0, group, values) / members
 

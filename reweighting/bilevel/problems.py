@@ -219,11 +219,16 @@ class Lower(_Problem):
         self.cur_batch = self.get_batch()
         self.window.append(self.cur_batch)
         records = sum(len(batch.records) for batch in self.cur_batch)
-        self.last_loss = 0.0
+        losses = []
         for micro_batch in self.cur_batch:
             loss = self.training_step_exec(micro_batch) / records
-            self.last_loss += self.check_finite(loss, micro_batch.records)
             self.loss_scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        # Reading a loss waits for a GPU, so all work of the step is handed to it before.
+        self.last_loss = sum(
+            self.check_finite(loss, micro_batch.records)
+            for loss, micro_batch in zip(losses, self.cur_batch, strict=True)
+        )
         self.optimizer_step()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()

@@ -29,6 +29,7 @@ TOGETHER = {"cuda"}
 SIMILAR = 0.8  # shortest over longest tree of a call
 
 
+@torch.compiler.disable
 def tree_attention(
     module, query, key, value, attention_mask, ends_only=False, image_lengths=None, **kwargs
 ):
@@ -156,6 +157,7 @@ def send_images_together(model: nn.Module) -> None:
                 block.attn.register_forward_pre_hook(_send_lengths, with_kwargs=True)
 
 
+@torch.compiler.disable
 def _send_lengths(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
     bounds = named["cu_seqlens"]
     if module.config._attn_implementation == ATTENTION_NAME and len(bounds) > 2:

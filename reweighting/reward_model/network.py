@@ -21,6 +21,7 @@ vector in the space of the hidden state h:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -31,6 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import ATTENTION_NAME, bring_trees, send_images_together
 from .encoder import PromptEncoder, response_prompts
+from .norms import fuse_norms
 from .patches import send_patch_positions, speed_up_patches
 from .prefix_tree import PackedTrees, pack
 from .read_out import TiedVocabulary, read_out_last
@@ -81,6 +83,7 @@ class RewardNetwork(nn.Module):
             self.base_model.set_attn_implementation(ATTENTION_NAME)
             bring_trees(self.base_model.get_decoder())
             read_out_last(self.base_model.get_decoder().layers)
+            fuse_norms(self.base_model.get_decoder().layers)
             send_patch_positions(self.base_model)
             send_images_together(self.base_model)
         speed_up_patches(self.base_model)
@@ -150,6 +153,18 @@ class RewardNetwork(nn.Module):
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.train()  # transformers checkpoints in training mode only; there is no dropout
+
+    def compile_layers(self) -> None:
+        """Let ``torch.compile`` fuse what lies between matrix products and attention.
+
+        The first steps take a minute longer. The last layer, which computes a few positions only,
+        and everything in forward mode stay as they are.
+        """
+        layers = self.base_model.get_decoder().layers
+        fuse_norms(layers, fused=False)  # the compiler fuses them with their neighbours
+        towers = [m for n, m in self.base_model.named_modules() if n.endswith("visual.blocks")]
+        for layer in itertools.chain(layers[:-1], *towers):
+            layer.compile(dynamic=True)
 
     def add_adapters(self, rank: int) -> None:
         """Freeze the base model and add low-rank adapters (LoRA, arXiv 2106.09685) to its layers.
@@ -274,7 +289,10 @@ class RewardNetwork(nn.Module):
             torch.tensor([tree.end - tree.start for tree in packed.trees])
         )
         device = packed.input_ids.device
-        return by_depth.to(device)[:, None, tree_of_token.to(device), packed.depths]
+        by_depth, tree_of_token = (
+            tensor.to(device, non_blocking=True) for tensor in (by_depth, tree_of_token)
+        )
+        return by_depth[:, None, tree_of_token, packed.depths]
 
 
 @contextmanager

@@ -66,12 +66,15 @@ class Tree:
 
 
 class TreeBatch:
-    """Trees as the rows of one rectangle, padded at their ends to the longest."""
+    """Trees as the rows of one rectangle, padded at their ends to a multiple of eight tokens.
+
+    Fused kernels copy masks of other widths.
+    """
 
     def __init__(self, trees: list[Tree], device: torch.device) -> None:
         self.trees = trees
         lengths = [tree.end - tree.start for tree in trees]
-        self.longest = max(lengths)
+        self.longest = padded_length(trees)
         columns = torch.arange(self.longest)
         within = columns < torch.tensor(lengths)[:, None]
         starts = torch.tensor([tree.start for tree in trees])[:, None]
@@ -96,6 +99,10 @@ class TreeBatch:
             zero = torch.zeros((), dtype=dtype, device=device)
             self._masks[dtype, device] = torch.where(sees, zero, float("-inf"))[:, None]
         return self._masks[dtype, device]
+
+
+def padded_length(trees: list[Tree]) -> int:
+    return -(-max(tree.end - tree.start for tree in trees) // 8) * 8
 
 
 class ByValue:
@@ -158,10 +165,10 @@ class PackedTrees(ByValue):
                 groups[-1].append(tree)
             places, used = torch.zeros(self.trees[-1].end, dtype=torch.long), 0
             for group in groups:
-                longest = max(tree.end - tree.start for tree in group)
                 for tree in group:
-                    places[tree.start : tree.end] = torch.arange(used, used + tree.end - tree.start)
-                    used += longest
+                    length = tree.end - tree.start
+                    places[tree.start : tree.end] = torch.arange(used, used + length)
+                    used += length if len(group) == 1 else padded_length(group)
             device = self.input_ids.device
             batches = [TreeBatch(group, device) for group in groups]
             self._batches = batches, places.to(device, non_blocking=True)

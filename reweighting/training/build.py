@@ -253,6 +253,8 @@ def make_model(
             model.load_state_dict(state["trained"], strict=False)
     if arguments.gradient_checkpointing:
         model.checkpoint_gradients()
+    if arguments.compile:
+        model.compile_layers()
     return model.to(arguments.device)
 
 

@@ -265,12 +265,20 @@ def _add_cold_start(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
-    sentence = "What makes a run fit into memory; --dry_run estimates how much it needs."
+    sentence = (
+        "What makes a run fit into memory, and fast; --dry_run estimates how much memory it needs."
+    )
     add = parser.add_argument_group("memory", sentence).add_argument
     add(
         "--gradient_checkpointing",
         action="store_true",
         help="keep only the input of each layer, and compute the rest again in the backward pass",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="fuse the layers with torch.compile: the first steps take minutes, the others less on "
+        "a GPU, whose time goes into starting kernels",
     )
     add(
         "--optimizer",

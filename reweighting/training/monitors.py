@@ -113,7 +113,8 @@ class DomainMonitor(_Monitor):
         return self.weighting.named_weights()
 
     def sample(self) -> torch.Tensor:
-        return self.weighting.weights().detach()
+        # Weights change in upper steps only, after which the history has them on the processor.
+        return self.history.last() if len(self.history) else self.weighting.weights().detach()
 
     def save(self, folder: Path) -> None:
         average = self.history.average().tolist() if len(self.history) else None

@@ -45,6 +45,7 @@ class Reporter:
         self.path = Path(arguments.weights_path) / METRICS_FILE
         self._loss_sums = torch.zeros(len(domains), dtype=torch.float64)
         self._loss_counts = torch.zeros(len(domains), dtype=torch.int64)
+        self._noted: list[tuple[torch.Tensor, torch.Tensor]] = []  # domains and losses, to be added
         self._meta_losses: list[float] = []
         self._at_chance = False  # the meta loss, when last compared
         self._samples = 0  # seen by this process
@@ -77,10 +78,16 @@ class Reporter:
 
     def note_losses(self, domains: torch.Tensor, losses: torch.Tensor) -> None:
         """Remember the unweighted losses ``[B]`` of records of ``domains`` ``[B]``."""
-        domains = domains.cpu()
-        self._loss_sums.index_add_(0, domains, losses.double().cpu())
-        self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
+        # Reading them now would make the processor wait for a GPU in the middle of a step.
+        self._noted.append((domains, losses))
         self._samples += len(losses)
+
+    def _add_noted(self) -> None:
+        for domains, losses in self._noted:
+            domains = domains.cpu()
+            self._loss_sums.index_add_(0, domains, losses.double().cpu())
+            self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
+        self._noted.clear()
 
     def note_meta_loss(self, loss: float) -> None:
         """Remember the loss of an upper step."""
@@ -124,6 +131,7 @@ class Reporter:
                 those of the upper level are there only if the run has one.
             seconds: since the run, or its present part, began.
         """
+        self._add_noted()
         count = int(self._loss_counts.sum())
         if count == 0:
             return
@@ -156,6 +164,7 @@ class Reporter:
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""
+        self._add_noted()
         return {
             "loss_sums": self._loss_sums,
             "loss_counts": self._loss_counts,

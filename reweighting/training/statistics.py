@@ -79,6 +79,10 @@ class WeightHistory:
         self._gradients.append(hypergradient.detach().double().cpu())
         self._weights.append(weights.detach().float().cpu())
 
+    def last(self) -> torch.Tensor:
+        """The weights after the last upper step, ``[domains]``."""
+        return self._weights[-1]
+
     def __len__(self) -> int:
         return len(self._weights)
 
