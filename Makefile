@@ -1,4 +1,4 @@
-# make install | demo | own-benchmark | test | test-all | lint | lock | clean
+# make install | demo | own-benchmark | gpu | test | test-all | lint | lock | clean
 #   PYTHON=python3.12   picks another Python
 #   LATEST=1, LOWEST=1  instead of the locked versions the newest that requirements.txt and
 #                       pyproject.toml allow, or the oldest; each has a virtual environment of its own
@@ -27,7 +27,7 @@ ifdef LATEST
 PYTEST += --fail-on-deprecated
 endif
 
-.PHONY: install demo own-benchmark test test-all lint lock clean
+.PHONY: install demo own-benchmark gpu test test-all lint lock clean
 
 install: $(VENV)/installed
 
@@ -71,6 +71,10 @@ demo: install
 own-benchmark: install
 	rm -rf $(OWN)
 	$(RUN) -m benchmarks.own_benchmark --work $(OWN)
+
+# Correctness, speed and memory on a GPU against the bars, part by part.
+gpu: install
+	$(RUN) -m benchmarks.gpu
 
 # Linting is about the code, not the libraries: other versions of ruff and mypy report other things.
 CHECKS := install $(if $(LATEST)$(LOWEST),,lint)

@@ -66,7 +66,8 @@ def build(
     **options,
 ):
     """Lower and Upper in a plain Betty engine, set up as in training."""
-    weighting = weighting or DomainTable(domains)
+    device = next(module.parameters()).device
+    weighting = (weighting or DomainTable(domains)).to(device)
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01, fused=True)
     lower = lower_class(
         name="lower",

@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --rehearse        # all of them on the CPU, with a tiny model
 
 Every part runs in a process of its own and writes its figures at once, with card, driver and
-versions, to a folder of that card. A part that is there already is not run again. Models have
+versions, to a folder of that day. A part that is there already is not run again. Models have
 random weights, so nothing is downloaded. At the end a table says which bars are met.
 """
 
@@ -44,14 +44,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
-    add("--out", type=Path, help="default: benchmarks/results/gpu")
+    add("--out", type=Path, help="default: a folder of today in benchmarks/results")
     add("--cycles", type=int, default=10, help="measured of every run (default: 10)")
     add("--rehearse", action="store_true", help="a tiny model on the CPU")
     arguments = parser.parse_args()
     arguments.device = "cpu" if arguments.rehearse else "cuda"
     if arguments.out is None:
-        kept = "/tmp" if arguments.rehearse else REPOSITORY / "benchmarks" / "results"
-        arguments.out = Path(kept) / "gpu"
+        folder = "rehearsal" if arguments.rehearse else f"{time.strftime('%Y-%m-%d')}-gpu"
+        arguments.out = REPOSITORY / "benchmarks" / "results" / folder
     arguments.out.mkdir(parents=True, exist_ok=True)
     context = _context()
     for name in arguments.parts:

@@ -11,7 +11,6 @@ import json
 import logging
 import platform
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
+from xml.etree import ElementTree
 
 import torch
 import transformers
@@ -92,28 +92,19 @@ def _best(function: Callable[[], object], device: str) -> float:
 
 def correctness(arguments: argparse.Namespace) -> dict:
     """The tests that need CUDA: scores, hypergradients, trees, both heads, resuming."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu and not slow",
-        "-q",
-        "-rfE",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "tests.xml"
+        options = ["-m", "gpu and not slow", "-n", "8", "--junitxml", str(written)]
+        command = [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"]
+        subprocess.run(command, cwd=REPOSITORY, check=False)
+        [suite] = ElementTree.parse(written).getroot().iter("testsuite")
+    counts = {kind: int(suite.get(kind, 0)) for kind in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        case.get("name")
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
     ]
-    command += ["-n", "8", "tests/test_gpu.py"]
-    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    print(found.stdout[-6000:], found.stderr[-2000:])
-    counts = {
-        kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", found.stdout)
-    }
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", found.stdout, re.MULTILINE)
-    return (
-        dict.fromkeys(("passed", "failed", "error", "skipped"), 0) | counts | {"failures": failed}
-    )
+    return {**counts, "failed": failed}
 
 
 def write_data(folder: Path, count: int) -> None:

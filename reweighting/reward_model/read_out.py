@@ -78,9 +78,7 @@ class TiedVocabulary(torch.autograd.Function):
             # A token may occur more than once. Of the two ways to add its rows, index_put_ is
             # deterministic on a GPU and index_add_ on the CPU; the other one adds in any order.
             if whole.is_cuda:
-                # The public function waits for the GPU to check that every row exists.
-                put = torch.ops.aten._index_put_impl_
-                whole = put(whole, (tokens,), rows, accumulate=True, unsafe=True)
+                whole = whole.index_put_((tokens,), rows, accumulate=True)
             else:
                 whole = whole.index_add_(0, tokens, rows)
         return whole, vocabulary.to(head.dtype) @ direction, None

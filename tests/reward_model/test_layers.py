@@ -11,12 +11,21 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reweighting.records.reader import RecordReader
+from reweighting.records.reader import RecordReader, load_train
 from reweighting.reward_model import attention as layers
+from reweighting.reward_model import norms
 from reweighting.reward_model.attention import attention_along, is_dual, tree_attention
 from reweighting.reward_model.patches import PatchProjection, speed_up_patches
 from reweighting.reward_model.prefix_tree import PackedTrees, Tree, ancestors, pack
 from reweighting.reward_model.read_out import TiedVocabulary
+from reweighting.system.device import autocast
+
+
+@pytest.fixture
+def prompts(dataset, reward_model) -> PackedTrees:
+    """Several images, each with a chain of prefixes."""
+    records = load_train(RecordReader(str(dataset / "train.json"), image_root=str(dataset)))[:9]
+    return pack([reward_model.encoder.encode(r.image, r.prompts) for r in records])
 
 
 @pytest.mark.parametrize("seen", ["all", "causal", "tree"])
@@ -50,10 +59,14 @@ def test_attention_moves_as_forward_mode_says(seen, dtype, tolerance):
 
 
 @pytest.mark.parametrize("ends_only", [False, True])
-@pytest.mark.parametrize("rows", [5, 16, 100])
-def test_blocks_of_queries_see_what_they_see_together(rows, ends_only, monkeypatch):
+@pytest.mark.parametrize("rows", [5, 16, 30, 100])
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_blocks_of_queries_see_what_they_see_together(rows, ends_only, side_by_side, monkeypatch):
     """Trees and plain chains in one sequence: outputs, gradients and directional derivatives."""
     monkeypatch.setitem(layers.ROWS, "cpu", rows)
+    if side_by_side:  # as on CUDA, where the three lengths would be too different
+        monkeypatch.setattr(layers, "TOGETHER", {"cpu"})
+        monkeypatch.setattr(layers, "SIMILAR", 0.1)
     torch.manual_seed(0)
     trees = [
         Tree(0, 33, [], [(-1, 10), (4, 8), (9, 7), (20, 8)], [17, 24, 32]),
@@ -192,3 +205,32 @@ def test_the_last_layer_runs_only_where_prompts_end(dataset, reward_model, check
     last.__class__ = type(last).__mro__[2]
     torch.testing.assert_close(found, gradients(), rtol=1e-4, atol=1e-5)
     assert max(seen) == max(len(batch.input_ids) for batch in batches)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_norms_change_no_score_and_no_gradient(reward_model, prompts, precision, monkeypatch):
+    """On CUDA, where they are used; here on the CPU."""
+    model, found = copy.deepcopy(reward_model), []
+    for devices in (set(), {"cpu"}):
+        monkeypatch.setattr(norms, "FUSED_ON", devices)
+        with autocast("cpu", precision):
+            log_odds = model(prompts)
+        found.append([log_odds, *torch.autograd.grad(log_odds.sum(), model.parameters())])
+    fused = [m for m in model.modules() if isinstance(m, norms._FusedNorm)]
+    assert len(fused) == 2 * len(model.base_model.get_decoder().layers)
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= tolerance * theirs.norm() + 1e-7
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_scores_gradients_and_state(reward_model, prompts):
+    plain, compiled = copy.deepcopy(reward_model), copy.deepcopy(reward_model)
+    compiled.compile_layers()
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    found = []
+    for model in (plain, compiled):
+        log_odds = model(prompts)
+        found.append([log_odds, *torch.autograd.grad(log_odds.sum(), model.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-7
