@@ -6,7 +6,8 @@ import re
 import threading
 
 from . import mathematics
-from .notation import joined, unit, unit_of_expression, words
+from .notation import joined, words
+from .units import unit, unit_of_expression
 
 FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi "

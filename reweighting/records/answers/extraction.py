@@ -14,7 +14,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from ..steps import VERDICT_NAMES, response_start
-from .notation import clean, closing, quantity, words
+from .notation import clean, closing, words
+from .quantities import quantity
 
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
 MAX_MARKERS = 50  # of each kind that are looked at, from the end

@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 
 from .expressions import COMMAND, FUNCTIONS, LETTERS, without_unit
-from .notation import closing, quantity
+from .notation import closing
+from .quantities import quantity
 
 MAX_PARTS = 16  # of a list that is compared in any order
 

@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 
 from .expressions import equal, latex, same_expressions, without_unit
-from .notation import MAX_CHARACTERS, Quantity, joined, quantity, same_quantity, without_about
+from .notation import MAX_CHARACTERS, joined
+from .quantities import Quantity, quantity, same_quantity, without_about
 from .structure import (
     MAX_PARTS,
     assigned_value,
