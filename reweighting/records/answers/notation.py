@@ -49,6 +49,8 @@ _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", "\ue000"),  # an amount of money, no delimiter
+        (r"(?<![A-Za-z])US ?\$(?= ?\d)", "\ue000"),
+        (r"\bper cent\b", "percent"),
         (r"\\left\.|\\right\.|\\!", ""),
         (r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle|limits)(?![A-Za-z])", ""),
         (r"\{,\}", ","),
@@ -79,7 +81,11 @@ _TAG = re.compile(r"</?[A-Za-z|][A-Za-z0-9_|\- ]{0,40}>")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[A-Za-z]*[ \t]*$|```", re.M)
 # "**5**" is bold, "2**3" a power, and what is left of "**" is the half of a bold text.
 _BOLD = re.compile(r"(?<![\w)])\*\*(?=\S)([^*]+)(?<=\S)\*\*")
-_POWER = re.compile(r"(?<=[\w)])\*\*(?:([-+]?\d+)|(?=[\w(\\]))")
+_POWER = re.compile(r"(?:(?<=[\w)])|(?<=[\d)]) +(?=\*\* ))\*\* *(?:([-+]?\d+)|(?=[\w(\\]))")
+# "5'6\"", "5'", "1'000'000"; quotes in pairs enclose a word.
+_FEET = re.compile(r"^([-+]?\d+)(?:'|\s*(?:ft|feet)\.?) ?(\d+(?:\.\d+)?)(?:\"|'')$")
+_FOOT_OR_INCH = re.compile(r"^([-+]?\d[\d.,/]*)(''|\"|')$")
+_APOSTROPHES = re.compile(r"(?<![\d'])\d{1,3}(?:'\d{3})+(?![\d'\"])")
 _MONEY = re.compile(r"^[-+]?\s*\$\s*(?=[\d.])")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _SQUARE_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|(?=[({]))")
@@ -98,6 +104,7 @@ def clean(answer: str) -> str:
     text = _VULGAR.sub(lambda m: " " + m.group(), text).translate(_TABLE)
     text = unicodedata.normalize("NFKC", text).translate(_TABLE)
     text = _SQUARE_ROOT.sub(lambda m: rf"\sqrt{{{m[1]}}}" if m[1] else r"\sqrt", text)
+    text = _APOSTROPHES.sub(lambda m: m[0].replace("'", ""), text)
     text = unbold(_TAG.sub(" ", _FENCE.sub(" ", text))).replace("__", "")
     for pattern, replacement in _LATEX:
         text = pattern.sub(replacement, text)
@@ -134,6 +141,8 @@ def _unwrapped(text: str) -> str:
 def _strip(text: str) -> str:
     while True:
         before = text
+        text = _FEET.sub(r"\1 ft \2 in", text.strip(" *_\t"))
+        text = _FOOT_OR_INCH.sub(lambda m: f"{m[1]} {'ft' if m[2] == chr(39) else 'in'}", text)
         text = text.strip(" \"'*_`\t✅✔✓\ufe0f").lstrip("#").rstrip(".;,:?")
         if not re.search(r"[\d)a-z]!$", text) or re.search(r"[a-z]{2}!$", text):
             text = text.rstrip("!")  # "5!" and "n!" are no exclamations

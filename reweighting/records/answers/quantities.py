@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from .notation import MAX_CHARACTERS, words
+from .notation import MAX_CHARACTERS
+from .number_words import fraction_in_words, number_in_words, without_negative
 from .units import DEGREES, SCALES, Unit, known_unit, unit, unit_of_expression
 
 MAX_EXPONENT = 400  # of ten, in a number
@@ -17,7 +18,7 @@ _FORMS = [
     re.compile(pattern)
     for pattern in (
         r"(?P<sign>[-+]?)\s*(?P<whole>\d+)\s*\\frac\s*\{\s*(?P<a>\d+)\s*\}\s*\{\s*(?P<b>\d+)\s*\}",
-        r"(?P<sign>[-+]?)\s*(?P<whole>\d+)(?: and | |-)(?P<a>\d+) ?/ ?(?P<b>\d+)(?![\d.])",
+        r"(?P<sign>[-+]?)\s*(?P<whole>\d+)(?: and | )(?P<a>\d+) ?/ ?(?P<b>\d+)(?![\d.])",
         rf"(?P<sign>[-+]?)\s*\\frac\s*\{{\s*(?P<a>-?(?:{_DIGITS}))\s*\}}\s*"
         rf"\{{\s*(?P<b>-?(?:{_DIGITS}))\s*\}}",
         r"(?P<sign>[-+]?)\s*\\frac\s*(?P<a>\d)\s*(?P<b>\d)(?!\d)",
@@ -28,14 +29,6 @@ _FORMS = [
         rf"(?P<sign>[-+]?)\s*(?P<a>{_DIGITS})(?:[eE](?P<e1>[-+]?\d+))?(?![\d])",
     )
 ]
-_WORDS = words(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-)
-_NUMBER_WORDS = {
-    **{word: index for index, word in enumerate(_WORDS)},
-    **{w: 10 * i for i, w in enumerate(words("thirty forty fifty sixty seventy eighty ninety"), 3)},
-}
 _CURRENCY = re.compile(r"^([-+]?)\s*(USD|EUR|GBP|JPY|INR|CNY|Rs\.?)\s*(?=[\d.])")
 # "$3m" is money, not a length.
 _OF_MONEY = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
@@ -43,6 +36,10 @@ _ABOUT = re.compile(
     r"^(?:\\approx|\\sim|~|about|approximately|approx\.?|roughly|around|exactly|precisely|only|just"
     r"|equals|equal to)\s+",
     re.I,
+)
+_WHOLE = re.compile(r"[-+]?[\d,]+")
+_TWO_UNITS = re.compile(
+    r"(?P<large>\d+ ?[A-Za-z]+\.?)(?:,? and |, | )(?P<small>\d+(?:\.\d+)? ?[A-Za-z]+)"
 )
 ROUNDED = 6  # significant digits from which on a decimal may be a rounded value
 
@@ -75,25 +72,40 @@ def quantity(text: str) -> Quantity | None:
     currency = _CURRENCY.match(text)
     if currency:
         text = currency[1] + text[currency.end() :]
+    text = without_negative(text)
     found = _number(text)
     if found is None:
         return None
     value, ulp, end = found
+    if _WHOLE.fullmatch(text, 0, end):  # "5 point two", "5 and a half"
+        more, end = fraction_in_words(text, end)
+        value += more if value >= 0 else -more
     rest = text[end:]
     glued = not rest[:1].isspace()
     rest = rest.strip().lstrip("-").strip() if re.match(r"\s*-[a-z]{3}", rest) else rest.strip()
-    first, _, others = rest.partition(" ")
     scales = {**SCALES, **_OF_MONEY} if currency else SCALES
-    if scale := scales.get(first.casefold()):
-        value, ulp, rest, glued = value * scale, ulp * scale, others.strip(), False
+    while scale := 1000 if glued and rest == "k" else scales.get(rest.partition(" ")[0].casefold()):
+        value, ulp, rest, glued = value * scale, ulp * scale, rest.partition(" ")[2].strip(), False
     if rest and glued and not known_unit(rest) and not DEGREES.match(rest):
-        return None  # "2nd", "3x"
+        return _in_two_units(text)  # "2m 50cm", but neither "2nd" nor "3x"
     measure = (unit_of_expression if text[:end].endswith("}") else unit)(rest) if rest else None
     if rest and measure is None:
-        return None
+        return _in_two_units(text)
     if currency:
         measure = measure or unit(currency[2].rstrip("."))
     return Quantity(value, measure, ulp)
+
+
+def _in_two_units(text: str) -> Quantity | None:
+    """A quantity such as "2 h 30 min", in the larger unit; None if the text is none."""
+    match = _TWO_UNITS.fullmatch(text)
+    large, small = (quantity(match["large"]), quantity(match["small"])) if match else (None, None)
+    if not (large and small and large.unit and small.unit):
+        return None
+    share = small.value * small.unit.size / large.unit.size
+    if large.unit.powers != small.unit.powers or not (0 <= share < 1 <= large.value):
+        return None
+    return Quantity(large.value + share, large.unit, Fraction(0))
 
 
 def _number(text: str) -> tuple[Fraction, Fraction, int] | None:
@@ -109,12 +121,8 @@ def _number(text: str) -> tuple[Fraction, Fraction, int] | None:
                 exponent = int(_exponent(match.groupdict()))
                 ulp = Fraction(10) ** (exponent - (len(digits) - point - 1))
             return value, ulp, match.end()
-    word = re.match(r"([A-Za-z]+)(?:[- ]([A-Za-z]+))?", text)
-    if word and (first := _NUMBER_WORDS.get(word[1].lower())) is not None:
-        second = _NUMBER_WORDS.get((word[2] or "").lower(), 0)
-        if first >= 20 and 0 < second < 10:  # "twenty-five"
-            return Fraction(first + second), Fraction(0), word.end()
-        return Fraction(first), Fraction(0), word.end(1)
+    if said := number_in_words(text):
+        return said[0], Fraction(0), said[1]
     return None
 
 
@@ -134,6 +142,8 @@ def _value(groups: dict[str, str | None]) -> Fraction | None:
     divisor = number("b", 1)
     if divisor == 0:
         return None
+    if groups.get("whole") and number("a", 1) >= divisor:
+        return None  # "7 10/2" is no mixed number
     value = number("whole", 0) + number("a", 1) / divisor
     return (-value if groups["sign"] == "-" else value) * Fraction(10) ** int(exponent)
 

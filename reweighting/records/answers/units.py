@@ -12,6 +12,7 @@ from functools import lru_cache
 from string import ascii_lowercase
 
 from .notation import words
+from .number_words import NUMBER_WORDS
 
 # Names of a unit, then its size in terms of the first unit of its line.
 _UNITS = """
@@ -49,23 +50,27 @@ C coulomb | µC 1e-6
 T tesla
 F farad | µF 1e-6
 mol mole | mmol 1/1000
-bit | byte 8
+bit | byte 8 | kB KB kilobyte 8e3 | MB megabyte 8e6 | GB gigabyte 8e9 | TB terabyte 8e12
 mph
 am AM
 pm PM
 unit units
 """
+# Words that make a number another one; those that end in a letter of ours may be plural.
+_POWERS_OF_TEN = words("ten hundred thousand million billion trillion quadrillion quintillion")
+_PARTS = words("half third quarter fifth sixth seventh eighth ninth")
 SCALES: dict[str, int | Fraction] = {
-    "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-    "万": 10**4, "亿": 10**8, "dozen": 12, "lakh": 10**5, "crore": 10**7, "mn": 10**6, "bn": 10**9,
-    **{
-        name + ending: Fraction(1, size)
-        for size, name in enumerate(
-            words("hal third quarter fifth sixth seventh eighth ninth tenth"), 2
-        )
-        for ending in (("f", "ves") if size == 2 else ("", "s"))
-    },
-}  # fmt: skip
+    **dict(zip(_POWERS_OF_TEN, (10, 100, *(1000**n for n in range(1, 7))), strict=True)),
+    **{f"{name}th": Fraction(1, 10**n) for n, name in enumerate(_POWERS_OF_TEN[:3], 1)},
+    **{f"{name}th": Fraction(1, 1000**n) for n, name in enumerate(_POWERS_OF_TEN[3:], 2)},
+    **{name: Fraction(1, size) for size, name in enumerate(_PARTS, 2)},
+    **{"dozen": 12, "score": 20, "gross": 144, "grand": 1000, "lakh": 10**5, "crore": 10**7},
+    **{"mn": 10**6, "bn": 10**9, "tn": 10**12},
+    **{"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8},
+    **{"百万": 10**6, "千万": 10**7},
+}
+SCALES.update({f"{name}s": size for name, size in SCALES.items() if name.isascii()})
+SCALES["halves"] = SCALES["half"]
 # Words after a number that are no unit: they make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
@@ -74,9 +79,11 @@ _NO_UNIT = frozenset(
         "root sqrt alpha beta gamma delta epsilon theta lambda sigma omega phi rho tau infinity "
         "right wrong correct incorrect true false fewer larger smaller higher lower greater "
         "before after past until january february march april may june july august september "
-        "october november december"
+        "october november december point dot comma decimal negative base modulo mod "
+        "which that who because since so as this these those they there here then thus hence "
+        "therefore also still only"
     )
-)
+) | {*NUMBER_WORDS, *SCALES}
 
 
 def _unit_table() -> dict[str, tuple[str, Fraction]]:
@@ -114,7 +121,7 @@ _SAID_OF_UNIT = re.compile(
 )
 _PART = re.compile(
     r"(?P<power>square|cubic|sq\.?|cu\.?)?\s*(?P<name>°[CF]?|%|[A-Za-zΩµ¢\u4e00-\u9fff]+)"
-    r"(?:\s*\^?\s*\{?\s*(?P<exponent>-?[1-6])\s*\}?|\s+(?P<word>squared|cubed))?"
+    r"(?:(?:\s*\^\s*\{?\s*)?(?P<exponent>-?[1-6])\s*\}?|\s+(?P<word>squared|cubed))?"
 )
 DEGREES = re.compile(r"^(?:°|deg(?:ree)?s?)\s*(?:\\?\s*)?(C|F|celsius|fahrenheit)$", re.I)
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
@@ -178,7 +185,7 @@ def _counted(text: str) -> Unit | None:
     words = [w if any(c.isupper() for c in w[1:]) else w.casefold() for w in text.split()]
     if not 1 <= len(words) <= 3 or not all(w.isalpha() and _is_word(w) for w in words):
         return None
-    if _NO_UNIT.intersection(words) or SCALES.keys() & set(words):
+    if _NO_UNIT.intersection(words):
         return None
     *words, last = words
     if len(last) > 3 and last[-1] == "s" and last[-2] != "s":
