@@ -14,7 +14,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from ..steps import VERDICT_NAMES, response_start
-from .notation import clean, closing, words
+from .boxes import RETRACTION, boxes
+from .notation import clean, words
 from .quantities import quantity
 
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
@@ -63,10 +64,10 @@ _SURE = re.compile(
     rf"[ \t*_]{{0,20}}(?:\([^()\n]{{0,40}}\)[ \t*_]{{0,20}})?{_JOIN}",
     re.I,
 )
-# At the start of a line it needs no colon: "Final answer isosceles"
+# At the start of a line it needs no colon: "Final answer isosceles", "Final answer – 5"
 _SURE_LINE = re.compile(
     rf"{_LINE_START}(?:the[ \t]+)?(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])[*_ \t]*"
-    r"(?=[^\s,;.*_]|\n)",
+    r"(?:[-–—]{1,3}[ \t]+)?(?=[^\s,;.*_]|\n)",
     re.I | re.M,
 )
 _LIKELY = re.compile(
@@ -97,7 +98,6 @@ _NOT_CHOSEN = re.compile(
     rf"|most)\b{_SAME_CLAUSE}",
     re.I,
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
     re.I,
@@ -131,7 +131,7 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
     short = next((value for _, words, value in every if _counts(value, words)), "")
     if short or (short := _chosen(text)):
-        return short
+        return "" if short == _TAKEN_BACK else short
     for endings in found.values():
         if endings:
             return max(endings)[2]
@@ -139,6 +139,7 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
 
 
 _Ending = tuple[int, int, str]  # where it ends, how many words of it count, the value
+_TAKEN_BACK = "(taken back)"  # the value of an announcement that the text takes back
 
 
 def _is_ending(ending: _Ending) -> bool:
@@ -181,38 +182,17 @@ def _announced(text: str) -> Iterator[_Ending]:
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
-    found: list[tuple[int, int, str]] = []
-    for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
-        if match.group().rstrip().endswith("{"):
-            value = _braced(text, match.end())
-            end = match.end() + len(value) + 1
-        else:
-            value = re.match(r"\S*", text[match.end() : match.end() + 60]).group()
-            end = match.end() + len(value)
-        if found and match.start() < found[-1][1]:
-            continue  # within the last one
-        between = text[found[-1][1] : match.start()] if found else "far away"
-        if found and re.fullmatch(r"[\s,$]*(?:and|or)?[\s,$]*", between) and "\n\n" not in between:
-            found[-1] = (found[-1][0], end, f"{found[-1][2]}, {value.strip()}")
-        else:
-            found.append((match.start(), end, value.strip()))
-    tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
-    every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
-    return ((start, FEW_WORDS, _inner(value)) for start, value in every)
+    tags = [(m.start(), _inner(m["value"].strip())) for m in _TAGGED.finditer(text)][-MAX_MARKERS:]
+    found = [
+        (b.start, _TAKEN_BACK if b.taken_back else without_lead_in(b.value)) for b in boxes(text)
+    ]
+    return ((start, FEW_WORDS, value) for start, value in sorted([*found, *tags]))
 
 
 def _inner(value: str) -> str:
-    """A value without a box within a tag, or without a marker within a box."""
-    if box := _BOX.search(value):
-        return _braced(value, box.end()).strip()
-    return without_lead_in(value)
-
-
-def _braced(text: str, start: int) -> str:
-    """From ``start`` to the brace that closes the one before it, else to the end of the line."""
-    ending = text[start - 1 : start + MAX_ENDING]
-    end = closing(ending, 0)
-    return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
+    """A value in a tag without a box or a marker."""
+    unboxed = _unboxed(value)
+    return unboxed if unboxed != value else without_lead_in(value)
 
 
 def _likely(text: str) -> Iterator[_Ending]:
@@ -250,7 +230,7 @@ def _value(text: str, start: int) -> str:
         block, closed, after = rest[opening.end() :].partition(end)
         block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
         tail = after.split("\n")[0].strip(" .*_") if closed else ""
-        return _unboxed(f"{block} {tail}".strip())
+        return _unboxed(f"${block}$ {tail}", f"{block} {tail}".strip())
     if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
         return sign
     for number, line in enumerate(rest.split("\n")):
@@ -259,15 +239,31 @@ def _value(text: str, start: int) -> str:
         line = _HALF_BOLD.sub("", line) if line.count("**") % 2 else line
         line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
         if _is_answer(line):
-            return _unboxed(_COPULA.sub("", _sentence(line)))
+            said, taken_back, instead = _retracted(line)
+            if taken_back:
+                return _sentence(instead) if _counts(_sentence(instead), 0) else _TAKEN_BACK
+            return _unboxed(_COPULA.sub("", _sentence(said)))
         if line and not re.fullmatch(r"[\W_]*", line):
             break
     return ""
 
 
-def _unboxed(text: str) -> str:
-    """What the boxes in a value hold; the value itself if it has no box."""
-    return ", ".join(value for _, _, value in _boxed(text)) or text
+def _retracted(line: str) -> tuple[str, bool, str]:
+    """What a line says before it takes that back, whether it does, and what it says instead."""
+    match = RETRACTION.search(line, 1)
+    if match is None:
+        return line, False, ""
+    instead = re.sub(r"^(?:[\s,.:;!…—–-]|(?:no|wait|hmm+|actually|it(?: is|'s))\b){1,20}", "",
+                     line[match.end() :], flags=re.I)  # fmt: skip
+    return line[: match.start()], True, instead.strip(" *_)")
+
+
+def _unboxed(text: str, plain: str = "") -> str:
+    """What the boxes in a value say; if it has no box, ``plain`` or the value itself."""
+    found = boxes(text)
+    if any(box.taken_back for box in found):
+        return _TAKEN_BACK
+    return ", ".join(box.value for box in found) or plain or text
 
 
 def _sentence(line: str) -> str:
