@@ -285,9 +285,10 @@ def _sentence(line: str) -> str:
 
 _OPTION_LINE = re.compile(r"^[(\[]?[A-J][)\]]?[.:]?$|^(?:option|choice) [(\[]?[A-J][)\]]?$", re.I)
 _OPTION_TEXT = re.compile(r"^(?:\([A-J]\)|[A-J][.):])\s*\S", re.S)
-# "Hence, x = 5": the value must be a number to count
+# "Hence, x = 5", "So we get 5": the value must be a number to count
 _CONCLUSION = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?\\?[A-Za-z][\w()']{0,10}\s*=\s*(?P<value>[^=]+)$",
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:\\?[A-Za-z][\w()']{0,10}\s*="
+    r"|we (?:get|have|obtain|find)|it must be|this gives|there (?:are|is))\s*(?P<value>[^=]+)$",
     re.I,
 )
 _MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re.S)
@@ -300,7 +301,8 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
         return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""
     last = re.sub(r"^(?:[*_#•]|[>-]?\s(?!\d))+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
     plain = clean(last)
-    if conclusion := _CONCLUSION.match(plain):
+    conclusion = _CONCLUSION.match(plain)
+    if conclusion and quantity(conclusion["value"]):
         plain = last = conclusion["value"]
     if _OPTION_LINE.match(plain) or quantity(plain) or _MATHEMATICS.match(last.strip()):
         return last

@@ -37,6 +37,7 @@ _ABOUT = re.compile(
     r"|equals|equal to)\s+",
     re.I,
 )
+_IN_TOTAL = re.compile(r"(?<=\w)\s+(?:in (?:total|all)|altogether)$")
 _WHOLE = re.compile(r"[-+]?[\d,]+")
 _TWO_UNITS = re.compile(
     r"(?P<large>\d+ ?[A-Za-z]+\.?)(?:,? and |, | )(?P<small>\d+(?:\.\d+)? ?[A-Za-z]+)"
@@ -72,7 +73,7 @@ def quantity(text: str) -> Quantity | None:
     currency = _CURRENCY.match(text)
     if currency:
         text = currency[1] + text[currency.end() :]
-    text = without_negative(text)
+    text = _IN_TOTAL.sub("", without_negative(text))
     found = _number(text)
     if found is None:
         return None

@@ -116,7 +116,7 @@ _NO_VARIABLE = re.compile(r"[^\W\d_]{2}|[°%]|.*/", re.S)
 # "12 cm long", "5 apples in total": words after a unit that are no part of it.
 _SAID_OF_UNIT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|old|away|each|altogether|left|remaining|"
-    r"in (?:total|all|length|width|height|area|volume))$",
+    r"in (?:length|width|height|area|volume))$",
     re.I,
 )
 _PART = re.compile(

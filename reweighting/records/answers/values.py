@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from .expressions import equal, latex, same_expressions, without_unit
-from .notation import MAX_CHARACTERS, joined
+from .notation import MAX_CHARACTERS, joined, words
 from .quantities import Quantity, quantity, same_quantity, without_about
 from .structure import (
     MAX_PARTS,
@@ -16,6 +16,7 @@ from .structure import (
     name_and_value,
     relation_parts,
 )
+from .units import unit
 
 MAX_DEPTH = 6  # of lists within tuples within unions …
 
@@ -24,11 +25,23 @@ MAX_DEPTH = 6  # of lists within tuples within unions …
 _ARTICLE = re.compile(r"\bthe\s+(?=\w)|\b(?:a|an)\s+(?=[^\W\d])")
 _INDEX = re.compile(r"\s*_\s*\{?\s*(\w+)\s*\}?")  # "CO_2", "CO_{2}"
 _SPACED_SIGN = re.compile(r"\s*([-,;/:])\s*")
+_INITIALS = re.compile(r"\b([a-z])\.(?=[a-z](?:\.|\b))")  # "U.S."
+_HYPHEN = re.compile(r"(?<=[a-z]{2})-(?=[a-z]{2})")  # "top-left", "top left"
+_ORDINALS = dict(
+    zip(
+        words("first second third fourth fifth sixth seventh eighth ninth tenth"),
+        words("1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"),
+        strict=True,
+    )
+)
+_ORDINAL = re.compile(rf"\b(?:{'|'.join(_ORDINALS)})\b")
 
 
 def _plain(text: str) -> str:
     """Free text in lower case, without articles and without spaces around punctuation."""
     folded = text if "\\" in text else text.casefold()
+    folded = _ORDINAL.sub(lambda match: _ORDINALS[match[0]], _INITIALS.sub(r"\1", folded))
+    folded = _HYPHEN.sub(" ", folded)
     folded = _INDEX.sub(r"\1", folded)
     return _SPACED_SIGN.sub(r"\1", " ".join(_ARTICLE.sub("", folded).split())) or text
 
@@ -96,6 +109,10 @@ def _same_mathematics(
     )
     if left_unit and right_unit and left_unit != right_unit:
         return False
+    if {left_unit, right_unit} == {"", str(unit("°"))}:
+        degrees, radians = (left, right) if left_unit else (right, left)
+        if "\\pi" in radians and quantity(degrees):
+            return same_expressions(f"\\frac{{{degrees} \\pi}}{{180}}", radians)
     if left_unit or right_unit:
         return same_value(left, right, depth + 1)
     return same_expressions(left, right)
