@@ -54,7 +54,9 @@ def boxes(text: str) -> list[Box]:
         if not (together and _TOGETHER.fullmatch(between)):
             found.append([])
         found[-1].append((match.start(), end, value.strip()))
-    read = [_read(text, group[0][0], group[-1][1], [box[2] for box in group]) for group in found]
+    read = [
+        read_enclosed(text, group[0][0], group[-1][1], [box[2] for box in group]) for group in found
+    ]
     return [box for box in read if box is not None]
 
 
@@ -82,10 +84,17 @@ RETRACTION = re.compile(
 )
 
 
-def _read(text: str, start: int, end: int, values: list[str]) -> Box | None:
-    """The answer of boxes that stand together from ``start`` to ``end``; None if it is denied."""
-    before = text[max(0, start - BESIDE) : start].split("\n")[-1]
-    after = text[end : end + BESIDE].split("\n")[0]
+# Lines that a formula goes on with, before and after a box.
+_OPEN_LINE = re.compile(r"(?<=[-+*/^×·({])[ \t]*\n[ \t]*$")
+_GOES_ON = re.compile(r"^[ \t]*\n[ \t]*(?=\\(?:times|cdot|div|pm|text)|[×·/^])")
+
+
+def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | None:
+    """The answer in boxes, or a tag, that stand from ``start`` to ``end``; None if it is denied."""
+    before = _OPEN_LINE.sub(" ", text[max(0, start - BESIDE) : start]).split("\n")[-1]
+    after = _GOES_ON.sub(" ", text[end : end + BESIDE]).split("\n")[0]
+    if before[-1:] == after[:1] == "'":
+        before, after = before[:-1], after[1:]
     value = ", ".join(values)
     if _DENIED.search(re.sub(_TEXT, r"\1 ", before)):
         return None
@@ -149,7 +158,9 @@ def _after_in_formula(value: str, text: str) -> str:
     """What belongs to the answer of what stands after a box in its formula."""
 
     def measured(match: re.Match[str]) -> str:
-        return match[0] if _measure(value, match[1].strip()) or not match[1].strip() else "="
+        said = match[1].strip()
+        belongs = not said or said in ("and", "or", "to") or _measure(value, said)
+        return match[0] if belongs else "="
 
     text = re.sub(_TEXT, measured, text)
     cut = _RELATION.search(text)
@@ -162,16 +173,25 @@ def _after_in_formula(value: str, text: str) -> str:
 
 # ---- sentences
 
-_MATHEMATICAL = re.compile(r"[\w\\{}()\[\]^+\-−–*/.×·÷√±<>≤≥≠$€£¥₹|%°]+$", re.A)
+_MATHEMATICAL = re.compile(r"[\w\\{}()\[\]^+\-−–*/.:×·÷√±<>≤≥≠¬$€£¥₹|%°]+$", re.A)
 _OPERATOR = r"(?:\\(?:times|cdot|div|pm|mp|neq?|leq?|geq?|lt|gt)(?![A-Za-z])|[+*/^×·÷±<>≤≥≠]|!=)"
 _OPERATOR_BEFORE = re.compile(
     rf"(?:(?P<operand>\S{{1,40}})\s{{0,3}})?(?P<sign>{_OPERATOR}|[-−–]|\b(?:minus|negative|plus|times))"
     r"\s{1,3}$"
 )
 _OPERATOR_AFTER = re.compile(
-    rf"\s{{0,3}}(?:{_OPERATOR}|[-−](?=\s?[\d\\(])|\b(?:and|or|to|times|plus|minus|over|point|dot)\b"
-    rf"(?=\s[-\\($]{{0,3}}(?:\d|boxed|frac|sqrt|pi|{'|'.join(NUMBER_WORDS)}))"
-    r"|\b(?:squared|cubed|factorial|divided by|and a (?:half|third|quarter))\b)"
+    rf"\s{{0,3}}(?:{_OPERATOR}|:(?=\s?\d)|[-−](?=\s?[\d\\(])"
+    r"|\b(?:and|or|to|times|plus|minus|over|point|dot|in|of|out of|per)\b"
+    rf"(?=\s[-\\($]{{0,3}}(?:\d|[B-J]\b|boxed|frac|sqrt|pi|{'|'.join(NUMBER_WORDS)}))"
+    r"|π|[b-zB-Z](?=\s*(?:$|[-+*/^=.,]))"
+    r"|\b(?:or not|squared|cubed|factorial|divided by|and a (?:half|third|quarter))\b)"
+)
+# Words before a number that make it another one, or no answer.
+_MODIFIER = re.compile(
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|other) than|at (?:least|most)|up to|over"
+    r"|under|above|below|(?:half|square|root) of|twice|double|half|almost|nearly"
+    r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt)|¬)\s{0,3}$",
+    re.I,
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
 _BRACKET_BEFORE = re.compile(r"[(\[][^()\[\]A-Za-z]{1,40}$")
@@ -200,7 +220,7 @@ def _before_in_sentence(text: str, beside: bool = False) -> str:
     Args:
         beside: only what touches the formula of the box, with no space between.
     """
-    text = re.sub(r"(?:^|(?<![\w)]))[*_\"'`#]+$", "", text)
+    text = re.sub(r"(?:^|(?<![\w)]))[*_\"'`#]+$|</?[\w|]{1,30}>\s*$", "", text)
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [m.end() for m in re.finditer(r"[,;；，。、：]|(?<![\d}]):|:(?=\s)", text)]
     cut = max(cuts, default=0)
@@ -208,6 +228,8 @@ def _before_in_sentence(text: str, beside: bool = False) -> str:
     run = _MATHEMATICAL.search(tail)
     if run and not re.fullmatch(r"[A-Za-z]{2,}|[a-z]", run[0]):
         return run[0]
+    if modifier := _MODIFIER.search(tail):
+        return modifier[0]
     match = None if beside else _OPERATOR_BEFORE.search(tail)
     if match is None:
         return ""
@@ -221,13 +243,15 @@ def _before_in_sentence(text: str, beside: bool = False) -> str:
 
 def _after_in_sentence(value: str, text: str) -> str:
     """What belongs to the answer of what stands after a box, or its formula, in a sentence."""
-    text = re.sub(r"^[*_]+(?![\w(])|^[\"'`]+", "", _DELIMITER.split(text, maxsplit=1)[0])
-    glued = re.match(r"(?:[^\s.,;:!?\"'`\u2e80-\uffff]|[.,](?=\d)|:(?=[\d\\]))*", text)[0]
+    text = re.sub(r"^[*_]+(?![\w(])|^[\"`]+", "", _DELIMITER.sub("", text))
+    glued = re.match(r"(?:[^\s.,;:!?\"`\u2e80-\uffff]|[.,](?=\d)|:(?=[\d\\]))*", text)[0]
     glued = glued.rstrip("*_")
     rest = text[len(glued) :]
-    if not glued.strip(")]}") and re.search(r"\d|\\(?:pi|sqrt|frac)", value):
-        clause = rest[: match.start()] if (match := _CLAUSE_END.search(rest, 1)) else rest
-        if _OPERATOR_AFTER.match(rest):
+    if not glued.strip(")]}"):
+        sign = _OPERATOR_AFTER.match(rest)
+        end = _CLAUSE_END.search(rest, sign.end() if sign else 1)
+        clause = rest[: end.start()] if end else rest
+        if sign:
             return glued + clause.rstrip()
         if (bracket := re.match(r"\s{0,3}\(([^()]{1,40})\)", rest)) and _measure("5", bracket[1]):
             return f"{glued} {bracket[1]}"

@@ -102,8 +102,8 @@ def _compared(
     return bool(found), allowed - still_allowed()
 
 
-# "C because the others are larger"
-_REASON = re.compile(r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$", re.I | re.S)
+# "C because the others are larger", "B, not C"
+_REASON = re.compile(r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|,\s+not\s+\S+$", re.I | re.S)
 # "12 (since 3 × 4 = 12)", "0.75 (75%)", but neither "5 (or more)" nor "2 (sin x)"
 _BRACKET = re.compile(r"(?<=[^\s\\])\s+\((?P<inside>[^()]*)\)$")
 _SAID_BESIDE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[=%°]")

@@ -89,8 +89,8 @@ def equal(left: str, right: str) -> bool:
     return bool(found)
 
 
-# What math-verify reads as something else: the digits of a base, quotes between digits.
-_MISREAD = re.compile(r"[\d)}]\s*_|\d\s*['\"]")
+# What math-verify reads as something else: the digits of a base, quotes and primes, an ellipsis.
+_MISREAD = re.compile(r"[\d)}]\s*_|['\"]|\.\.")
 _NUMBER_AND_FRACTION = re.compile(r"\d\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 # An exponent, up to its opening bracket if it has brackets.
 _EXPONENT = re.compile(r"\s*\^\s*([-+]?\d+(?:\.\d+)?|\\?[A-Za-z]+|[{(])")

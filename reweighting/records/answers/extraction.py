@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from ..steps import VERDICT_NAMES, response_start
-from .boxes import RETRACTION, boxes
+from .boxes import RETRACTION, boxes, read_enclosed
 from .notation import clean, words
 from .quantities import quantity
 
@@ -89,19 +89,20 @@ _CHOSEN = re.compile(
 # Words earlier in the clause of an announcement that make it announce something else.
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|common|whether|students|not|cannot)|n't|不|没|未|错误)"
+    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot)|n't|不|没|未|错误)"
     + _SAME_CLAUSE,
     re.I,
 )
 _NOT_CHOSEN = re.compile(
     r"\b(?:angle|point|statement|vertex|line|side|type|vitamin|if|suppose|assume|that|saying|many"
-    rf"|most)\b{_SAME_CLAUSE}",
+    rf"|most)\b{_SAME_CLAUSE}|\b(?:or|nor)\s*\(?$",
     re.I,
 )
 _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
     re.I,
 )
+_TAG_END = re.compile(r"(?:</[^<>]{0,40}>|<\|[^<>]{0,40}>)?")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
 # A sentence after the answer's own: "5. This holds because ..."
 _SENTENCE = re.compile(
@@ -149,7 +150,12 @@ def _is_ending(ending: _Ending) -> bool:
 def _counts(value: str, words: int) -> bool:
     """Whether this is a letter, a number, mathematics, or a text of at most ``words`` words."""
     plain = clean(value)
-    if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
+    if (
+        value == _TAKEN_BACK
+        or _OPTION_LINE.match(plain)
+        or _OPTION_TEXT.match(plain)
+        or quantity(plain)
+    ):
         return True
     if _MATHEMATICS.match(value.strip()) or _is_expression(plain):
         return True
@@ -182,11 +188,14 @@ def _announced(text: str) -> Iterator[_Ending]:
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
-    tags = [(m.start(), _inner(m["value"].strip())) for m in _TAGGED.finditer(text)][-MAX_MARKERS:]
-    found = [
-        (b.start, _TAKEN_BACK if b.taken_back else without_lead_in(b.value)) for b in boxes(text)
-    ]
-    return ((start, FEW_WORDS, value) for start, value in sorted([*found, *tags]))
+    found = boxes(text)
+    for match in [*_TAGGED.finditer(text)][-MAX_MARKERS:]:
+        end = _TAG_END.match(text, match.end()).end()
+        tag = read_enclosed(text, match.start(), end, [_inner(match["value"].strip())])
+        found += [tag] if tag else []
+    for box in sorted(found):
+        value = _TAKEN_BACK if box.taken_back else without_lead_in(box.value)
+        yield box.start, FEW_WORDS, value
 
 
 def _inner(value: str) -> str:

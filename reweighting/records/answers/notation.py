@@ -67,7 +67,8 @@ _LATEX = [
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\\(?:triangle|angle|overline|vec|bar|hat)(?![A-Za-z])", " "),
+        (r"\\(?:triangle|angle)(?![A-Za-z])", " "),
+        (r"\\(?:overline|vec|bar|hat)\s*\{\s*([A-Z]{2,})\s*\}", r" \1 "),
         (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
         (r"(?<![\\A-Za-z])infinity(?![A-Za-z])", r"\\infty "),
     )
@@ -86,6 +87,9 @@ _POWER = re.compile(r"(?:(?<=[\w)])|(?<=[\d)]) +(?=\*\* ))\*\* *(?:([-+]?\d+)|(?
 _FEET = re.compile(r"^([-+]?\d+)(?:'|\s*(?:ft|feet)\.?) ?(\d+(?:\.\d+)?)(?:\"|'')$")
 _FOOT_OR_INCH = re.compile(r"^([-+]?\d[\d.,/]*)(''|\"|')$")
 _APOSTROPHES = re.compile(r"(?<![\d'])\d{1,3}(?:'\d{3})+(?![\d'\"])")
+_ELLIPSIS = re.compile(r"\.\d{1,4}\.{2,}$")  # "0.3..." is a third
+_STRUCK = re.compile(r"~~[^~\n]+~~|<(s|del|strike)>[^<]*</\1>", re.I)
+_RAISED = re.compile(r"<(sup|sub)>([^<]{1,40})</\1>", re.I)
 _MONEY = re.compile(r"^[-+]?\s*\$\s*(?=[\d.])")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _SQUARE_ROOT = re.compile(r"√\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|(?=[({]))")
@@ -99,7 +103,10 @@ def clean(answer: str) -> str:
     plain = answer.strip()
     if len(plain) > MAX_CHARACTERS:
         return " ".join(plain.split())
-    text = _SUPERSCRIPT.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", plain)
+    text = _RAISED.sub(
+        lambda m: f"{'^' if m[1][2] in 'pP' else '_'}{{{m[2]}}}", _STRUCK.sub(" ", plain)
+    )
+    text = _SUPERSCRIPT.sub(lambda m: "^{" + m.group().translate(_SUPERSCRIPTS) + "}", text)
     text = _SUBSCRIPT.sub(lambda m: "_" + unicodedata.normalize("NFKC", m.group()), text)
     text = _VULGAR.sub(lambda m: " " + m.group(), text).translate(_TABLE)
     text = unicodedata.normalize("NFKC", text).translate(_TABLE)
@@ -143,8 +150,11 @@ def _strip(text: str) -> str:
         before = text
         text = _FEET.sub(r"\1 ft \2 in", text.strip(" *_\t"))
         text = _FOOT_OR_INCH.sub(lambda m: f"{m[1]} {'ft' if m[2] == chr(39) else 'in'}", text)
-        text = text.strip(" \"'*_`\t✅✔✓\ufe0f").lstrip("#").rstrip(".;,:?")
-        if not re.search(r"[\d)a-z]!$", text) or re.search(r"[a-z]{2}!$", text):
+        if text[-1:] != "'" or text[:1] == "'" or re.search(r"[a-z.]{2}'$", text):
+            text = text.strip("'`")  # neither "x'" nor "A'" is quoted
+        text = text.strip(' "*_\t✅✔✓\ufe0f').lstrip("#")
+        text = text if _ELLIPSIS.search(text) else text.rstrip(".;,:?")
+        if not re.search(r"[\d)a-z]!+$", text) or re.search(r"[a-z]{2}!$", text):
             text = text.rstrip("!")  # "5!" and "n!" are no exclamations
         # Braces that enclose the whole, as "{B}"
         if text[:1] == "{" and closing(text, 0) == len(text) - 1:

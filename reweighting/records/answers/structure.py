@@ -78,8 +78,8 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[str, ...]:
 def _in_number(text: str, match: re.Match[str]) -> bool:
     if match.group() != ",":
         return False
-    around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 4]
-    return bool(re.fullmatch(r"\d\d{3}(?!\d).?", around, re.S))
+    before, after = text[max(0, match.start() - 4) : match.start()], text[match.end() :][:4]
+    return bool(re.search(r"(?<!\d)\d{1,3}$", before) and re.match(r"\d{3}(?!\d)", after))
 
 
 # ---- relations

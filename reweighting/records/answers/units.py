@@ -80,7 +80,7 @@ _NO_UNIT = frozenset(
         "right wrong correct incorrect true false fewer larger smaller higher lower greater "
         "before after past until january february march april may june july august september "
         "october november december point dot comma decimal negative base modulo mod "
-        "which that who because since so as this these those they there here then thus hence "
+        "fold which that who because since so as this these those they there here then thus hence "
         "therefore also still only"
     )
 ) | {*NUMBER_WORDS, *SCALES}

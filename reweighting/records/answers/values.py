@@ -23,7 +23,7 @@ MAX_DEPTH = 6  # of lists within tuples within unions …
 # ---- words
 
 _ARTICLE = re.compile(r"\bthe\s+(?=\w)|\b(?:a|an)\s+(?=[^\W\d])")
-_INDEX = re.compile(r"\s*_\s*\{?\s*(\w+)\s*\}?")  # "CO_2", "CO_{2}"
+_INDEX = re.compile(r"(?<=[A-Za-z])\s*_\s*\{?\s*(\d+)\s*\}?")  # "CO_2", "CO_{2}"
 _SPACED_SIGN = re.compile(r"\s*([-,;/:])\s*")
 _INITIALS = re.compile(r"\b([a-z])\.(?=[a-z](?:\.|\b))")  # "U.S."
 _HYPHEN = re.compile(r"(?<=[a-z]{2})-(?=[a-z]{2})")  # "top-left", "top left"
@@ -75,11 +75,11 @@ def same_value(left: str, right: str, depth: int = 0) -> bool:
             known or bool(_PRODUCT.fullmatch(text))
             for known, text in zip(mathematical, (left, right), strict=True)
         ]
-    if joined(left) == joined(right) and all(mathematical):
-        return True
     quantities = quantity(left), quantity(right)
     if all(quantities):
         return same_quantity(*quantities)
+    if joined(left) == joined(right) and all(mathematical):
+        return True
     if not all(mathematical):
         if equally_plain(left, right):
             return True
@@ -139,6 +139,13 @@ def _same_lists(left: str, right: str, depth: int) -> bool:
         return all(same_value(a, b, depth + 1) for a, b in zip(parts, others, strict=True))
 
     kinds = {kind, other_kind}
+    names = [_names(parts), _names(others)]
+    if any(names) and not all(names):  # "x = 1, y = 2" beside "1, 2" or "(1, 2)"
+        return (
+            kinds <= {"", "()"}
+            and sorted(names[0] or names[1]) == (names[0] or names[1])
+            and ordered()
+        )
     if kinds <= {"", "{}", "one"} or kinds == {"union"}:
         if kinds == {""} and not all(is_mathematics(part) for part in (*parts, *others)):
             return ordered()
@@ -146,6 +153,13 @@ def _same_lists(left: str, right: str, depth: int) -> bool:
     if kinds == {"", "()"} or len(kinds) == 1:
         return ordered()
     return False
+
+
+def _names(parts: tuple[str, ...]) -> list[str]:
+    """The names that the parts of a list assign values, if they are several; roots have one."""
+    found = [assigned[0] for part in parts if (assigned := name_and_value(part))]
+    several = len({re.split(r"[_\d]", name)[0] for name in found}) > 1
+    return found if several and len(found) == len(parts) else []
 
 
 def _same_in_any_order(parts: tuple[str, ...], others: tuple[str, ...], depth: int) -> bool:
@@ -170,6 +184,8 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
             other = right if relations[0] else left
             return same_value(assigned, other, depth + 1)
         lists = list_parts(left), list_parts(right)
+        if all(lists) and any(_names(found[1]) for found in lists):
+            return _same_lists(left, right, depth)
         if any(lists) and not any(
             found and found[0] in ("()", "[]", "(]", "[)", "union") for found in lists
         ):
