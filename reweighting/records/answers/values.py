@@ -54,7 +54,11 @@ def equally_plain(left: str, right: str) -> bool:
 # ---- any value
 
 _PRODUCT = re.compile(r"[a-z]{2,3}")
-_VERDICT = re.compile(r"^(yes|no|true|false)\b[,.;:!]\s", re.I)
+_VERDICT = re.compile(
+    r"^(?:(?=yes\b(?!.*\bno\b)|no\b(?!.*\byes\b)|true\b(?!.*\bfalse\b)|false\b(?!.*\btrue\b)))"
+    r"(yes|no|true|false)\b[,.;:!]\s",
+    re.I | re.S,
+)
 
 
 @lru_cache(maxsize=65_536)
@@ -176,6 +180,8 @@ def _same_in_any_order(parts: tuple[str, ...], others: tuple[str, ...], depth: i
 
 # ---- relations
 
+_JOINT = re.compile(r"\b(?:and|or)\b")
+
 
 def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool:
     if not all(relations):
@@ -193,6 +199,9 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
         # "x > 3" and "(3, ∞)" are for math-verify.
         return any(lists) and equal(latex(left), latex(right))
     if list_parts(left) or list_parts(right):
+        joints = [set(_JOINT.findall(text)) for text in (left, right)]
+        if all(joints) and joints[0] != joints[1] and re.search("[<>]", left):
+            return False  # "x > 3 and x < 5" is not "x > 3 or x < 5"
         return _same_lists(left, right, depth)
     (signs, parts), (other_signs, others) = relations
     if signs == other_signs:
