@@ -75,10 +75,13 @@ _DENIED = re.compile(
     re.I,
 )
 RETRACTION = re.compile(
-    r"(?:\s*[?!]|\s*[.,;…–—-]+)\s*\(?(?:but )?"
+    r"\s{0,3}[?!.,;…–—-]{1,3}\s{0,3}\(?(?:but )?"
     r"(?:no|wait|hmm+|actually|oops|sorry|scratch that|correction)"
-    r"(?:\s*[,.:;!…—–-]|\s+(?:wait|no|it|that|the|this|I)\b)"
-    r"|\s+(?:(?:is|was|are|would be|seems)\s+(?:not|wrong|incorrect|false|impossible)|isn't|wasn't"
+    r"(?:\s*[,.:;!…—–-]|\s+(?:wait|no|it|that|the|this|I)\b)",
+    re.I,
+)
+_REFUTED = re.compile(
+    r"\s+(?:(?:is|was|are|would be|seems)\s+(?:not|wrong|incorrect|false|impossible)|isn't|wasn't"
     r"|cannot be|can't be)\b",
     re.I,
 )
@@ -98,7 +101,8 @@ def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | N
     value = ", ".join(values)
     if _DENIED.search(re.sub(_TEXT, r"\1 ", before)):
         return None
-    taken_back = bool(RETRACTION.match(re.sub(r"^[$)}\]\\*_]+", "", after)))
+    beside = re.sub(r"^[$)}\]\\*_]+", "", after)
+    taken_back = bool(RETRACTION.match(beside) or _REFUTED.match(beside))
     formula = _formula(before, after, _within_display(text, start))
     if formula is None:
         return Box(start, _composed(*_in_sentence(before, value, after)), taken_back)
