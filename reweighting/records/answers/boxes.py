@@ -109,7 +109,7 @@ def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | N
     before, inner, rest, after = formula
     left, right = _before_in_formula(inner), _after_in_formula(value, rest)
     if left == inner.strip():
-        left = _before_in_sentence(before, beside=True) + left
+        left = _before_in_sentence(before) + left
     if right == rest.strip(" .,"):
         right += _after_in_sentence(value, after)
     return Box(start, _composed(left, value, right), taken_back)
@@ -151,7 +151,11 @@ def _formula(before: str, after: str, display: bool) -> tuple[str, str, str, str
 
 def _before_in_formula(text: str) -> str:
     """What belongs to the answer of what stands before a box in its formula."""
-    text = re.sub(_TEXT, lambda match: "=" if match[1].strip() else " ", text)
+
+    def changing(match: re.Match[str]) -> str:
+        return match[1] if not match[1].strip() or _MODIFIER.search(match[1]) else "="
+
+    text = re.sub(_TEXT, changing, text)
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [match.end() for match in re.finditer(r"(?<![\d}\s])\s*:\s*", text)]
     text = text[max(cuts, default=0) :]
@@ -218,12 +222,8 @@ def _in_sentence(before: str, value: str, after: str) -> tuple[str, str, str]:
     return left, value, _after_in_sentence(value, after)
 
 
-def _before_in_sentence(text: str, beside: bool = False) -> str:
-    """What belongs to the answer of what stands before a box in its sentence.
-
-    Args:
-        beside: only what touches the formula of the box, with no space between.
-    """
+def _before_in_sentence(text: str) -> str:
+    """What belongs to the answer of what stands before a box, or its formula, in a sentence."""
     text = re.sub(r"(?:^|(?<![\w)]))[*_\"'`#]+$|</?[\w|]{1,30}>\s*$", "", text)
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [m.end() for m in re.finditer(r"[,;；，。、：]|(?<![\d}]):|:(?=\s)", text)]
@@ -234,7 +234,7 @@ def _before_in_sentence(text: str, beside: bool = False) -> str:
         return run[0]
     if modifier := _MODIFIER.search(tail):
         return modifier[0]
-    match = None if beside else _OPERATOR_BEFORE.search(tail)
+    match = _OPERATOR_BEFORE.search(tail)
     if match is None:
         return ""
     operand, sign = match["operand"] or "", match["sign"]

@@ -64,7 +64,7 @@ SCALES: dict[str, int | Fraction] = {
     **{f"{name}th": Fraction(1, 10**n) for n, name in enumerate(_POWERS_OF_TEN[:3], 1)},
     **{f"{name}th": Fraction(1, 1000**n) for n, name in enumerate(_POWERS_OF_TEN[3:], 2)},
     **{name: Fraction(1, size) for size, name in enumerate(_PARTS, 2)},
-    **{"dozen": 12, "score": 20, "gross": 144, "grand": 1000, "lakh": 10**5, "crore": 10**7},
+    **{"dozen": 12, "lakh": 10**5, "crore": 10**7},
     **{"mn": 10**6, "bn": 10**9, "tn": 10**12},
     **{"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8},
     **{"百万": 10**6, "千万": 10**7},
@@ -79,7 +79,7 @@ _NO_UNIT = frozenset(
         "root sqrt alpha beta gamma delta epsilon theta lambda sigma omega phi rho tau infinity "
         "right wrong correct incorrect true false fewer larger smaller higher lower greater "
         "before after past until january february march april may june july august september "
-        "october november december point dot comma decimal negative base modulo mod "
+        "october november december point dot comma decimal score gross grand modulo mod "
         "fold which that who because since so as this these those they there here then thus hence "
         "therefore also still only"
     )
