@@ -182,13 +182,17 @@ def _after_in_formula(value: str, text: str) -> str:
 # ---- sentences
 
 _MATHEMATICAL = re.compile(r"[\w\\{}()\[\]^+\-−–*/.:×·÷√±<>≤≥≠¬$€£¥₹|%°]+$", re.A)
-_OPERATOR = r"(?:\\(?:times|cdot|div|pm|mp|neq?|leq?|geq?|lt|gt)(?![A-Za-z])|[+*/^×·÷±<>≤≥≠]|!=)"
+_OPERATOR = (
+    r"(?:\\(?:times|cdot|div|pm|mp|neq?|leq?|geq?|lt|gt|cup|cap|setminus)(?![A-Za-z])"
+    r"|[+*/^×·÷±<>≤≥≠∪∩]|!=)"
+)
 _OPERATOR_BEFORE = re.compile(
     rf"(?:(?P<operand>\S{{1,40}})\s{{0,3}})?(?P<sign>{_OPERATOR}|[-−–]|\b(?:minus|negative|plus|times))"
     r"\s{1,3}$"
 )
 _OPERATOR_AFTER = re.compile(
-    rf"\s{{0,3}}(?:{_OPERATOR}|:(?=\s?\d)|[-−](?=\s?[\d\\(])"
+    rf"\s{{0,3}}(?:{_OPERATOR}|:(?=\s?\d)|[-−–—](?=\s?[\d\\(])"
+    r"|\((?![^()]*[A-Za-z=]{3})(?=[^()=]*[-+*/^][^()=]*\))"
     r"|\b(?:and|or|to|times|plus|minus|over|point|dot|in|of|out of|per)\b"
     rf"(?=\s[-\\($]{{0,3}}(?:\d|[B-J]\b|boxed|frac|sqrt|pi|{'|'.join(NUMBER_WORDS)}))"
     r"|π|[b-zB-Z](?=\s*(?:$|[-+*/^=.,]))"
@@ -198,7 +202,8 @@ _OPERATOR_AFTER = re.compile(
 _MODIFIER = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|other) than|at (?:least|most)|up to|over"
     r"|under|above|below|(?:half|square|root) of|twice|double|half|almost|nearly"
-    r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt)|¬)\s{0,3}$",
+    r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt|USD|EUR|GBP|INR|CNY)"
+    r"|[¬€£¥₹]|\\\$)\s{0,3}$",
     re.I,
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
@@ -230,7 +235,7 @@ def _before_in_sentence(text: str) -> str:
     cut = max(cuts, default=0)
     tail = text[cut:]
     run = _MATHEMATICAL.search(tail)
-    if run and not re.fullmatch(r"[A-Za-z]{2,}|[a-z]", run[0]):
+    if run and not re.fullmatch(r"[A-Za-z]{2,}", run[0]):
         return run[0]
     if modifier := _MODIFIER.search(tail):
         return modifier[0]
@@ -296,7 +301,8 @@ def _composed(left: str, value: str, right: str) -> str:
     left, right = left.replace("–", "-"), right.rstrip(" *_")
     if not left and not right:
         return value
-    simple = re.fullmatch(r"\d[\d.,]*|[A-Za-z]|\\[a-z]+(?:\{[^{}]*\}){0,2}", value)
+    enclosing = value[:1] in ("(", "[") and closing(value, 0, "([)]") == len(value) - 1
+    simple = enclosing or re.fullmatch(r"\d[\d.,]*|[A-Za-z]|\\[a-z]+(?:\{[^{}]*\}){0,2}", value)
     enclosed = left[-1:] in tuple("([{") and right[:1] in tuple(")]}")
     operated = re.match(rf"\s*(?:{_OPERATOR}|\d|\\boxed)", right)
     number = re.match(r"[\d.]", value) and re.search(r"[\w)}]$", left)
