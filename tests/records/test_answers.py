@@ -28,8 +28,9 @@ CORPUS = [
     json.loads(line)
     for line in (REPOSITORY / "tests" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 ]
-PAIRS = [entry for entry in CORPUS if "truth" in entry]
-ENDINGS = [entry for entry in CORPUS if "response" in entry]
+PAIRS = [entry for entry in CORPUS if "answer" in entry]
+ENDINGS = [entry for entry in CORPUS if "extracted" in entry]
+JUDGED = [entry for entry in CORPUS if "right" in entry]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,15 @@ def test_endings_are_read_as_the_corpus_says():
         (entry["response"], found, entry["extracted"])
         for entry in ENDINGS
         if (found := extract(entry["response"], entry.get("choices"))) != entry["extracted"]
+    ]
+    assert not wrong
+
+
+def test_responses_are_judged_as_the_corpus_says():
+    wrong = [
+        (entry, extract(entry["response"]))
+        for entry in JUDGED
+        if is_right(entry["response"], entry["truth"], entry.get("choices")) != entry["right"]
     ]
     assert not wrong
 

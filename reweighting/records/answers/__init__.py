@@ -1,9 +1,10 @@
 """Whether the final answer of a response is the true one, without a judge model.
 
 In reading order: :mod:`.comparison` holds what others call. :mod:`.extraction` finds the final
-answer of a response and :mod:`.notation` rewrites it in one notation, with numbers and units.
-Then what the true answer is decides: the letter or text of an option is compared in
-:mod:`.options`; a quantity, expression, list, interval, equation or text in :mod:`.values`, after
-:mod:`.structure` has told which of these it is. :mod:`.expressions` prepares mathematics for
-math-verify, which :mod:`.mathematics` runs in a helper process with a limit of time.
+answer of a response, with what stands beside it if it stands in :mod:`.boxes`. :mod:`.notation`
+rewrites it in one notation; :mod:`.quantities` reads numbers, also in :mod:`.number_words`, with
+their :mod:`.units`. Then what the true answer is decides: the letter or text of an option is
+compared in :mod:`.options`; a quantity, expression, list, interval, equation or text in
+:mod:`.values`, after :mod:`.structure` has told which of these it is. :mod:`.expressions` prepares
+mathematics for math-verify, which :mod:`.mathematics` runs in a helper process, with limited time.
 """

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .expressions import TooManyUnknownError, allow_unknown, still_allowed
+from .expressions import FUNCTIONS, LETTERS, TooManyUnknownError, allow_unknown, still_allowed
 from .extraction import extract, without_lead_in
 from .notation import clean
 from .options import named_options, same_labelled, text_after_letter
+from .quantities import quantity
+from .units import SCALES, known_unit
 from .values import equally_plain, same_value
 
 __all__ = ["extract", "is_right", "parties", "same", "unreadable", "unreadable_note"]
@@ -90,20 +92,43 @@ def _compared(
     predicted, true = (without_lead_in(clean(text)) for text in (predicted, true))
     try:
         found = _say_the_same(predicted, true, choices)
-        if not found:
+        if found is False:
             left, right = (_PREDICATE.sub("", _REASON.sub("", text)) for text in (predicted, true))
+            if not (_BRACKET.search(left) and _BRACKET.search(right)):  # "5 (red)", "5 (blue)"
+                left, right = _without_bracket(left), _without_bracket(right)
             found = (left, right) != (predicted, true) and _say_the_same(left, right, choices)
     except TooManyUnknownError:
         found = False
-    return found, allowed - still_allowed()
+    return bool(found), allowed - still_allowed()
 
 
-# "C because the others are larger", "12 (since 3 × 4 = 12)", "0.75 (75%)"
-_REASON = re.compile(
-    r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|(?<=\S)\s+\((?=[^()]*(?:[A-Za-z]{3}|[=%°]))"
-    r"(?![^()]*\b(?:not|wrong|incorrect|false)\b)[^()]*\)$",
-    re.I | re.S,
+# "C because the others are larger", "B, not C"
+_REASON = re.compile(r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|,\s+not\s+\S+$", re.I | re.S)
+# "12 (since 3 × 4 = 12)", "0.75 (75%)", but neither "5 (or more)" nor "2 (sin x)"
+_BRACKET = re.compile(r"(?<=[^\s\\])\s+\((?P<inside>[^()]*)\)$")
+_SAID_BESIDE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[=%°]")
+_CHANGES = re.compile(
+    r"\b(?:not|wrong|incorrect|false|except|without|if|only|squared|cubed|negative|per|base)\b"
+    r"|^(?:and|or|but|plus|minus|times|divided|mod|at|more|less|over|under|above|below)\b",
+    re.I,
 )
+
+
+def _without_bracket(text: str) -> str:
+    """An answer without what it says beside it in brackets; "5 (cm)" and "5 (millions)" need it."""
+    match = _BRACKET.search(text)
+    if match is None:
+        return text
+    before, inside = text[: match.start()], match["inside"].strip()
+    number = quantity(before)
+    if number and not number.unit and (known_unit(inside) or SCALES.keys() & set(inside.split())):
+        return f"{before} {inside}"
+    names = LETTERS.findall(inside)
+    if _CHANGES.search(inside) or (names and all(name in FUNCTIONS for name in names if name[1:])):
+        return text
+    return before if _SAID_BESIDE.search(inside) else text
+
+
 # "The area of the square is 12 cm²", "x is 5": only what follows counts.
 _PREDICATE = re.compile(
     r"^(?!.*\b(?:not?|none|neither|never|nor|if|or|cannot|impossible|wrong|incorrect|false|half|twice"
@@ -112,8 +137,11 @@ _PREDICATE = re.compile(
 )
 
 
-def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool:
+def _say_the_same(predicted: str, true: str, choices: tuple[str, ...] | None) -> bool | None:
+    """Whether two cleaned answers say the same; None if one contradicts itself."""
     found, wanted = (named_options(text, choices) for text in (predicted, true))
+    if frozenset() in (found, wanted):
+        return None
     if found and wanted:
         if choices is None and text_after_letter(predicted) and text_after_letter(true):
             return same_labelled(predicted, true)

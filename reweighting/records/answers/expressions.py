@@ -6,7 +6,8 @@ import re
 import threading
 
 from . import mathematics
-from .notation import joined, unit, unit_of_expression, words
+from .notation import closing, joined, words
+from .units import unit, unit_of_expression
 
 FUNCTIONS = words(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt pi "
@@ -14,6 +15,7 @@ FUNCTIONS = words(
     "gcd lcm max min mod"
 )
 COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]+\*?\}|\\[A-Za-z]+")
+MAX_POWERS = 20  # of an expression that are looked at
 LETTERS = re.compile(r"[A-Za-z]+")
 _SPACED_DIGITS = re.compile(r"(?<![\w{}^\\])\d+ \d+")
 _SYMBOL = re.compile(r"\\?[A-Za-z]+")
@@ -75,6 +77,8 @@ def equal(left: str, right: str) -> bool:
     Raises:
         TooManyUnknownError: time has run out more often than :func:`allow_unknown` allows.
     """
+    if _is_misread(left) or _is_misread(right):
+        return False
     if _allowance.unknown < 0:
         raise TooManyUnknownError
     found = mathematics.equal(left, right)
@@ -83,6 +87,23 @@ def equal(left: str, right: str) -> bool:
         if _allowance.unknown < 0:
             raise TooManyUnknownError
     return bool(found)
+
+
+# What math-verify reads as something else, or can be read in two ways: the digits of a base, quotes
+# and primes, an ellipsis, "1/2x", "\\frac123".
+_MISREAD = re.compile(
+    r"[\d)}]\s*_|['\"]|\.\.|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|times|pm|leq|geq|neq|cup|in\b))"
+    r"|\\frac\s*\d{3}"
+)
+_NUMBER_AND_FRACTION = re.compile(r"\d\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+# An exponent, up to its opening bracket if it has brackets.
+_EXPONENT = re.compile(r"\s*\^\s*([-+]?\d+(?:\.\d+)?|\\?[A-Za-z]+|[{(])")
+
+
+def _is_misread(text: str) -> bool:
+    # 3\frac{5}{4} may be a product, and would be read as 4.25.
+    pairs = _NUMBER_AND_FRACTION.findall(text)
+    return bool(_MISREAD.search(text)) or any(int(a) >= int(b) for a, b in pairs)
 
 
 _PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![a-z])")
@@ -97,7 +118,28 @@ def latex(text: str) -> str:
     text = re.sub(r"\bsqrt\s*\(", r"\\sqrt(", text)
     text = _PLAIN_FUNCTION.sub(r"\\\1 ", text)
     text = re.sub(r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(r"\^\(([^()]*)\)", r"^{\1}", text).replace("**", "^")
+    text = _right_associative(text.replace("**", "^"))
+    text = re.sub(r"\^\(([^()]*)\)", r"^{\1}", text)
     if re.search(r"\\(?:sin|cos|tan)", text):
         text = text.replace("°", r" \cdot \frac{\pi}{180} ")
+    text = re.sub(r"_\s*\{\s*(\w)\s*\}", r"_\1", text)
     return text.replace("<=", r" \leq ").replace(">=", r" \geq ").replace("!=", r" \neq ")
+
+
+def _exponent_end(text: str, start: int) -> int:
+    """Where the exponent ends that begins with "^" at ``start``; -1 if there is none."""
+    match = _EXPONENT.match(text, start)
+    if match is None or match[1] not in ("{", "("):
+        return match.end() if match else -1
+    return closing(text, match.end() - 1, "{}" if match[1] == "{" else "()") + 1 or -1
+
+
+def _right_associative(text: str) -> str:
+    """Powers of powers with braces: 2^3^2 is 2^9. From the right, so that 2^3^2^2 is 2^3^(2^2)."""
+    for start in [match.start() for match in _EXPONENT.finditer(text)][::-1][:MAX_POWERS]:
+        end = _exponent_end(text, start)
+        last = _exponent_end(text, end) if end > 0 else -1
+        if last > 0:
+            tower = text[start:last].strip()[1:]
+            text = f"{text[:start]}^{{{tower}}}{text[last:]}"
+    return text

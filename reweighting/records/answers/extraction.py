@@ -14,7 +14,9 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from ..steps import VERDICT_NAMES, response_start
-from .notation import clean, closing, quantity, words
+from .boxes import RETRACTION, boxes, read_enclosed
+from .notation import clean, words
+from .quantities import quantity
 
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
 MAX_MARKERS = 50  # of each kind that are looked at, from the end
@@ -62,10 +64,10 @@ _SURE = re.compile(
     rf"[ \t*_]{{0,20}}(?:\([^()\n]{{0,40}}\)[ \t*_]{{0,20}})?{_JOIN}",
     re.I,
 )
-# At the start of a line it needs no colon: "Final answer isosceles"
+# At the start of a line it needs no colon: "Final answer isosceles", "Final answer – 5"
 _SURE_LINE = re.compile(
     rf"{_LINE_START}(?:the[ \t]+)?(?:{_any_of(FINAL_MARKERS)})(?![A-Za-z])[*_ \t]*"
-    r"(?=[^\s,;.*_]|\n)",
+    r"(?:[-–—]{1,3}[ \t]+)?(?=[^\s,;.*_]|\n)",
     re.I | re.M,
 )
 _LIKELY = re.compile(
@@ -87,20 +89,20 @@ _CHOSEN = re.compile(
 # Words earlier in the clause of an announcement that make it announce something else.
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|common|whether|students|not|cannot)|n't|不|没|未|错误)"
+    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot)|n't|不|没|未|错误)"
     + _SAME_CLAUSE,
     re.I,
 )
 _NOT_CHOSEN = re.compile(
     r"\b(?:angle|point|statement|vertex|line|side|type|vitamin|if|suppose|assume|that|saying|many"
-    rf"|most)\b{_SAME_CLAUSE}",
+    rf"|most)\b{_SAME_CLAUSE}|\b(?:or|nor)\s*\(?$",
     re.I,
 )
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TAGGED = re.compile(
     r"<(?P<tag>answer|final_answer|\|begin_of_box\|)>(?P<value>[^<]{0,2000}(?:<(?!/|\|)[^<]{0,200}){0,8})",
     re.I,
 )
+_TAG_END = re.compile(r"(?:</[^<>]{0,40}>|<\|[^<>]{0,40}>)?")
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*[A-Za-z]*[ \t]*$", re.M)
 # A sentence after the answer's own: "5. This holds because ..."
 _SENTENCE = re.compile(
@@ -130,7 +132,7 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
     short = next((value for _, words, value in every if _counts(value, words)), "")
     if short or (short := _chosen(text)):
-        return short
+        return "" if short == _TAKEN_BACK else short
     for endings in found.values():
         if endings:
             return max(endings)[2]
@@ -138,6 +140,7 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
 
 
 _Ending = tuple[int, int, str]  # where it ends, how many words of it count, the value
+_TAKEN_BACK = "(taken back)"  # the value of an announcement that the text takes back
 
 
 def _is_ending(ending: _Ending) -> bool:
@@ -147,7 +150,12 @@ def _is_ending(ending: _Ending) -> bool:
 def _counts(value: str, words: int) -> bool:
     """Whether this is a letter, a number, mathematics, or a text of at most ``words`` words."""
     plain = clean(value)
-    if _OPTION_LINE.match(plain) or _OPTION_TEXT.match(plain) or quantity(plain):
+    if (
+        value == _TAKEN_BACK
+        or _OPTION_LINE.match(plain)
+        or _OPTION_TEXT.match(plain)
+        or quantity(plain)
+    ):
         return True
     if _MATHEMATICS.match(value.strip()) or _is_expression(plain):
         return True
@@ -180,38 +188,20 @@ def _announced(text: str) -> Iterator[_Ending]:
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
-    found: list[tuple[int, int, str]] = []
-    for match in [*_BOX.finditer(text)][-MAX_MARKERS:]:
-        if match.group().rstrip().endswith("{"):
-            value = _braced(text, match.end())
-            end = match.end() + len(value) + 1
-        else:
-            value = re.match(r"\S*", text[match.end() : match.end() + 60]).group()
-            end = match.end() + len(value)
-        if found and match.start() < found[-1][1]:
-            continue  # within the last one
-        between = text[found[-1][1] : match.start()] if found else "far away"
-        if found and re.fullmatch(r"[\s,$]*(?:and|or)?[\s,$]*", between) and "\n\n" not in between:
-            found[-1] = (found[-1][0], end, f"{found[-1][2]}, {value.strip()}")
-        else:
-            found.append((match.start(), end, value.strip()))
-    tags = [(match.start(), match["value"].strip()) for match in _TAGGED.finditer(text)]
-    every = sorted([*((start, value) for start, _, value in found), *tags[-MAX_MARKERS:]])
-    return ((start, FEW_WORDS, _inner(value)) for start, value in every)
+    found = boxes(text)
+    for match in [*_TAGGED.finditer(text)][-MAX_MARKERS:]:
+        end = _TAG_END.match(text, match.end()).end()
+        tag = read_enclosed(text, match.start(), end, [_inner(match["value"].strip())])
+        found += [tag] if tag else []
+    for box in sorted(found):
+        value = _TAKEN_BACK if box.taken_back else without_lead_in(box.value)
+        yield box.start, FEW_WORDS, value
 
 
 def _inner(value: str) -> str:
-    """A value without a box within a tag, or without a marker within a box."""
-    if box := _BOX.search(value):
-        return _braced(value, box.end()).strip()
-    return without_lead_in(value)
-
-
-def _braced(text: str, start: int) -> str:
-    """From ``start`` to the brace that closes the one before it, else to the end of the line."""
-    ending = text[start - 1 : start + MAX_ENDING]
-    end = closing(ending, 0)
-    return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
+    """A value in a tag without a box or a marker."""
+    unboxed = _unboxed(value)
+    return unboxed if unboxed != value else without_lead_in(value)
 
 
 def _likely(text: str) -> Iterator[_Ending]:
@@ -249,7 +239,7 @@ def _value(text: str, start: int) -> str:
         block, closed, after = rest[opening.end() :].partition(end)
         block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
         tail = after.split("\n")[0].strip(" .*_") if closed else ""
-        return _unboxed(f"{block} {tail}".strip())
+        return _unboxed(f"${block}$ {tail}", f"{block} {tail}".strip())
     if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
         return sign
     for number, line in enumerate(rest.split("\n")):
@@ -258,15 +248,31 @@ def _value(text: str, start: int) -> str:
         line = _HALF_BOLD.sub("", line) if line.count("**") % 2 else line
         line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
         if _is_answer(line):
-            return _unboxed(_COPULA.sub("", _sentence(line)))
+            said, taken_back, instead = _retracted(line)
+            if taken_back:
+                return _sentence(instead) if _counts(_sentence(instead), 0) else _TAKEN_BACK
+            return _unboxed(_COPULA.sub("", _sentence(said)))
         if line and not re.fullmatch(r"[\W_]*", line):
             break
     return ""
 
 
-def _unboxed(text: str) -> str:
-    """What the boxes in a value hold; the value itself if it has no box."""
-    return ", ".join(value for _, _, value in _boxed(text)) or text
+def _retracted(line: str) -> tuple[str, bool, str]:
+    """What a line says before it takes that back, whether it does, and what it says instead."""
+    match = RETRACTION.search(line, 1)
+    if match is None:
+        return line, False, ""
+    instead = re.sub(r"^(?:[\s,.:;!…—–-]|(?:no|wait|hmm+|actually|it(?: is|'s))\b){1,20}", "",
+                     line[match.end() :], flags=re.I)  # fmt: skip
+    return line[: match.start()], True, instead.strip(" *_)")
+
+
+def _unboxed(text: str, plain: str = "") -> str:
+    """What the boxes in a value say; if it has no box, ``plain`` or the value itself."""
+    found = boxes(text)
+    if any(box.taken_back for box in found):
+        return _TAKEN_BACK
+    return ", ".join(box.value for box in found) or plain or text
 
 
 def _sentence(line: str) -> str:
@@ -288,9 +294,10 @@ def _sentence(line: str) -> str:
 
 _OPTION_LINE = re.compile(r"^[(\[]?[A-J][)\]]?[.:]?$|^(?:option|choice) [(\[]?[A-J][)\]]?$", re.I)
 _OPTION_TEXT = re.compile(r"^(?:\([A-J]\)|[A-J][.):])\s*\S", re.S)
-# "Hence, x = 5": the value must be a number to count
+# "Hence, x = 5", "So we get 5": the value must be a number to count
 _CONCLUSION = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?\\?[A-Za-z][\w()']{0,10}\s*=\s*(?P<value>[^=]+)$",
+    r"^(?:(?:so|thus|hence|therefore|then)\b,?\s*)?(?:\\?[A-Za-z][\w()']{0,10}\s*="
+    r"|we (?:get|have|obtain|find)|it must be|this gives|there (?:are|is))\s*(?P<value>[^=]+)$",
     re.I,
 )
 _MATHEMATICS = re.compile(r"^(?:\$\$?[^$]+\$\$?|\\\[.+\\\]|\\\(.+\\\))[.]?$", re.S)
@@ -303,7 +310,8 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
         return lines[-1].strip() if len(lines) == 1 and _is_symbol(lines[-1].strip()) else ""
     last = re.sub(r"^(?:[*_#•]|[>-]?\s(?!\d))+(?=\D)", "", lines[-1].rstrip("*_ \t\r")).strip()
     plain = clean(last)
-    if conclusion := _CONCLUSION.match(plain):
+    conclusion = _CONCLUSION.match(plain)
+    if conclusion and quantity(conclusion["value"]):
         plain = last = conclusion["value"]
     if _OPTION_LINE.match(plain) or quantity(plain) or _MATHEMATICS.match(last.strip()):
         return last

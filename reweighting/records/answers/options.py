@@ -35,11 +35,15 @@ _LAST = "J"  # the last letter of an option where their number is unknown
 
 @lru_cache(maxsize=16_384)
 def named_options(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | None:
-    """The options that a cleaned answer names, by letters or, where known, by their texts."""
+    """The options that a cleaned answer names, by letters or, where known, by their texts.
+
+    None if it names none, and the empty set if it contradicts itself: a letter with the text of
+    another option.
+    """
     if choices and len(text) > 1 and (exact := _named(text, choices, equally_plain)):
         return exact  # "A and B" may be the text of option C
     found = _letters(text, choices)
-    if found or not choices:
+    if found is not None or not choices:
         return found
     if (whole := _named(text, choices)) is not None:
         return whole
@@ -52,7 +56,7 @@ def named_options(text: str, choices: tuple[str, ...] | None) -> frozenset[str] 
 
 
 def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | None:
-    """The options that an answer names by letters; None if it does not."""
+    """The options that an answer names by letters; see :func:`named_options`."""
     last = chr(ord("A") + len(choices) - 1) if choices and len(choices) <= 26 else _LAST
     text = _OPTION.sub("", _CORRECT.sub("", text))
 
@@ -80,25 +84,33 @@ def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | Non
         rest = match["tail"] or match["words"]
         more = {m[1] or m[2] for m in _ANOTHER.finditer(rest)}
         if known(letter) and not (match["inside"] and re.match(r"[-+*/^=<>]", rest)):
+            if not more and choices and _is_text_of_another(letter, rest, choices):
+                return frozenset()
             return frozenset({letter, *filter(known, more)})
     if choices and (match := _SPACED.match(text)):
         letter = match[1] or match[4]
         said = match["text"] or match["first"]
-        others = filter(known, ascii_uppercase[: len(choices)])
-        # "C 20" where 20 is the text of B: the letter was chosen, as in "C. 20". "A red" may be
-        # "a red one".
-        chosen = match[1] and known(letter) and (letter != "A" or not said[0].isalpha())
-        if _is_text_of(letter, said, choices) or (
-            chosen and any(_is_text_of(other, said, choices) for other in others)
-        ):
+        if _is_text_of(letter, said, choices):
             return frozenset(letter)
+        # "A red" may be "a red one".
+        article = match[1] == "A" and said[0].isalpha() and not text.endswith(")")
+        if known(letter) and not article and _is_text_of_another(letter, said, choices):
+            return frozenset()
     return None
 
 
 def _is_text_of(letter: str, text: str, choices: tuple[str, ...]) -> bool:
     """Whether an option, by its letter, has this text."""
     index = ord(letter.upper()) - ord("A")
-    return index < len(choices) and same_value(text, clean(choices[index]))
+    return index < len(choices) and same_value(text, _unlettered(clean(choices[index]), index))
+
+
+def _is_text_of_another(letter: str, text: str, choices: tuple[str, ...]) -> bool:
+    """Whether a text is that of an option, but not of the one with this letter."""
+    others = ascii_uppercase[: len(choices)].replace(letter, "")
+    return not _is_text_of(letter, text, choices) and any(
+        _is_text_of(other, text, choices) for other in others
+    )
 
 
 def _named(
@@ -131,8 +143,10 @@ def _unlettered(choice: str, index: int) -> str:
 
 # "(a) 3; (b) 5": labels of options, or of parts of an answer
 _LABEL = re.compile(
-    r"(?:^|[\s,;]+(?:and\s+)?)(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])[.:)]|([A-Z])\s+-)(?:\s+|$)"
+    r"(?:^|[\s,;]+(?:and\s+)?)(?:[(\[]([A-Za-z])[)\]][.:,]?|([A-Za-z])[.:)]|([A-Z])\s+-)(?=[\s,;]|$)"
 )
+
+_CONNECTIVE = re.compile(r"^[\s,;&]*(?:and|or)?[\s,;&]*$")
 
 
 def same_labelled(left: str, right: str) -> bool:
@@ -141,7 +155,8 @@ def same_labelled(left: str, right: str) -> bool:
     for text in (left, right):
         parts = _LABEL.split(f"{text} ")[1:]
         labels = ("".join(filter(None, parts[i : i + 3])).upper() for i in range(0, len(parts), 4))
-        texts.append(dict(zip(labels, map(str.strip, parts[3::4]), strict=True)))
+        said = (_CONNECTIVE.sub("", part).strip() for part in parts[3::4])
+        texts.append(dict(zip(labels, said, strict=True)))
     return texts[0].keys() == texts[1].keys() and all(
         not text or not texts[1][label] or same_value(text, texts[1][label])
         for label, text in texts[0].items()

@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 
 from .expressions import COMMAND, FUNCTIONS, LETTERS, without_unit
-from .notation import closing, quantity
+from .notation import closing
+from .quantities import quantity
 
 MAX_PARTS = 16  # of a list that is compared in any order
 
@@ -45,7 +46,8 @@ def list_parts(text: str) -> tuple[str, tuple[str, ...]] | None:
     braces = text.startswith("\\{") and text.endswith("\\}")
     inner = text[2:-2] if braces else text[1:-1]
     if braces or (text[:1] in "([{" and text[-1:] in ")]}" and _encloses(text)):
-        parts = _split(inner, _CONNECTIVE)
+        # "(12,345)" is a point; commas of numbers need other commas with spaces beside them.
+        parts = _split(inner, _CONNECTIVE, numbers=bool(re.search(r"[,;]\s", inner)))
         kind = "{}" if braces else text[0] + text[-1]
         if len(parts) > 1 or kind == "{}":
             return kind, parts
@@ -58,8 +60,12 @@ def _encloses(text: str) -> bool:
     return closing(text, 0, "([{)]}") == len(text) - 1
 
 
-def _split(text: str, separator: re.Pattern[str]) -> tuple[str, ...]:
-    """The parts between separators outside brackets; a comma within a number separates nothing."""
+def _split(text: str, separator: re.Pattern[str], numbers: bool = True) -> tuple[str, ...]:
+    """The parts between separators outside brackets.
+
+    Args:
+        numbers: whether a comma within a number separates nothing.
+    """
     level, depth = [], 0
     for character in text:
         depth -= character in ")]}"
@@ -67,7 +73,7 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[str, ...]:
         depth += character in "([{"
     parts, start = [], 0
     for match in separator.finditer(text):
-        if level[match.start()] == 0 and not _in_number(text, match):
+        if level[match.start()] == 0 and not (numbers and _in_number(text, match)):
             parts.append(text[start : match.start()])
             start = match.end()
     parts.append(text[start:])
@@ -77,8 +83,8 @@ def _split(text: str, separator: re.Pattern[str]) -> tuple[str, ...]:
 def _in_number(text: str, match: re.Match[str]) -> bool:
     if match.group() != ",":
         return False
-    around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 4]
-    return bool(re.fullmatch(r"\d\d{3}(?!\d).?", around, re.S))
+    before, after = text[max(0, match.start() - 4) : match.start()], text[match.end() :][:4]
+    return bool(re.search(r"(?<!\d)\d{1,3}$", before) and re.match(r"\d{3}(?!\d)", after))
 
 
 # ---- relations

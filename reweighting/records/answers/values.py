@@ -6,7 +6,8 @@ import re
 from functools import lru_cache
 
 from .expressions import equal, latex, same_expressions, without_unit
-from .notation import MAX_CHARACTERS, Quantity, joined, quantity, same_quantity, without_about
+from .notation import MAX_CHARACTERS, joined, words
+from .quantities import Quantity, quantity, same_quantity, without_about
 from .structure import (
     MAX_PARTS,
     assigned_value,
@@ -15,19 +16,32 @@ from .structure import (
     name_and_value,
     relation_parts,
 )
+from .units import unit
 
 MAX_DEPTH = 6  # of lists within tuples within unions …
 
 # ---- words
 
 _ARTICLE = re.compile(r"\bthe\s+(?=\w)|\b(?:a|an)\s+(?=[^\W\d])")
-_INDEX = re.compile(r"\s*_\s*\{?\s*(\w+)\s*\}?")  # "CO_2", "CO_{2}"
+_INDEX = re.compile(r"(?<=[A-Za-z])\s*_\s*\{?\s*(\d+)\s*\}?")  # "CO_2", "CO_{2}"
 _SPACED_SIGN = re.compile(r"\s*([-,;/:])\s*")
+_INITIALS = re.compile(r"\b([a-z])\.(?=[a-z](?:\.|\b))")  # "U.S."
+_HYPHEN = re.compile(r"(?<=[a-z]{2})-(?=[a-z]{2})")  # "top-left", "top left"
+_ORDINALS = dict(
+    zip(
+        words("first second third fourth fifth sixth seventh eighth ninth tenth"),
+        words("1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"),
+        strict=True,
+    )
+)
+_ORDINAL = re.compile(rf"\b(?:{'|'.join(_ORDINALS)})\b")
 
 
 def _plain(text: str) -> str:
     """Free text in lower case, without articles and without spaces around punctuation."""
     folded = text if "\\" in text else text.casefold()
+    folded = _ORDINAL.sub(lambda match: _ORDINALS[match[0]], _INITIALS.sub(r"\1", folded))
+    folded = _HYPHEN.sub(" ", folded)
     folded = _INDEX.sub(r"\1", folded)
     return _SPACED_SIGN.sub(r"\1", " ".join(_ARTICLE.sub("", folded).split())) or text
 
@@ -40,7 +54,11 @@ def equally_plain(left: str, right: str) -> bool:
 # ---- any value
 
 _PRODUCT = re.compile(r"[a-z]{2,3}")
-_VERDICT = re.compile(r"^(yes|no|true|false)\b[,.;:!]\s", re.I)
+_VERDICT = re.compile(
+    r"^(?:(?=yes\b(?!.*\bno\b)|no\b(?!.*\byes\b)|true\b(?!.*\bfalse\b)|false\b(?!.*\btrue\b)))"
+    r"(yes|no|true|false)\b[,.;:!]\s",
+    re.I | re.S,
+)
 
 
 @lru_cache(maxsize=65_536)
@@ -61,11 +79,11 @@ def same_value(left: str, right: str, depth: int = 0) -> bool:
             known or bool(_PRODUCT.fullmatch(text))
             for known, text in zip(mathematical, (left, right), strict=True)
         ]
-    if joined(left) == joined(right) and all(mathematical):
-        return True
     quantities = quantity(left), quantity(right)
     if all(quantities):
         return same_quantity(*quantities)
+    if joined(left) == joined(right) and all(mathematical):
+        return True
     if not all(mathematical):
         if equally_plain(left, right):
             return True
@@ -95,6 +113,10 @@ def _same_mathematics(
     )
     if left_unit and right_unit and left_unit != right_unit:
         return False
+    if {left_unit, right_unit} == {"", str(unit("°"))}:
+        degrees, radians = (left, right) if left_unit else (right, left)
+        if "\\pi" in radians and quantity(degrees):
+            return same_expressions(f"\\frac{{{degrees} \\pi}}{{180}}", radians)
     if left_unit or right_unit:
         return same_value(left, right, depth + 1)
     return same_expressions(left, right)
@@ -121,6 +143,13 @@ def _same_lists(left: str, right: str, depth: int) -> bool:
         return all(same_value(a, b, depth + 1) for a, b in zip(parts, others, strict=True))
 
     kinds = {kind, other_kind}
+    names = [_names(parts), _names(others)]
+    if any(names) and not all(names):  # "x = 1, y = 2" beside "1, 2" or "(1, 2)"
+        return (
+            kinds <= {"", "()"}
+            and sorted(names[0] or names[1]) == (names[0] or names[1])
+            and ordered()
+        )
     if kinds <= {"", "{}", "one"} or kinds == {"union"}:
         if kinds == {""} and not all(is_mathematics(part) for part in (*parts, *others)):
             return ordered()
@@ -128,6 +157,13 @@ def _same_lists(left: str, right: str, depth: int) -> bool:
     if kinds == {"", "()"} or len(kinds) == 1:
         return ordered()
     return False
+
+
+def _names(parts: tuple[str, ...]) -> list[str]:
+    """The names that the parts of a list assign values, if they are several; roots have one."""
+    found = [assigned[0] for part in parts if (assigned := name_and_value(part))]
+    several = len({re.split(r"[_\d]", name)[0] for name in found}) > 1
+    return found if several and len(found) == len(parts) else []
 
 
 def _same_in_any_order(parts: tuple[str, ...], others: tuple[str, ...], depth: int) -> bool:
@@ -144,6 +180,8 @@ def _same_in_any_order(parts: tuple[str, ...], others: tuple[str, ...], depth: i
 
 # ---- relations
 
+_JOINT = re.compile(r"\b(?:and|or)\b")
+
 
 def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool:
     if not all(relations):
@@ -152,6 +190,8 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
             other = right if relations[0] else left
             return same_value(assigned, other, depth + 1)
         lists = list_parts(left), list_parts(right)
+        if all(lists) and any(_names(found[1]) for found in lists):
+            return _same_lists(left, right, depth)
         if any(lists) and not any(
             found and found[0] in ("()", "[]", "(]", "[)", "union") for found in lists
         ):
@@ -159,6 +199,9 @@ def _same_relations(left: str, right: str, relations: tuple, depth: int) -> bool
         # "x > 3" and "(3, ∞)" are for math-verify.
         return any(lists) and equal(latex(left), latex(right))
     if list_parts(left) or list_parts(right):
+        joints = [set(_JOINT.findall(text)) for text in (left, right)]
+        if all(joints) and joints[0] != joints[1] and re.search("[<>]", left):
+            return False  # "x > 3 and x < 5" is not "x > 3 or x < 5"
         return _same_lists(left, right, depth)
     (signs, parts), (other_signs, others) = relations
     if signs == other_signs:
