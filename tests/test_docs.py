@@ -127,6 +127,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 def check_other(name: str, arguments: list[str]) -> None:
     """A script whose parser is not asked: it exists and its source names the flags."""
     path = REPOSITORY / (name if name.endswith(".py") else name.replace(".", "/") + ".py")
+    if not path.exists():
+        path = path.with_suffix("") / "__main__.py"
     source = path.read_text(encoding="utf-8")
     for flag in re.findall(r"--\w+", " ".join(arguments)):
         assert f'"{flag}"' in source, f"{name} knows no {flag}"

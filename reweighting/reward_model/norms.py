@@ -50,5 +50,5 @@ def fuse_norms(layers: nn.ModuleList, fused: bool = True) -> None:
 
 
 @functools.cache
-def _fused(kind: type[nn.Module]) -> type[nn.Module]:
+def _fused(kind: Any) -> Any:
     return type(kind.__name__, (_FusedNorm, kind), {})
