@@ -42,11 +42,11 @@ def fuse_norms(layers: nn.ModuleList, fused: bool = True) -> None:
     """Fuse the norms in front of attention and feed-forward network of every layer, or undo it."""
     for layer in layers:
         for name in ("input_layernorm", "post_attention_layernorm"):
-            norm = getattr(layer, name, None)
+            norm: Any = getattr(layer, name, None)
             if isinstance(norm, _FusedNorm) and not fused:
                 norm.__class__ = type(norm).__mro__[2]
             elif fused and hasattr(norm, "variance_epsilon"):
-                norm.__class__ = _fused(type(norm))
+                norm.__class__ = _fused(norm.__class__)
 
 
 @functools.cache
