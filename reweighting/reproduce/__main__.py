@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..system import terminal
 from ..system.device import unusable
-from ..system.files import FileError, write_json, write_text
-from ..system.terminal import Parser, quiet, whole
+from ..system.files import FileError, unwritable, write_json, write_text
+from ..system.terminal import Parser, quiet, real, whole
 from . import sources
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
 from .sources import ROWS, VANILLA, World
@@ -51,11 +51,11 @@ def build_parser() -> Parser:
     group("--rows", nargs="+", choices=list(ROWS),
           help=f"rows to train besides vanilla (default: {', '.join(FIRST_ROWS)})")  # fmt: skip
     group("--base", help=f"the reward model's base (default: {sources.BASE})")
-    group("--misled", type=float,
+    group("--misled", type=real(most=1.0),
           help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
-    group("--meta_types", type=int,
+    group("--meta_types", type=whole(1),
           help=f"question types in the meta set (default: {usual.meta_types})")  # fmt: skip
-    group("--meta_chains", type=int,
+    group("--meta_chains", type=whole(2),
           help=f"chains in the meta set (default: {usual.meta_chains})")  # fmt: skip
     group("--same_quality", action="store_true", default=None,
           help="mislead the same share of every source")  # fmt: skip
@@ -106,6 +106,9 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     given = {flag: value for flag, value in vars(arguments).items() if value is not None}
     world = World(**{name: given[name] for name in asdict(World()) if name in given})
     base, iterations = arguments.base or sources.BASE, arguments.iterations or 600
+    if base.startswith(("/", ".")) and not Path(base).is_dir():  # no name of a hub
+        terminal.error(f"--base {base} is no directory")
+        return 2
     setup = sources.setup(work, base, iterations)
     seeds = seeds_of(arguments)
     rows = list(dict.fromkeys([VANILLA, *(arguments.rows or FIRST_ROWS)]))
@@ -148,6 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     if not program.is_file():
         terminal.error(f"the study runs {program}, which this folder does not hold: start it "
                        "in a clone of the repository")  # fmt: skip
+        return 2
+    if problem := unwritable(str(arguments.out)):
+        terminal.error(f"--out {problem}")
         return 2
     if arguments.compare:
         return several_worlds(arguments.compare, arguments.out)

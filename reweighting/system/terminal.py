@@ -118,7 +118,9 @@ def whole(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def real(minimum: float = 0.0, positive: bool = False) -> Callable[[str], float]:
+def real(
+    minimum: float = 0.0, positive: bool = False, most: float = math.inf
+) -> Callable[[str], float]:
     """The type of a flag: a finite number of at least ``minimum``, or above it if ``positive``."""
 
     def parse(text: str) -> float:
@@ -126,6 +128,8 @@ def real(minimum: float = 0.0, positive: bool = False) -> Callable[[str], float]
         if not math.isfinite(value) or value < minimum or (positive and value == minimum):
             bound = "above" if positive else "at least"
             raise argparse.ArgumentTypeError(f"must be {bound} {minimum:g}, is {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:g}, is {text}")
         return value
 
     parse.__name__ = "number"

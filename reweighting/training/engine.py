@@ -172,7 +172,10 @@ class ReweightingEngine(Engine):
         if self._interrupted is not None:  # asked twice: do not wait for the step to end
             raise KeyboardInterrupt
         self._interrupted = number
-        print("\nstopping after this step, then saving ...", file=sys.stderr)
+        print(
+            "\nstopping after this step, then saving; once more ends it at once, without saving",
+            file=sys.stderr,
+        )
 
     # What is noticed on the way
 

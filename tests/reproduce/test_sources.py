@@ -172,6 +172,26 @@ def test_a_flag_that_would_change_nothing_is_refused(tmp_path, capsys, flags, sa
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("value", ["nan", "-0.1", "1.5"])
+def test_a_share_beyond_its_bounds_is_refused(tmp_path, capsys, value):
+    with pytest.raises(SystemExit):
+        reproduce.main(["--config", "sources", "--misled", value, "--out", str(tmp_path)])
+    assert "--misled: must be at " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--base", "--out"])
+def test_a_place_that_cannot_be_used_is_named_before_anything_is_made(
+    tmp_path, capsys, flag, monkeypatch
+):
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "file").write_text("")
+    bad = str(tmp_path / "file" / "within")
+    flags = {"--out": str(tmp_path / "out"), "--work": str(tmp_path / "work"), flag: bad}
+    words = [word for pair in flags.items() for word in pair]
+    assert reproduce.main(["--config", "sources", *words]) == 2
+    assert flag in capsys.readouterr().err and not (tmp_path / "work").exists()
+
+
 @pytest.mark.slow
 def test_the_study_keeps_its_outcomes_and_goes_on_from_them(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
