@@ -52,7 +52,9 @@ def test_bars_say_what_was_met_missed_and_not_run(tmp_path):
     assert not met
     assert "| 2B, full fine-tuning, peak | at most 48 GiB | 50 GiB | **missed** |" in text
     assert "| 2b: estimate off by | at most 10 % | 6 % | met |" in text
-    assert "| a cycle, batch 1/1, against the published way | at least 2 x | 2.5 x | met |" in text
+    assert (
+        "| 2b: a cycle, batch 1/1, against the published way | at least 2 x | 2.5 x | met |" in text
+    )
     assert "| 7B, `adamw_8bit`, peak | at most 80 GiB |  | not run |" in text
     assert "| 2b | 50.0 | 38.0 (10.0 + 28.0) | 150.0 | 56.0 (20.0 + 36.0) | 400.0 |" in text
 

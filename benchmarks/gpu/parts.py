@@ -51,6 +51,7 @@ from reweighting.system.terminal import quiet
 from reweighting.training import build
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.dry_run import largest_batches
+from reweighting.training.engine import ReweightingEngine
 from reweighting.training.memory import estimate_memory
 
 CHAINS = 32  # of the data set that the runs train on
@@ -58,9 +59,10 @@ WARM_UP = 2  # cycles that are not measured
 
 # Runs of main.py: the shape of the model and the flags beside those of RUN.
 RUNS = {
-    "2b": ("2b", []),
     "2b-8-chains": ("2b", EIGHT),
     "2b-8-chains-compile": ("2b", [*EIGHT, "--compile"]),
+    "2b": ("2b", []),
+    "2b-compile": ("2b", ["--compile"]),
     "2b-adamw-8bit": ("2b", ["--optimizer", "adamw_8bit"]),
     "2b-lora": ("2b", ["--lora_rank", "16"]),
     "7b-adamw-8bit": ("7b", ["--optimizer", "adamw_8bit"]),
@@ -170,7 +172,6 @@ def training(arguments: argparse.Namespace, run: str) -> dict:
         of the benchmark's own; peak memory in GiB; share of its time that the run waited for its
         two data workers; of one more cycle each: FLOPs, waits and kernels.
     """
-    device = torch.device(arguments.device)
     with prepared(arguments, run) as (shape, asked, data, encoder):
         dtype = torch.bfloat16 if asked.optimizer == "adamw_8bit" else torch.float32
         with mock.patch.object(
@@ -179,53 +180,57 @@ def training(arguments: argparse.Namespace, run: str) -> dict:
         ):  # fmt: skip
             engine = program.make_engine(asked, data, encoder)
         engine.save = lambda: None  # 27 GB, and nothing that a GPU does
-        marks, take_step = [], engine.train_step
-        step, cycles, seen = 0, arguments.cycles + WARM_UP, {}
+        times, seen = measured(engine, arguments.cycles)
+    lower = statistics.median(t for k, t in enumerate(times, start=1) if k % UNROLL)
+    last = statistics.median(times[UNROLL - 1 :: UNROLL])
+    [batch] = engine.lower.window[-1]
+    return {
+        "lower_ms": lower,
+        "upper_ms": last - lower,
+        "cycle_ms": (UNROLL - 1) * lower + last,
+        "records_a_lower_step": len(batch.records),
+        "chains_an_upper_step": asked.meta_batch_size,
+        "tokens_a_lower_step": len(batch.prompts.input_ids),
+        "parameters": sum(p.numel() for p in engine.lower.module.parameters()),
+        "trained": sum(p.numel() for p in engine.lower.trainable_parameters()),
+        **seen,
+    }
 
-        def cycle() -> None:
-            for _ in range(UNROLL):
-                take_step()
-                engine.global_step += 1
 
-        def train_step() -> None:
-            nonlocal step
-            marks.append(_mark(device))
+def measured(engine: ReweightingEngine, cycles: int) -> tuple[list[float], dict]:
+    """Milliseconds of every lower step after the first cycles, and what else was seen of a run."""
+    asked, device = engine.arguments, torch.device(engine.arguments.device)
+    marks, take_step, seen = [], engine.train_step, {}
+
+    def cycle() -> None:
+        for _ in range(UNROLL):
             take_step()
-            step += 1
-            if step == cycles * UNROLL:
-                marks.append(_mark(device))
-                seen["waited"] = sum(problem.waited for problem in engine.problems)
-                seen["peak_gib"] = _peak_gib(device)
-                engine.global_step += 1
-                # Compiled code cannot be counted, and torchao compiles its optimizer.
-                if not asked.compile and asked.optimizer != "adamw_8bit":
-                    seen.update(work(engine, cycle))
-                if device.type == "cuda":
-                    seen["waits"] = waits(cycle)
-                    seen["trace"] = traced(cycle)
-                engine.progress.total = engine.progress.iteration + 1
+            engine.global_step += 1
 
-        engine.train_step = train_step
-        said = io.StringIO()  # its progress and its table of weights
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            engine.run()
-        times = [_between(a, b) for a, b in itertools.pairwise(marks)]
-        seen["waiting"] = seen.pop("waited") / (sum(times) / 1e3)
-        times = times[WARM_UP * UNROLL :]
-        lower = statistics.median(t for k, t in enumerate(times, start=1) if k % UNROLL)
-        last = statistics.median(times[UNROLL - 1 :: UNROLL])
-        batch = next(engine.lower.window[-1].__iter__())
-        return {
-            "lower_ms": lower,
-            "upper_ms": last - lower,
-            "cycle_ms": UNROLL * lower + last - lower,
-            "records_a_lower_step": len(batch.records),
-            "chains_an_upper_step": asked.meta_batch_size,
-            "tokens_a_lower_step": len(batch.prompts.input_ids),
-            "parameters": sum(p.numel() for p in engine.lower.module.parameters()),
-            "trained": sum(p.numel() for p in engine.lower.trainable_parameters()),
-            **seen,
-        }
+    def train_step() -> None:
+        marks.append(_mark(device))
+        take_step()
+        if len(marks) < (cycles + WARM_UP) * UNROLL:
+            return
+        marks.append(_mark(device))
+        seen["waited"] = sum(problem.waited for problem in engine.problems)
+        seen["peak_gib"] = _peak_gib(device)
+        engine.global_step += 1
+        # Compiled code cannot be counted, and torchao compiles its optimizer.
+        if not asked.compile and asked.optimizer != "adamw_8bit":
+            seen.update(work(engine, cycle))
+        if device.type == "cuda":
+            seen["waits"] = waits(cycle)
+            seen["trace"] = traced(cycle)
+        engine.progress.total = engine.progress.iteration + 1  # the run ends here
+
+    engine.train_step = train_step
+    said = io.StringIO()  # its progress and its table of weights
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        engine.run()
+    times = [_between(a, b) for a, b in itertools.pairwise(marks)]
+    seen["waiting"] = seen.pop("waited") / (sum(times) / 1e3)
+    return times[WARM_UP * UNROLL :], seen
 
 
 def work(engine, cycle: Callable[[], None]) -> dict[str, float]:
@@ -329,12 +334,12 @@ def selection(arguments: argparse.Namespace) -> dict:
 
 # In the order of their worth.
 PARTS: dict[str, Callable[[argparse.Namespace], dict]] = {
-    "estimates": estimates,
     "card": card,
     "correctness": correctness,
     "published": published,
     **{run: functools.partial(training, run=run) for run in RUNS},
     "selection": selection,
+    "estimates": estimates,
 }
 
 
