@@ -8,14 +8,16 @@ import json
 import pytest
 import torch
 
+import main as program
 from benchmarks.memory import estimated_and_measured
 from reweighting.bilevel import hypergradient
+from reweighting.records.dataset import load_data
 from reweighting.records.reader import RecordReader
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.training.arguments import parse_arguments
-from reweighting.training.build import make_optimizer
+from reweighting.training.build import make_encoder, make_optimizer
 from reweighting.training.statistics import MovedShare
 from tests.conftest import TINY, command
 from tests.training.test_training import assert_same_run, metrics_of, train, weights_of
@@ -60,6 +62,30 @@ def test_a_checkpointed_run_is_the_same_run(dataset, tmp_path):
     saving = train(dataset, tmp_path / "saving", "--gradient_checkpointing")
     assert metrics_of(plain)[-1]["weights"] == pytest.approx(metrics_of(saving)[-1]["weights"])
     assert metrics_of(plain)[-1]["loss"] == pytest.approx(metrics_of(saving)[-1]["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(dataset, tmp_path):
+    """The flag, with hooks that pull gradients back, forward mode, checkpoints and resuming."""
+    flags = ["--hypergradient_batches", "all", "--max_grad_norm", "0.1"]
+    plain = train(dataset, tmp_path / "plain", *flags)
+    compiled = train(dataset, tmp_path / "compiled", "--compile", *flags)
+    for ours, theirs in zip(metrics_of(compiled), metrics_of(plain), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["weights"] == pytest.approx(theirs["weights"], rel=1e-2)
+    train(dataset, compiled, "--compile", *flags, "--resume", "--iteration_num", "8")
+    assert metrics_of(compiled)[-1]["iteration"] == 8
+
+
+@pytest.mark.parametrize("flags", [[], ["--compile"]])
+def test_the_flag_compiles_every_layer_but_the_last(dataset, tmp_path, flags):
+    arguments = parse_arguments(command(dataset, tmp_path / "run", *flags))
+    data = load_data(arguments, progress=False)
+    model = program.make_engine(arguments, data, make_encoder(arguments, data.system)).lower.module
+    decoder = [m._compiled_call_impl is not None for m in model.base_model.get_decoder().layers]
+    assert decoder == [bool(flags)] * (len(decoder) - 1) + [False]
+    tower = [m._compiled_call_impl is not None for m in model.base_model.model.visual.blocks]
+    assert tower == [bool(flags)] * len(tower)
 
 
 def test_plain_attention_gives_the_fused_kernels_scores(dataset, reward_model):
