@@ -13,6 +13,7 @@ from typing import NamedTuple
 from .notation import clean, closing
 from .number_words import NUMBER_WORDS
 from .quantities import quantity
+from .retraction import DENIED_AFTER, DENIED_BEFORE, is_taken_back
 from .units import SCALES, known_unit
 
 MAX_BOXES = 50  # that are looked at, from the end
@@ -29,11 +30,12 @@ _TOGETHER = re.compile(
 
 
 class Box(NamedTuple):
-    """Where a box starts, what the answer is, and whether the text takes that back."""
+    """Where a box starts and ends, what the answer is, and whether the text takes that back."""
 
     start: int
     value: str
     taken_back: bool
+    end: int
 
 
 def boxes(text: str) -> list[Box]:
@@ -67,26 +69,6 @@ def _braced(text: str, start: int) -> str:
     return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
 
 
-# "It is not \boxed{5}", "the wrong answer is \boxed{5}"; "\boxed{5}? No, 6", "\boxed{5} is wrong"
-_DENIED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of)|n't)\s"
-    r"(?:(?:be|equal|to|the|answer|option|is|=)\s){0,4}[\s$\\(\[*_\"'{]{0,10}$"
-    r"|\b(?:wrong|incorrect|false) (?:answer|option|choice|value|result)\b[^.,;:!?\n]{0,20}$",
-    re.I,
-)
-RETRACTION = re.compile(
-    r"\s{0,3}[?!.,;…–—-]{1,3}\s{0,3}\(?(?:but )?"
-    r"(?:no|wait|hmm+|actually|oops|sorry|scratch that|correction)"
-    r"(?:\s*[,.:;!…—–-]|\s+(?:wait|no|it|that|the|this|I)\b)",
-    re.I,
-)
-_REFUTED = re.compile(
-    r"\s+(?:(?:is|was|are|would be|seems)\s+(?:not|wrong|incorrect|false|impossible)|isn't|wasn't"
-    r"|cannot be|can't be)\b",
-    re.I,
-)
-
-
 # Lines that a formula goes on with, before and after a box.
 _OPEN_LINE = re.compile(r"(?<=[-+*/^×·({])[ \t]*\n[ \t]*$")
 _GOES_ON = re.compile(r"^[ \t]*\n[ \t]*(?=\\(?:times|cdot|div|pm|text)|[×·/^])")
@@ -99,20 +81,22 @@ def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | N
     if before[-1:] == after[:1] == "'":
         before, after = before[:-1], after[1:]
     value = ", ".join(values)
-    if _DENIED.search(re.sub(_TEXT, r"\1 ", before)):
+    if DENIED_BEFORE.search(re.sub(_TEXT, r"\1 ", before)):
         return None
     beside = re.sub(r"^[$)}\]\\*_]+", "", after)
-    taken_back = bool(RETRACTION.match(beside) or _REFUTED.match(beside))
+    taken_back = bool(
+        DENIED_AFTER.match(beside) or is_taken_back(beside, 0, value, at_once=True)
+    )
     formula = _formula(before, after, _within_display(text, start))
     if formula is None:
-        return Box(start, _composed(*_in_sentence(before, value, after)), taken_back)
+        return Box(start, _composed(*_in_sentence(before, value, after)), taken_back, end)
     before, inner, rest, after = formula
     left, right = _before_in_formula(inner), _after_in_formula(value, rest)
     if left == inner.strip():
         left = _before_in_sentence(before) + left
     if right == rest.strip(" .,"):
         right += _after_in_sentence(value, after)
-    return Box(start, _composed(left, value, right), taken_back)
+    return Box(start, _composed(left, value, right), taken_back, end)
 
 
 # ---- formulas
