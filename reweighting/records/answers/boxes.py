@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from .following import going_on
 from .notation import clean, closing
 from .number_words import NUMBER_WORDS
 from .quantities import quantity
@@ -24,7 +25,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TEXT = r"\\(?:text|textbf|textrm|mbox)\s{0,3}\{([^{}]*)\}"
 # Between boxes of one list: "x = \boxed{1} and x = \boxed{2}"
 _TOGETHER = re.compile(
-    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}|\b(?:and|or)\b){0,20}"
+    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}|\b(?:and|or|to|by|as well as)\b){0,20}"
     r"(?:[A-Za-z](?:_\{?\w\}?)?\s{0,3}=)?[\s$]{0,5}"
 )
 
@@ -52,13 +53,18 @@ def boxes(text: str) -> list[Box]:
         if found and match.start() < last:
             continue  # within the last one
         between = text[last : match.start()]
-        together = found and len(between) < BESIDE and "\n\n" not in between
-        if not (together and _TOGETHER.fullmatch(between)):
+        unit = re.match(r"\s*([A-Za-z]{1,10})(?= )", between) if found else None
+        apart = between[unit.end() :] if unit and known_unit(unit[1]) else between
+        if not (found and len(between) < BESIDE and _TOGETHER.fullmatch(apart)):
             found.append([])
         found[-1].append((match.start(), end, value.strip()))
-    read = [
-        read_enclosed(text, group[0][0], group[-1][1], [box[2] for box in group]) for group in found
-    ]
+    read = []
+    for group in found:
+        values = list(dict.fromkeys(box[2] for box in group))  # a box may repeat the last one
+        between = [text[a[1] : b[0]] for a, b in zip(group, group[1:], strict=False)]
+        word = re.search(r"\b(?:to|by)\b", " ".join(between))
+        joint = f" {word[0]} " if word else ", "
+        read.append(read_enclosed(text, group[0][0], group[-1][1], joint.join(values)))
     return [box for box in read if box is not None]
 
 
@@ -74,29 +80,34 @@ _OPEN_LINE = re.compile(r"(?<=[-+*/^×·({])[ \t]*\n[ \t]*$")
 _GOES_ON = re.compile(r"^[ \t]*\n[ \t]*(?=\\(?:times|cdot|div|pm|text)|[×·/^])")
 
 
-def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | None:
-    """The answer in boxes, or a tag, that stand from ``start`` to ``end``; None if it is denied."""
+def read_enclosed(text: str, start: int, end: int, value: str) -> Box | None:
+    """The answer in boxes, or a tag, that stand from ``start`` to ``end``; None if it is denied.
+
+    Args:
+        value: what they hold.
+    """
     before = _OPEN_LINE.sub(" ", text[max(0, start - BESIDE) : start]).split("\n")[-1]
     after = _GOES_ON.sub(" ", text[end : end + BESIDE]).split("\n")[0]
     if before[-1:] == after[:1] == "'":
         before, after = before[:-1], after[1:]
-    value = ", ".join(values)
     if DENIED_BEFORE.search(re.sub(_TEXT, r"\1 ", before)):
         return None
     beside = re.sub(r"^[$)}\]\\*_]+", "", after)
-    taken_back = bool(
-        DENIED_AFTER.match(beside) or is_taken_back(beside, 0, value, at_once=True)
-    )
+    taken_back = bool(DENIED_AFTER.match(beside) or is_taken_back(beside, 0, value, at_once=True))
+    more = ""
+    if not re.search(r"\w", after):
+        more, length = going_on(value, text[end + len(after) : end + 2 * BESIDE])
+        end += len(after) + length if more else 0
     formula = _formula(before, after, _within_display(text, start))
     if formula is None:
-        return Box(start, _composed(*_in_sentence(before, value, after)), taken_back, end)
+        return Box(start, _composed(*_in_sentence(before, value, after)) + more, taken_back, end)
     before, inner, rest, after = formula
     left, right = _before_in_formula(inner), _after_in_formula(value, rest)
     if left == inner.strip():
         left = _before_in_sentence(before) + left
     if right == rest.strip(" .,"):
         right += _after_in_sentence(value, after)
-    return Box(start, _composed(left, value, right), taken_back, end)
+    return Box(start, _composed(left, value, right) + more, taken_back, end)
 
 
 # ---- formulas
@@ -151,7 +162,7 @@ def _after_in_formula(value: str, text: str) -> str:
 
     def measured(match: re.Match[str]) -> str:
         said = match[1].strip()
-        belongs = not said or said in ("and", "or", "to") or _measure(value, said)
+        belongs = not said or said in ("and", "or", "to", "of") or _measure(value, said)
         return match[0] if belongs else "="
 
     text = re.sub(_TEXT, measured, text)
@@ -184,11 +195,47 @@ _OPERATOR_AFTER = re.compile(
 )
 # Words before a number that make it another one, or no answer.
 _MODIFIER = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|other) than|at (?:least|most)|up to|over"
-    r"|under|above|below|(?:half|square|root) of|twice|double|half|almost|nearly"
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|bigger|smaller|other) than|at (?:least|most)|up to"
+    r"|over|under|above|below|twice|double|triple|almost|nearly|no|without|unlike|far from|exceeds?"
+    r"|except(?: for)?|(?:all|any\w*|every\w*)(?: \w+)? but|differs? from|different from|reaches"
+    r"|divisible by|divided? by|(?:half|third|quarter|fifth|tenth|square|cube|root|negative|opposite"
+    r"|reciprocal|inverse|multiple|factor|sum|product|logarithm) of|half"
     r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt|USD|EUR|GBP|INR|CNY)"
     r"|[¬€£¥₹]|\\\$)\s{0,3}$",
     re.I,
+)
+# "In millions: \boxed{4}"
+_IN_SCALE = re.compile(
+    r"\bin (?:units of )?(?:hundreds|thousands|millions|billions|trillions)\b[^.;!?\n]{0,30}$", re.I
+)
+# Words before a dash that is a sign: "so - \boxed{4}", but "Answer - \boxed{4}"
+_BEFORE_SIGN = frozenset(("so", "thus", "hence", "therefore", "then", "get", "gives", "equals"))
+# Words after a number that make it another one, or no answer.
+_QUALIFIED = re.compile(
+    r"\s{0,3}(?:(?!of\b)[A-Za-z]{1,10}\s+|,\s*)?(?:(?:less|fewer)(?=\s*(?:[.,;]|$))"
+    r"|(?:less|fewer|more|greater) than (?=[$]?\d|[$]?[a-z]\b)|(?:below|under|above) (?:zero|0)\b"
+    r"|in debt|loss\b|short\b|or (?:more|less|fewer|so|greater|higher|above|below)\b"
+    r"|at (?:least|most)\b|and (?:up|above|over|more|below)\b|(?:with |and )?(?:a )?remainder\b"
+    r"|R ?(?=\d)|give or take\b)"
+    r"|\s{0,3}\(?(?:mod|modulo)\b|\s{0,3}(?:\\?%|percent|per cent)\s+of\s+(?=\S{0,2}\d)",
+    re.I,
+)
+# "hours and 30 minutes", "ft 6 in", "^\circ 30'"
+_SECOND = re.compile(
+    r"(?:\s*(?P<first>[A-Za-z]{1,10})\.?)?(?P<joint>,?\s+and\s+|,\s+|\s+)\d[\d.]*\s*"
+    r"(?P<unit>['′\"″]|\\prime|[A-Za-z]{1,10})"
+)
+_ANOTHER = re.compile(
+    r"\s*(?:[,;](?:\s*(?:and|or|also)\b)?|[,;]?\s*\\text\s*\{\s*(?:and|or)\s*\}|(?:,\s*)?(?:as well as"
+    r"|along with|together with|and also)\b|\((?:also|or)\b|&)\s*"
+    r"(?P<value>[$]?-?\d[\d./]*[$]?|\(?[A-J]\)?)(?=\)?\s*(?:[.,;!]?\s*$|[,;.]\s))"
+)
+_ALSO = re.compile(r"[.;,]?\s*\(?(?P<value>[A-J])\)? (?:is|works|fits|would)\b[^.]{0,20}"
+                   r"\b(?:also|too|as well|equally)\b")  # fmt: skip
+_LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\(?[A-J]\)?\}?")
+# What is said beside the letter of an option, in its sentence
+_REMARK = re.compile(
+    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:[.;!]\s|[.]?$|\n)"
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
 _BRACKET_BEFORE = re.compile(r"[(\[][^()\[\]A-Za-z]{1,40}$")
@@ -214,6 +261,12 @@ def _in_sentence(before: str, value: str, after: str) -> tuple[str, str, str]:
 def _before_in_sentence(text: str) -> str:
     """What belongs to the answer of what stands before a box, or its formula, in a sentence."""
     text = re.sub(r"(?:^|(?<![\w)]))[*_\"'`#]+$|</?[\w|]{1,30}>\s*$", "", text)
+    text = re.sub(r"(?<=[-−–+])(?:\\[,;:! ]|~)+\s*$", "", text)
+    text = re.sub(r"\$\s*([-−–+])\s*\$\s*$", r"\1", text)
+    if scale := _IN_SCALE.search(text):
+        return f"{scale[0].strip(' :$')} "
+    if listed := re.search(r"-?\d[\d.]*,$", text):
+        return listed[0]
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [m.end() for m in re.finditer(r"[,;；，。、：]|(?<![\d}]):|:(?=\s)", text)]
     cut = max(cuts, default=0)
@@ -223,6 +276,10 @@ def _before_in_sentence(text: str) -> str:
         return run[0]
     if modifier := _MODIFIER.search(tail):
         return modifier[0]
+    if factor := re.fullmatch(
+        r"\s*(?:(?:so|thus|hence|therefore)\s+)?([-−–]?\d[\d.]*\d|[-−–]?\d)\s+", tail
+    ):
+        return f"{factor[1]} "
     match = _OPERATOR_BEFORE.search(tail)
     if match is None:
         return ""
@@ -230,6 +287,8 @@ def _before_in_sentence(text: str) -> str:
     number = bool(re.search(r"[\d)}]$|^[A-Za-z]$", operand))
     if sign in "-−–*>" and not number:
         # A dash after words, a list or a quotation at the start of a line; a sign after "=".
+        if operand.casefold() in _BEFORE_SIGN and sign in "-−–":
+            return sign
         return sign if cut and not operand and sign in "-−–" else ""
     return f"{operand} {sign} " if number else {"negative": "-", "minus": "-"}.get(sign, sign)
 
@@ -240,6 +299,8 @@ def _after_in_sentence(value: str, text: str) -> str:
     glued = re.match(r"(?:[^\s.,;:!?\"`\u2e80-\uffff]|[.,](?=\d)|:(?=[\d\\]))*", text)[0]
     glued = glued.rstrip("*_")
     rest = text[len(glued) :]
+    if beside := _further(value, glued, rest):
+        return glued + beside
     if not glued.strip(")]}"):
         sign = _OPERATOR_AFTER.match(rest)
         end = _CLAUSE_END.search(rest, sign.end() if sign else 1)
@@ -250,6 +311,26 @@ def _after_in_sentence(value: str, text: str) -> str:
             return f"{glued} {bracket[1]}"
         return glued + _measure(value, clause.strip(), True)
     return glued
+
+
+def _further(value: str, glued: str, rest: str) -> str:
+    """What goes on with an answer in its sentence: more values, a remark, the rest of a quantity."""
+    if more := _ANOTHER.match(rest) or _ALSO.match(rest):
+        letters = (clean(value).strip("()")[-1:].isalpha(), more["value"].strip("()$").isalpha())
+        return f", {more['value']}" if letters[0] == letters[1] else ""
+    if _LETTER.fullmatch(value.strip()) and not _OPERATOR_AFTER.match(rest):
+        remark = _REMARK.match(rest)
+        return f": {remark['said']}" if remark and re.search(r"\w", remark["said"]) else ""
+    if not re.search(r"\d", value):
+        return ""
+    if qualified := _QUALIFIED.match(rest):
+        end = _CLAUSE_END.search(rest, qualified.end())
+        return rest[: end.start()].rstrip() if end else rest.rstrip()
+    second = _SECOND.match(rest)
+    if second and (second["first"] or glued):
+        known = known_unit(second["unit"]) or not second["unit"].isalpha()
+        return second[0] if known or "and" in second["joint"] else ""
+    return ""
 
 
 def _measure(value: str, text: str, begin: bool = False) -> str:

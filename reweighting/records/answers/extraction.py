@@ -24,6 +24,7 @@ from .retraction import is_taken_back, retraction_in_line
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
 MAX_MARKERS = 50  # of each kind that are looked at, from the end
 MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
+BEFORE = 100  # characters before a marker that may say that it announces nothing
 FEW_WORDS = 5  # of an answer that an earlier number does not replace
 MAX_WORD = 40  # characters of a bare word that is an answer
 
@@ -92,8 +93,21 @@ _CHOSEN = re.compile(
 # Words earlier in the clause of an announcement that make it announce something else.
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot)|n't|不|没|未|错误)"
-    + _SAME_CLAUSE,
+    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot|never|impossible|nobody"
+    r"|suppose|assume|assuming|imagine|test if|check if|if|without|different|unlikely)\b|n't|不|没|未|错误)"
+    + _SAME_CLAUSE
+    # "My previous answer", "a naive answer", "old_answer"
+    + r"|(?:\b|_)(?:wrong|incorrect|previous|earlier|old|first|initial|partial|naive|given|proposed"
+    r"|suggested|claimed|intermediate|preliminary|tempting|rejected|student's|student|alternative"
+    r"|runner-up)[\s_]*(?:the\s+)?$"
+    # "Some would say the answer is", "Others claim that the answer is"
+    r"|\b(?:some|others|many|people|one|they|nobody|you|someone|somebody|solver|everyone|he|she)\b"
+    r"[^.;:!?\n]{0,20}\b(?:say|says|said|claims?|claimed|thinks?|thought|believes?|guess|answer)\b"
+    + _SAME_CLAUSE
+    # "If x were 2, the answer is"
+    + r"|\b(?:if|suppose|assume|had)\b(?:(?!\b(?:but|so|hence|thus|therefore)\b)[^.;!?\n]){0,60}"
+    r"\b(?:were|was|had|would)\b[^.;!?\n]{0,40}$|\bwithout\b[^.;!?\n]{0,30},[^.,;!?\n]{0,10}$"
+    r"|\b(?:suppose|assume|imagine)\b[^.;!?\n]{0,40}$",
     re.I,
 )
 _NOT_CHOSEN = re.compile(
@@ -193,16 +207,20 @@ def _is_symbol(text: str) -> bool:
 def _announced(text: str) -> Iterator[_Ending]:
     """What follows the last occurrences of "Final answer", in their order."""
     starts = {match.end(): FEW_WORDS for match in _SURE_LINE.finditer(text)}
+    begins = {match.end(): match.start() for match in _SURE_LINE.finditer(text)}
     for match in _SURE.finditer(text):  # all words after "Final answer:"
+        begins[match.end()] = match.start()
         starts[match.end()] = MAX_ENDING if match.group()[-1] in ":：】" else FEW_WORDS
-    return (_Ending(s, starts[s], *_value(text, s)) for s in sorted(starts)[-MAX_MARKERS:])
+    for start in sorted(starts)[-MAX_MARKERS:]:
+        if not _NOT_ANNOUNCED.search(text, max(0, begins[start] - BEFORE), begins[start]):
+            yield _Ending(start, starts[start], *_value(text, start))
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
     found = boxes(text)
     for match in [*_TAGGED.finditer(text)][-MAX_MARKERS:]:
         end = _TAG_END.match(text, match.end()).end()
-        tag = read_enclosed(text, match.start(), end, [_inner(match["value"].strip())])
+        tag = read_enclosed(text, match.start(), end, _inner(match["value"].strip()))
         found += [tag] if tag else []
     for box in sorted(found):
         value = _TAKEN_BACK if box.taken_back else without_lead_in(box.value)
@@ -217,7 +235,7 @@ def _inner(value: str) -> str:
 
 def _likely(text: str) -> Iterator[_Ending]:
     for match in [*_LIKELY.finditer(text)][-MAX_MARKERS:]:
-        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - 40), match.start()):
+        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - BEFORE), match.start()):
             few = FEW_WORDS if match.group()[-1] in ":：】" else 0
             yield _Ending(match.end(), few, *_value(text, match.end()))
 
@@ -225,7 +243,7 @@ def _likely(text: str) -> Iterator[_Ending]:
 def _chosen(text: str) -> _Ending | None:
     """The last option that is called the right one; None if there is none."""
     for match in [*_CHOSEN.finditer(text)][: -MAX_MARKERS - 1 : -1]:
-        before = max(0, match.start() - 40), match.start()
+        before = max(0, match.start() - BEFORE), match.start()
         if not any(p.search(text, *before) for p in (_NOT_ANNOUNCED, _NOT_CHOSEN)):
             option = match["is"] or match["choose"] or match["chosen"]
             return _Ending(match.start(), 0, option, match.end())

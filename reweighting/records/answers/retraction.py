@@ -120,9 +120,10 @@ def _is_confirmed(said: str, value: str) -> bool:
     if _NOT_CONFIRMED.search(said):
         return False
     plain = clean(value)
-    return bool(_CONFIRMED.search(said)) or re.search(
-        rf"=\s*[$]?{re.escape(plain)}[$.\s]*$", said
-    ) is not None
+    return (
+        bool(_CONFIRMED.search(said))
+        or re.search(rf"=\s*[$]?{re.escape(plain)}[$.\s]*$", said) is not None
+    )
 
 
 def _repeats(said: str, value: str) -> bool:

@@ -69,8 +69,27 @@ SCALES: dict[str, int | Fraction] = {
     **{"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8},
     **{"百万": 10**6, "千万": 10**7},
 }
+# Other languages and abbreviations. "Mil" and "billones" are not the same everywhere: no number.
+_ABROAD = {
+    10**3: "tausend tsd thous thsd mille тысяча тысяч тысячи тыс",
+    10**6: "millón millon millones milhão milhões milione milioni millionen mio mln миллион "
+    "миллиона миллионов млн",
+    10**9: "milliard milliards milliarde milliarden mrd mld miliardo miliardi bln миллиард "
+    "миллиарда миллиардов млрд",
+    10**12: "trn",
+}
 SCALES.update({f"{name}s": size for name, size in SCALES.items() if name.isascii()})
 SCALES["halves"] = SCALES["half"]
+SCALES.update({name: size for size, names in _ABROAD.items() for name in words(names)})
+
+
+def _fractions() -> frozenset[str]:
+    """Names of fractions such as "sixteenths" that are no scale of the table."""
+    irregular = {"five": "fif", "eight": "eigh", "nine": "nin", "twelve": "twelf"}
+    stems = (irregular.get(n) or re.sub("y$", "ie", n) for n in NUMBER_WORDS)
+    return frozenset(f"{stem}th{end}" for stem in stems for end in ("", "s"))
+
+
 # Words after a number that are no unit: they make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
@@ -81,9 +100,18 @@ _NO_UNIT = frozenset(
         "before after past until january february march april may june july august september "
         "october november december point dot comma decimal score gross grand modulo mod "
         "fold which that who because since so as this these those they there here then thus hence "
-        "therefore also still only"
+        "therefore also still only "
+        # multiples and parts
+        "pair couple trio quartet quintet twin triplet octave ream decade century centurie "
+        "fortnight googol zillion doubled tripled halved quadrupled double triple halve "
+        "score scores grosse kilo mega giga micro milli nano pico mil milla billone billones "
+        "millió bilhões bilhão "
+        # inverses, signs, losses
+        "reciprocal inverse negative positive opposite loss losse losses lost deficit debt debts "
+        "short shortage decrease decreased reduction drop down up extra few many off ago "
+        "ppm ppb ppt bps permille permil promille choose div nil"
     )
-) | {*NUMBER_WORDS, *SCALES}
+) | {*NUMBER_WORDS, *SCALES, *_fractions()}
 
 
 def _unit_table() -> dict[str, tuple[str, Fraction]]:
@@ -185,7 +213,7 @@ def _counted(text: str) -> Unit | None:
     words = [w if any(c.isupper() for c in w[1:]) else w.casefold() for w in text.split()]
     if not 1 <= len(words) <= 3 or not all(w.isalpha() and _is_word(w) for w in words):
         return None
-    if _NO_UNIT.intersection(words):
+    if _NO_UNIT.intersection([*words, *(word.rstrip("s") for word in words)]):
         return None
     *words, last = words
     if len(last) > 3 and last[-1] == "s" and last[-2] != "s":
