@@ -15,7 +15,7 @@ from .notation import clean, closing
 from .number_words import NUMBER_WORDS
 from .quantities import quantity
 from .retraction import DENIED_AFTER, DENIED_BEFORE, is_taken_back
-from .units import SCALES, known_unit
+from .units import CHANGING, SCALES, known_unit
 
 MAX_BOXES = 50  # that are looked at, from the end
 MAX_BOX = 2_000  # characters in a box
@@ -235,7 +235,7 @@ _ALSO = re.compile(r"[.;,]?\s*\(?(?P<value>[A-J])\)? (?:is|works|fits|would)\b[^
 _LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\(?[A-J]\)?\}?")
 # What is said beside the letter of an option, in its sentence
 _REMARK = re.compile(
-    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:[.;!]\s|[.]?$|\n)"
+    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:(?<!i\.e)(?<!e\.g)[.;!]\s|[.]?$|\n)"
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
 _BRACKET_BEFORE = re.compile(r"[(\[][^()\[\]A-Za-z]{1,40}$")
@@ -251,7 +251,8 @@ def _in_sentence(before: str, value: str, after: str) -> tuple[str, str, str]:
         return left, value, match[0]  # "(\boxed{5}, 6)"
     if after[:1] in (")", "]") and (match := _BRACKET_BEFORE.search(before)):
         return match[0], value, after[:1]
-    if re.match(r"\s?\\[A-Za-z,;:! ]", after):  # a formula without delimiters
+    remark = _LETTER.fullmatch(value.strip()) and re.match(r"\s?\\text", after)
+    if re.match(r"\s?\\[A-Za-z,;:! ]", after) and not remark:  # a formula without delimiters
         hidden = re.sub(_TEXT, lambda match: " " * len(match[0]), after)
         words = _PLAIN_WORD.search(hidden)
         return left, value, _after_in_formula(value, after[: words.start()] if words else after)
@@ -300,7 +301,7 @@ def _after_in_sentence(value: str, text: str) -> str:
     glued = glued.rstrip("*_")
     rest = text[len(glued) :]
     if beside := _further(value, glued, rest):
-        return glued + beside
+        return beside if beside.startswith(":") else glued + beside
     if not glued.strip(")]}"):
         sign = _OPERATOR_AFTER.match(rest)
         end = _CLAUSE_END.search(rest, sign.end() if sign else 1)
@@ -320,11 +321,20 @@ def _further(value: str, glued: str, rest: str) -> str:
         return f", {more['value']}" if letters[0] == letters[1] else ""
     if _LETTER.fullmatch(value.strip()) and not _OPERATOR_AFTER.match(rest):
         remark = _REMARK.match(rest)
-        return f": {remark['said']}" if remark and re.search(r"\w", remark["said"]) else ""
+        return (
+            f": {remark['said']}"
+            if remark and re.match(r"(?!I\b)[A-Za-z\d$-]", remark["said"])
+            else ""
+        )
     if not re.search(r"\d", value):
         return ""
-    if qualified := _QUALIFIED.match(rest):
+    of = re.match(r"\s+of\s+(?=\S{0,2}\d)", rest) if glued.endswith("%") else None
+    if qualified := of or _QUALIFIED.match(rest):
         end = _CLAUSE_END.search(rest, qualified.end())
+        return rest[: end.start()].rstrip() if end else rest.rstrip()
+    word = re.match(r"\s+([A-Za-z]+)", rest)
+    if word and {word[1].casefold(), word[1].casefold().rstrip("s")} & CHANGING:
+        end = _CLAUSE_END.search(rest, word.end())
         return rest[: end.start()].rstrip() if end else rest.rstrip()
     second = _SECOND.match(rest)
     if second and (second["first"] or glued):

@@ -17,7 +17,7 @@ _GENOTYPE = re.compile(r"(?:([a-z])\1){1,6}")  # in lower case: "AaBb" is "aabb"
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _INDEX = re.compile(r"[_{}\s]+(?=\d)|(?<=\d)\}")
 # Words whose letters happen to be symbols; "NO" is more often a verdict than nitrogen monoxide.
-_WORDS = frozenset(words("no in as at he be i us am pm up on ok is it or of cos sin"))
+_WORDS = frozenset(words("no in as at he be i us am pm up on ok is it or of cos sin nan"))
 
 
 def same_case(left: str, right: str) -> bool:
@@ -37,7 +37,7 @@ def _carries(token: str, other: str) -> bool:
     folded = token.casefold()
     if folded in _WORDS:
         return False
-    if _GENOTYPE.fullmatch(folded):
+    if _GENOTYPE.fullmatch(folded) and token not in (folded, token.upper()):
         return True
     mixed = any(c.islower() for c in token) and _FORMULA.fullmatch(token) is not None
     several = sum(c.isupper() for c in token) > 1

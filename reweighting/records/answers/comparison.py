@@ -114,7 +114,7 @@ _REASON = re.compile(r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|,\s+not\s+\S+$", 
 _BRACKET = re.compile(r"(?<=[^\s\\])\s+\((?P<inside>[^()]*)\)$")
 _SAID_BESIDE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[=%°]")
 _CHANGES = re.compile(
-    r"\b(?:not|wrong|incorrect|false|except|without|if|only|squared|cubed|negative|per|base)\b"
+    r"\b(?:not|wrong|incorrect|false|except|without|if|only|squared|cubed|negative|per|base|also)\b"
     r"|^(?:and|or|but|also|alternatively|maybe|perhaps|possibly|loss|debt|plus|minus|times|divided|mod|at|more|less|over|under|above|below)\b",
     re.I,
 )

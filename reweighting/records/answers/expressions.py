@@ -90,10 +90,10 @@ def equal(left: str, right: str) -> bool:
 
 
 # What math-verify reads as something else, or can be read in two ways: the digits of a base, quotes
-# and primes, an ellipsis, "1/2x", "\\frac123".
+# and primes, an ellipsis, "1/2x", "\\frac123", a residue.
 _MISREAD = re.compile(
     r"[\d)}]\s*_|['\"]|\.\.|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|times|pm|leq|geq|neq|cup|in\b))"
-    r"|\\frac\s*\d{3}"
+    r"|\\frac\s*\d{3}|(?<![a-z])mod(?![a-z])"
 )
 _NUMBER_AND_FRACTION = re.compile(r"\d\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 # An exponent, up to its opening bracket if it has brackets.

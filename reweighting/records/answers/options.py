@@ -114,8 +114,17 @@ _REMARK = re.compile(
     r"|for|in|on|at|matches|i\.e\.|namely)\b|[,;(]",
     re.I,
 )
-_SAID = re.compile(r"(?:\b(?:is|are|be|namely|the)|i\.e\.|=)[\s,:]+(?P<text>[^,;]{1,60})$", re.I)
+_SAID = re.compile(
+    r"^.*(?:(?<![A-J] )\b(?:is|are|be|namely|the)|i\.e\.|=)[\s,:]+(?P<text>[^,;]{1,60})$",
+    re.I | re.S,
+)
 _NOT_ITS_VALUE = re.compile(r"(?:[-+<>≤≥≠=~]|not\b|no\b|or\b|and\b)\s*\S", re.I)
+# What is no text of an option beside its letter
+_AGREES = re.compile(
+    r"(?:correct|right|true|yes|the (?:correct|right|only|best|others?)|option|choice|I\b|no other"
+    r"|explanation|reason|note|done|final|here)\b",
+    re.I,
+)
 MAX_WORDS = 4  # beside a letter that are a text of an option rather than a remark
 
 
@@ -138,19 +147,14 @@ def _contradicts(letter: str, rest: str, choices: tuple[str, ...]) -> bool:
     if said and _is_text_of_another(letter, said["text"], choices):
         return True
     head = _REMARK.split(rest, maxsplit=1)[0].strip()
-    if not head or _is_text_of(letter, head, choices):
+    if not head or _AGREES.match(head) or _is_text_of(letter, head, choices):
         return False
     if _is_text_of_another(letter, head, choices):
         return True
     words, owned = (set(re.findall(r"\w+", text.casefold())) for text in (head, own))
     if _NOT_ITS_VALUE.match(head) or quantity(head):
-        return bool(quantity(own) or not words <= owned)
-    return len(head.split()) <= MAX_WORDS and not words <= owned and not _AGREES.match(head)
-
-
-_AGREES = re.compile(
-    r"(?:correct|right|true|yes|the (?:correct|right|only|best)|option|choice)\b", re.I
-)
+        return bool(quantity(own) or not (words <= owned or quantity(head)))
+    return len(head.split()) <= MAX_WORDS and not words <= owned
 
 
 def _is_text_of(letter: str, text: str, choices: tuple[str, ...]) -> bool:

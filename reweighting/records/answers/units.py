@@ -90,6 +90,23 @@ def _fractions() -> frozenset[str]:
     return frozenset(f"{stem}th{end}" for stem in stems for end in ("", "s"))
 
 
+# Multiples and parts of a number, which are no counted things
+_MULTIPLES = frozenset(
+    words(
+        "pair couple trio quartet quintet twin triplet octave ream decade century centurie "
+        "fortnight googol zillion doubled tripled halved quadrupled double triple halve "
+        "score scores grosse kilo mega giga micro milli nano pico mil milla billone billones "
+        "millió bilhões bilhão ppm ppb ppt bps permille permil promille choose div nil"
+    )
+)
+# The same as the last of the words: "5 lost" is a loss, but "3 negative integers" are three.
+_NO_LAST = frozenset(
+    words(
+        "reciprocal inverse negative positive opposite loss losse losses lost deficit debt short "
+        "shortage decrease decreased reduction drop down up extra few many off ago remaining"
+    )
+)
+CHANGING = _MULTIPLES | _NO_LAST  # after a number, they belong to it
 # Words after a number that are no unit: they make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
@@ -100,18 +117,9 @@ _NO_UNIT = frozenset(
         "before after past until january february march april may june july august september "
         "october november december point dot comma decimal score gross grand modulo mod "
         "fold which that who because since so as this these those they there here then thus hence "
-        "therefore also still only "
-        # multiples and parts
-        "pair couple trio quartet quintet twin triplet octave ream decade century centurie "
-        "fortnight googol zillion doubled tripled halved quadrupled double triple halve "
-        "score scores grosse kilo mega giga micro milli nano pico mil milla billone billones "
-        "millió bilhões bilhão "
-        # inverses, signs, losses
-        "reciprocal inverse negative positive opposite loss losse losses lost deficit debt debts "
-        "short shortage decrease decreased reduction drop down up extra few many off ago "
-        "ppm ppb ppt bps permille permil promille choose div nil"
+        "therefore also still only"
     )
-) | {*NUMBER_WORDS, *SCALES, *_fractions()}
+) | {*NUMBER_WORDS, *SCALES, *_MULTIPLES, *_fractions()}
 
 
 def _unit_table() -> dict[str, tuple[str, Fraction]]:
@@ -216,6 +224,8 @@ def _counted(text: str) -> Unit | None:
     if _NO_UNIT.intersection([*words, *(word.rstrip("s") for word in words)]):
         return None
     *words, last = words
+    if {last, last.rstrip("s")} & _NO_LAST:
+        return None
     if len(last) > 3 and last[-1] == "s" and last[-2] != "s":
         last = last[:-1]
     return Unit(((" ".join([*words, last]), 1),), Fraction(1))
