@@ -7,6 +7,7 @@ A name before "=", other values and the words of the sentence do not.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -25,7 +26,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TEXT = r"\\(?:text|textbf|textrm|mbox)\s{0,3}\{([^{}]*)\}"
 # Between boxes of one list: "x = \boxed{1} and x = \boxed{2}"
 _TOGETHER = re.compile(
-    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}|\b(?:and|or|to|by|as well as)\b){0,20}"
+    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}"
+    r"|\b(?:and|or|to|by|as well as)\b){0,20}"
     r"(?:[A-Za-z](?:_\{?\w\}?)?\s{0,3}=)?[\s$]{0,5}"
 )
 
@@ -60,9 +62,9 @@ def boxes(text: str) -> list[Box]:
         found[-1].append((match.start(), end, value.strip()))
     read = []
     for group in found:
-        values = list(dict.fromkeys(box[2] for box in group))  # a box may repeat the last one
-        between = [text[a[1] : b[0]] for a, b in zip(group, group[1:], strict=False)]
-        word = re.search(r"\b(?:to|by)\b", " ".join(between))
+        values = dict.fromkeys(box[2] for box in group)  # a box may repeat the last one
+        gaps = " ".join(text[a[1] : b[0]] for a, b in itertools.pairwise(group))
+        word = re.search(r"\b(?:to|by)\b", gaps)
         joint = f" {word[0]} " if word else ", "
         read.append(read_enclosed(text, group[0][0], group[-1][1], joint.join(values)))
     return [box for box in read if box is not None]
@@ -150,7 +152,7 @@ def _before_in_formula(text: str) -> str:
     def changing(match: re.Match[str]) -> str:
         return match[1] if not match[1].strip() or _MODIFIER.search(match[1]) else "="
 
-    text = re.sub(_TEXT, changing, text)
+    text = re.sub(r"\\displaystyle(?![A-Za-z])", " ", re.sub(_TEXT, changing, text))
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [match.end() for match in re.finditer(r"(?<![\d}\s])\s*:\s*", text)]
     text = text[max(cuts, default=0) :]
@@ -206,7 +208,8 @@ _MODIFIER = re.compile(
 )
 # "In millions: \boxed{4}"
 _IN_SCALE = re.compile(
-    r"\bin (?:units of )?(?:hundreds|thousands|millions|billions|trillions)\b[^.;!?\n]{0,30}$", re.I
+    r"\bin (?:units of )?(?:hundreds|thousands|millions|billions|trillions)\b[^.;!?\n]{0,30}$",
+    re.I,
 )
 # Words before a dash that is a sign: "so - \boxed{4}", but "Answer - \boxed{4}"
 _BEFORE_SIGN = frozenset(("so", "thus", "hence", "therefore", "then", "get", "gives", "equals"))
@@ -323,7 +326,7 @@ def _further(value: str, glued: str, rest: str) -> str:
         remark = _REMARK.match(rest)
         return (
             f": {remark['said']}"
-            if remark and re.match(r"(?!I\b)[A-Za-z\d$-]", remark["said"])
+            if remark and re.match(r"(?!(?:I|and|or|but)\b)[A-Za-z\d$-]", remark["said"])
             else ""
         )
     if not re.search(r"\d", value):

@@ -94,7 +94,7 @@ _CHOSEN = re.compile(
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
     r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot|never|impossible|nobody"
-    r"|suppose|assume|assuming|imagine|test if|check if|if|without|different|unlikely)\b|n't|不|没|未|错误)"
+    r"|suppose|assume|assuming|imagine|if|without|different|unlikely)\b|n't|不|没|未|错误)"
     + _SAME_CLAUSE
     # "My previous answer", "a naive answer", "old_answer"
     + r"|(?:\b|_)(?:wrong|incorrect|previous|earlier|old|first|initial|partial|naive|given|proposed"
@@ -106,8 +106,7 @@ _NOT_ANNOUNCED = re.compile(
     + _SAME_CLAUSE
     # "If x were 2, the answer is"
     + r"|\b(?:if|suppose|assume|had)\b(?:(?!\b(?:but|so|hence|thus|therefore)\b)[^.;!?\n]){0,60}"
-    r"\b(?:were|was|had|would)\b[^.;!?\n]{0,40}$|\bwithout\b[^.;!?\n]{0,30},[^.,;!?\n]{0,10}$"
-    r"|\b(?:suppose|assume|imagine)\b[^.;!?\n]{0,40}$",
+    r"\b(?:were|was|had|would)\b[^.;!?\n]{0,40}$|\bwithout\b[^.;!?\n]{0,30},[^.,;!?\n]{0,10}$",
     re.I,
 )
 _NOT_CHOSEN = re.compile(
@@ -311,6 +310,10 @@ def _retracted(line: str) -> tuple[str, bool, str]:
     match = retraction_in_line(line)
     if match is None:
         return line, False, ""
+    if re.search(
+        r"doubt|sure|maybe|perhaps|possibly|probably|alternatively|seems|or$", match[0], re.I
+    ):
+        return line[: match.start()], True, ""  # a guess is no answer
     instead = re.sub(r"^(?:[\s,.:;!…—–-]|(?:no|wait|hmm+|actually|it(?: is|'s))\b){1,20}", "",
                      line[match.end() :], flags=re.I)  # fmt: skip
     return line[: match.start()], True, instead.strip(" *_)")

@@ -1,4 +1,4 @@
-"""Lines and boxes after an answer that go on with it: "5\\n6" is a list of two, "5\\nmillion" not 5."""
+"""Lines after an answer that go on with it: "6" makes a list, "million" another number."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def going_on(value: str, rest: str) -> tuple[str, int]:
     for line in rest.split("\n")[: MAX_LINES + 1]:
         position += len(line) + 1
         item = _bare_item(line)
-        if not item or re.fullmatch(r"[\W_]{1,3}", item) is not None and item not in ("%", "!"):
+        if not item or (item not in ("%", "!") and re.fullmatch(r"[\W_]{1,3}", item)):
             continue
         added = _added(item)
         if not added or "\\boxed" in line:
