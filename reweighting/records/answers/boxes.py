@@ -223,14 +223,16 @@ _QUALIFIED = re.compile(
     r"|\s{0,3}\(?(?:mod|modulo)\b|\s{0,3}(?:\\?%|percent|per cent)\s+of\s+(?=\S{0,2}\d)",
     re.I,
 )
+# "-2 \boxed{4}", but neither "1. \boxed{4}" nor "Question 2 \boxed{4}"
+_FACTOR = re.compile(r"\s*(?:(?:so|thus|hence|therefore)\s+)?([-−–]?\d[\d.]*\d|[-−–]?\d)\s+", re.I)
 # "hours and 30 minutes", "ft 6 in", "^\circ 30'"
 _SECOND = re.compile(
     r"(?:\s*(?P<first>[A-Za-z]{1,10})\.?)?(?P<joint>,?\s+and\s+|,\s+|\s+)\d[\d.]*\s*"
     r"(?P<unit>['′\"″]|\\prime|[A-Za-z]{1,10})"
 )
 _ANOTHER = re.compile(
-    r"\s*(?:[,;](?:\s*(?:and|or|also)\b)?|[,;]?\s*\\text\s*\{\s*(?:and|or)\s*\}|(?:,\s*)?(?:as well as"
-    r"|along with|together with|and also)\b|\((?:also|or)\b|&)\s*"
+    r"\s*(?:[,;](?:\s*(?:and|or|also)\b)?|[,;]?\s*\\text\s*\{\s*(?:and|or)\s*\}"
+    r"|(?:,\s*)?(?:as well as|along with|together with|and also)\b|\((?:also|or)\b|&)\s*"
     r"(?P<value>[$]?-?\d[\d./]*[$]?|\(?[A-J]\)?)(?=\)?\s*(?:[.,;!]?\s*$|[,;.]\s))"
 )
 _ALSO = re.compile(r"[.;,]?\s*\(?(?P<value>[A-J])\)? (?:is|works|fits|would)\b[^.]{0,20}"
@@ -238,7 +240,8 @@ _ALSO = re.compile(r"[.;,]?\s*\(?(?P<value>[A-J])\)? (?:is|works|fits|would)\b[^
 _LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\(?[A-J]\)?\}?")
 # What is said beside the letter of an option, in its sentence
 _REMARK = re.compile(
-    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:(?<!i\.e)(?<!e\.g)[.;!]\s|[.]?$|\n)"
+    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*"
+    r"(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:(?<!i\.e)(?<!e\.g)[.;!]\s|[.]?$|\n)"
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
 _BRACKET_BEFORE = re.compile(r"[(\[][^()\[\]A-Za-z]{1,40}$")
@@ -280,9 +283,7 @@ def _before_in_sentence(text: str) -> str:
         return run[0]
     if modifier := _MODIFIER.search(tail):
         return modifier[0]
-    if factor := re.fullmatch(
-        r"\s*(?:(?:so|thus|hence|therefore)\s+)?([-−–]?\d[\d.]*\d|[-−–]?\d)\s+", tail
-    ):
+    if factor := _FACTOR.fullmatch(tail):
         return f"{factor[1]} "
     match = _OPERATOR_BEFORE.search(tail)
     if match is None:
