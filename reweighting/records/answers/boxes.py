@@ -200,8 +200,8 @@ _MODIFIER = re.compile(
     r"(?:\b(?:(?:more|less|fewer|greater|larger|bigger|smaller|other) than|at (?:least|most)|up to"
     r"|over|under|above|below|twice|double|triple|almost|nearly|no|without|unlike|far from|exceeds?"
     r"|except(?: for)?|(?:all|any\w*|every\w*)(?: \w+)? but|differs? from|different from|reaches"
-    r"|divisible by|divided? by|(?:half|third|quarter|fifth|tenth|square|cube|root|negative|opposite"
-    r"|reciprocal|inverse|multiple|factor|sum|product|logarithm) of|half"
+    r"|divisible by|divided? by|(?:half|third|quarter|fifth|tenth|square|cube|root|negative"
+    r"|opposite|reciprocal|inverse|multiple|factor|sum|product|logarithm) of|half"
     r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt|USD|EUR|GBP|INR|CNY)"
     r"|[¬€£¥₹]|\\\$)\s{0,3}$",
     re.I,
@@ -319,7 +319,7 @@ def _after_in_sentence(value: str, text: str) -> str:
 
 
 def _further(value: str, glued: str, rest: str) -> str:
-    """What goes on with an answer in its sentence: more values, a remark, the rest of a quantity."""
+    """What goes on with an answer in its sentence: values, a remark, the rest of a quantity."""
     if more := _ANOTHER.match(rest) or _ALSO.match(rest):
         letters = (clean(value).strip("()")[-1:].isalpha(), more["value"].strip("()$").isalpha())
         return f", {more['value']}" if letters[0] == letters[1] else ""
