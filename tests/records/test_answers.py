@@ -218,6 +218,29 @@ def test_parties_are_those_whose_answers_say_the_same():
     assert parties(["blue", "B"]) == [0, 1]  # nobody knows what B is
 
 
+def test_a_bridging_answer_merges_no_answers_that_differ():
+    assert parties(["5%", "5", "0.05"]) == [0, 0, 1]
+    assert parties(["5", "0.05", "5%"]) == [0, 1, 0]
+    assert parties(["5 km", "5", "5 m"]) == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("following", "answer"),
+    [
+        ("\n\nWait, let me double-check: 3*4 = 12. Yes, the answer is 12.", "12."),
+        ("\nLet me check: 3*4=12 ✓.", "12"),
+        ("\n\nHope this helps!", "12"),
+        ("\n\nWait, I forgot a term.", ""),
+        (". Let me recompute: 13", ""),
+        ("\nRevised answer: 13", "13"),
+        ("\n13", "12, 13"),
+        ("\nmillion", "12 million"),
+    ],
+)
+def test_what_follows_an_answer_confirms_retracts_or_goes_on(following, answer):
+    assert extract(f"Final answer: 12{following}") == answer
+
+
 def test_answers_that_cannot_be_read_are_counted():
     responses = ["Final answer: B", "I cannot tell.", "Final answer: ...", "B", ""]
     assert unreadable(responses) == 3
@@ -305,6 +328,21 @@ def test_long_and_nested_inputs_take_no_time():
         same(text, "5 m")
         same(text[:480], "5 m", ["1 m", "5 m"])
     assert time.perf_counter() - start < 10
+
+
+def test_retractions_and_lines_that_go_on_take_no_time():
+    start = time.perf_counter()
+    for piece in (". Let me check ", "\nif ", "\n5", ". I a", "but ", "if were ", "suppose "):
+        extract("Final answer: 5" + piece * 20_000)
+        extract(piece * 20_000 + "\\boxed{5}")
+    assert time.perf_counter() - start < 10
+
+
+def test_towers_of_powers_are_not_tried():
+    same("x^2", "x \\cdot x")  # starts the helper process
+    start = time.perf_counter()
+    assert not same("10^10^10", "5") and not same("2^{3^{40}}", "2^{3^{41}}")
+    assert time.perf_counter() - start < 0.4
 
 
 def test_expressions_are_compared_in_threads_and_forks():

@@ -7,13 +7,16 @@ A name before "=", other values and the words of the sentence do not.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import NamedTuple
 
+from .following import going_on
 from .notation import clean, closing
 from .number_words import NUMBER_WORDS
 from .quantities import quantity
-from .units import SCALES, known_unit
+from .retraction import DENIED_AFTER, DENIED_BEFORE, is_taken_back
+from .units import CHANGING, SCALES, known_unit
 
 MAX_BOXES = 50  # that are looked at, from the end
 MAX_BOX = 2_000  # characters in a box
@@ -23,17 +26,19 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _TEXT = r"\\(?:text|textbf|textrm|mbox)\s{0,3}\{([^{}]*)\}"
 # Between boxes of one list: "x = \boxed{1} and x = \boxed{2}"
 _TOGETHER = re.compile(
-    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}|\b(?:and|or)\b){0,20}"
+    r"(?:[\s,;$]|\\[(),;]|\\q?quad(?![A-Za-z])|\\text\{ ?(?:and|or) ?\}"
+    r"|\b(?:and|or|to|by|as well as)\b){0,20}"
     r"(?:[A-Za-z](?:_\{?\w\}?)?\s{0,3}=)?[\s$]{0,5}"
 )
 
 
 class Box(NamedTuple):
-    """Where a box starts, what the answer is, and whether the text takes that back."""
+    """Where a box starts and ends, what the answer is, and whether the text takes that back."""
 
     start: int
     value: str
     taken_back: bool
+    end: int
 
 
 def boxes(text: str) -> list[Box]:
@@ -50,13 +55,18 @@ def boxes(text: str) -> list[Box]:
         if found and match.start() < last:
             continue  # within the last one
         between = text[last : match.start()]
-        together = found and len(between) < BESIDE and "\n\n" not in between
-        if not (together and _TOGETHER.fullmatch(between)):
+        unit = re.match(r"\s*([A-Za-z]{1,10})(?= )", between) if found else None
+        apart = between[unit.end() :] if unit and known_unit(unit[1]) else between
+        if not (found and len(between) < BESIDE and _TOGETHER.fullmatch(apart)):
             found.append([])
         found[-1].append((match.start(), end, value.strip()))
-    read = [
-        read_enclosed(text, group[0][0], group[-1][1], [box[2] for box in group]) for group in found
-    ]
+    read = []
+    for group in found:
+        values = dict.fromkeys(box[2] for box in group)  # a box may repeat the last one
+        gaps = " ".join(text[a[1] : b[0]] for a, b in itertools.pairwise(group))
+        word = re.search(r"\b(?:to|by)\b", gaps)
+        joint = f" {word[0]} " if word else ", "
+        read.append(read_enclosed(text, group[0][0], group[-1][1], joint.join(values)))
     return [box for box in read if box is not None]
 
 
@@ -67,52 +77,39 @@ def _braced(text: str, start: int) -> str:
     return ending[1:end] if end >= 0 else ending[1:].split("\n")[0]
 
 
-# "It is not \boxed{5}", "the wrong answer is \boxed{5}"; "\boxed{5}? No, 6", "\boxed{5} is wrong"
-_DENIED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|rather than|instead of)|n't)\s"
-    r"(?:(?:be|equal|to|the|answer|option|is|=)\s){0,4}[\s$\\(\[*_\"'{]{0,10}$"
-    r"|\b(?:wrong|incorrect|false) (?:answer|option|choice|value|result)\b[^.,;:!?\n]{0,20}$",
-    re.I,
-)
-RETRACTION = re.compile(
-    r"\s{0,3}[?!.,;…–—-]{1,3}\s{0,3}\(?(?:but )?"
-    r"(?:no|wait|hmm+|actually|oops|sorry|scratch that|correction)"
-    r"(?:\s*[,.:;!…—–-]|\s+(?:wait|no|it|that|the|this|I)\b)",
-    re.I,
-)
-_REFUTED = re.compile(
-    r"\s+(?:(?:is|was|are|would be|seems)\s+(?:not|wrong|incorrect|false|impossible)|isn't|wasn't"
-    r"|cannot be|can't be)\b",
-    re.I,
-)
-
-
 # Lines that a formula goes on with, before and after a box.
 _OPEN_LINE = re.compile(r"(?<=[-+*/^×·({])[ \t]*\n[ \t]*$")
 _GOES_ON = re.compile(r"^[ \t]*\n[ \t]*(?=\\(?:times|cdot|div|pm|text)|[×·/^])")
 
 
-def read_enclosed(text: str, start: int, end: int, values: list[str]) -> Box | None:
-    """The answer in boxes, or a tag, that stand from ``start`` to ``end``; None if it is denied."""
+def read_enclosed(text: str, start: int, end: int, value: str) -> Box | None:
+    """The answer in boxes, or a tag, that stand from ``start`` to ``end``; None if it is denied.
+
+    Args:
+        value: what they hold.
+    """
     before = _OPEN_LINE.sub(" ", text[max(0, start - BESIDE) : start]).split("\n")[-1]
     after = _GOES_ON.sub(" ", text[end : end + BESIDE]).split("\n")[0]
     if before[-1:] == after[:1] == "'":
         before, after = before[:-1], after[1:]
-    value = ", ".join(values)
-    if _DENIED.search(re.sub(_TEXT, r"\1 ", before)):
+    if DENIED_BEFORE.search(re.sub(_TEXT, r"\1 ", before)):
         return None
     beside = re.sub(r"^[$)}\]\\*_]+", "", after)
-    taken_back = bool(RETRACTION.match(beside) or _REFUTED.match(beside))
+    taken_back = bool(DENIED_AFTER.match(beside) or is_taken_back(beside, 0, value, at_once=True))
+    more = ""
+    if not re.search(r"\w", after):
+        more, length = going_on(value, text[end + len(after) : end + 2 * BESIDE])
+        end += len(after) + length if more else 0
     formula = _formula(before, after, _within_display(text, start))
     if formula is None:
-        return Box(start, _composed(*_in_sentence(before, value, after)), taken_back)
+        return Box(start, _composed(*_in_sentence(before, value, after)) + more, taken_back, end)
     before, inner, rest, after = formula
     left, right = _before_in_formula(inner), _after_in_formula(value, rest)
     if left == inner.strip():
         left = _before_in_sentence(before) + left
     if right == rest.strip(" .,"):
         right += _after_in_sentence(value, after)
-    return Box(start, _composed(left, value, right), taken_back)
+    return Box(start, _composed(left, value, right) + more, taken_back, end)
 
 
 # ---- formulas
@@ -155,7 +152,7 @@ def _before_in_formula(text: str) -> str:
     def changing(match: re.Match[str]) -> str:
         return match[1] if not match[1].strip() or _MODIFIER.search(match[1]) else "="
 
-    text = re.sub(_TEXT, changing, text)
+    text = re.sub(r"\\displaystyle(?![A-Za-z])", " ", re.sub(_TEXT, changing, text))
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [match.end() for match in re.finditer(r"(?<![\d}\s])\s*:\s*", text)]
     text = text[max(cuts, default=0) :]
@@ -167,7 +164,7 @@ def _after_in_formula(value: str, text: str) -> str:
 
     def measured(match: re.Match[str]) -> str:
         said = match[1].strip()
-        belongs = not said or said in ("and", "or", "to") or _measure(value, said)
+        belongs = not said or said in ("and", "or", "to", "of") or _measure(value, said)
         return match[0] if belongs else "="
 
     text = re.sub(_TEXT, measured, text)
@@ -200,11 +197,51 @@ _OPERATOR_AFTER = re.compile(
 )
 # Words before a number that make it another one, or no answer.
 _MODIFIER = re.compile(
-    r"(?:\b(?:(?:more|less|fewer|greater|larger|smaller|other) than|at (?:least|most)|up to|over"
-    r"|under|above|below|(?:half|square|root) of|twice|double|half|almost|nearly"
+    r"(?:\b(?:(?:more|less|fewer|greater|larger|bigger|smaller|other) than|at (?:least|most)|up to"
+    r"|over|under|above|below|twice|double|triple|almost|nearly|no|without|unlike|far from|exceeds?"
+    r"|except(?: for)?|(?:all|any\w*|every\w*)(?: \w+)? but|differs? from|different from|reaches"
+    r"|divisible by|divided? by|(?:half|third|quarter|fifth|tenth|square|cube|root|negative"
+    r"|opposite|reciprocal|inverse|multiple|factor|sum|product|logarithm) of|half"
     r"|between \S{1,20} and|sin|cos|tan|log|ln|sqrt|USD|EUR|GBP|INR|CNY)"
     r"|[¬€£¥₹]|\\\$)\s{0,3}$",
     re.I,
+)
+# "In millions: \boxed{4}"
+_IN_SCALE = re.compile(
+    r"\bin (?:units of )?(?:hundreds|thousands|millions|billions|trillions)\b[^.;!?\n]{0,30}$",
+    re.I,
+)
+# Words before a dash that is a sign: "so - \boxed{4}", but "Answer - \boxed{4}"
+_BEFORE_SIGN = frozenset(("so", "thus", "hence", "therefore", "then", "get", "gives", "equals"))
+# Words after a number that make it another one, or no answer.
+_QUALIFIED = re.compile(
+    r"\s{0,3}(?:(?!of\b)[A-Za-z]{1,10}\s+|,\s*)?(?:(?:less|fewer)(?=\s*(?:[.,;]|$))"
+    r"|(?:less|fewer|more|greater) than (?=[$]?\d|[$]?[a-z]\b)|(?:below|under|above) (?:zero|0)\b"
+    r"|in debt|loss\b|short\b|or (?:more|less|fewer|so|greater|higher|above|below)\b"
+    r"|at (?:least|most)\b|and (?:up|above|over|more|below)\b|(?:with |and )?(?:a )?remainder\b"
+    r"|R ?(?=\d)|give or take\b)"
+    r"|\s{0,3}\(?(?:mod|modulo)\b|\s{0,3}(?:\\?%|percent|per cent)\s+of\s+(?=\S{0,2}\d)",
+    re.I,
+)
+# "-2 \boxed{4}", but neither "1. \boxed{4}" nor "Question 2 \boxed{4}"
+_FACTOR = re.compile(r"\s*(?:(?:so|thus|hence|therefore)\s+)?([-−–]?\d[\d.]*\d|[-−–]?\d)\s+", re.I)
+# "hours and 30 minutes", "ft 6 in", "^\circ 30'"
+_SECOND = re.compile(
+    r"(?:\s*(?P<first>[A-Za-z]{1,10})\.?)?(?P<joint>,?\s+and\s+|,\s+|\s+)\d[\d.]*\s*"
+    r"(?P<unit>['′\"″]|\\prime|[A-Za-z]{1,10})"
+)
+_ANOTHER = re.compile(
+    r"\s*(?:[,;](?:\s*(?:and|or|also)\b)?|[,;]?\s*\\text\s*\{\s*(?:and|or)\s*\}"
+    r"|(?:,\s*)?(?:as well as|along with|together with|and also)\b|\((?:also|or)\b|&)\s*"
+    r"(?P<value>[$]?-?\d[\d./]*[$]?|\(?[A-J]\)?)(?=\)?\s*(?:[.,;!]?\s*$|[,;.]\s))"
+)
+_ALSO = re.compile(r"[.;,]?\s*\(?(?P<value>[A-J])\)? (?:is|works|fits|would)\b[^.]{0,20}"
+                   r"\b(?:also|too|as well|equally)\b")  # fmt: skip
+_LETTER = re.compile(r"(?:\\text(?:bf)?\s*\{)?\(?[A-J]\)?\}?")
+# What is said beside the letter of an option, in its sentence
+_REMARK = re.compile(
+    r"[)\s,:=*(]*(?:\\text\s*\{)?\s*"
+    r"(?P<said>[^\n\\]{1,80}?)[\s)}*]*(?:(?<!i\.e)(?<!e\.g)[.;!]\s|[.]?$|\n)"
 )
 _BRACKETED = re.compile(r"[^()\[\]A-Za-z]{0,40}[)\]]")
 _BRACKET_BEFORE = re.compile(r"[(\[][^()\[\]A-Za-z]{1,40}$")
@@ -220,7 +257,8 @@ def _in_sentence(before: str, value: str, after: str) -> tuple[str, str, str]:
         return left, value, match[0]  # "(\boxed{5}, 6)"
     if after[:1] in (")", "]") and (match := _BRACKET_BEFORE.search(before)):
         return match[0], value, after[:1]
-    if re.match(r"\s?\\[A-Za-z,;:! ]", after):  # a formula without delimiters
+    remark = _LETTER.fullmatch(value.strip()) and re.match(r"\s?\\text", after)
+    if re.match(r"\s?\\[A-Za-z,;:! ]", after) and not remark:  # a formula without delimiters
         hidden = re.sub(_TEXT, lambda match: " " * len(match[0]), after)
         words = _PLAIN_WORD.search(hidden)
         return left, value, _after_in_formula(value, after[: words.start()] if words else after)
@@ -230,6 +268,12 @@ def _in_sentence(before: str, value: str, after: str) -> tuple[str, str, str]:
 def _before_in_sentence(text: str) -> str:
     """What belongs to the answer of what stands before a box, or its formula, in a sentence."""
     text = re.sub(r"(?:^|(?<![\w)]))[*_\"'`#]+$|</?[\w|]{1,30}>\s*$", "", text)
+    text = re.sub(r"(?<=[-−–+])(?:\\[,;:! ]|~)+\s*$", "", text)
+    text = re.sub(r"\$\s*([-−–+])\s*\$\s*$", r"\1", text)
+    if scale := _IN_SCALE.search(text):
+        return f"{scale[0].strip(' :$')} "
+    if listed := re.search(r"-?\d[\d.]*,$", text):
+        return listed[0]
     cuts = [match.end() for match in _RELATION.finditer(text)]
     cuts += [m.end() for m in re.finditer(r"[,;；，。、：]|(?<![\d}]):|:(?=\s)", text)]
     cut = max(cuts, default=0)
@@ -239,6 +283,8 @@ def _before_in_sentence(text: str) -> str:
         return run[0]
     if modifier := _MODIFIER.search(tail):
         return modifier[0]
+    if factor := _FACTOR.fullmatch(tail):
+        return f"{factor[1]} "
     match = _OPERATOR_BEFORE.search(tail)
     if match is None:
         return ""
@@ -246,6 +292,8 @@ def _before_in_sentence(text: str) -> str:
     number = bool(re.search(r"[\d)}]$|^[A-Za-z]$", operand))
     if sign in "-−–*>" and not number:
         # A dash after words, a list or a quotation at the start of a line; a sign after "=".
+        if operand.casefold() in _BEFORE_SIGN and sign in "-−–":
+            return sign
         return sign if cut and not operand and sign in "-−–" else ""
     return f"{operand} {sign} " if number else {"negative": "-", "minus": "-"}.get(sign, sign)
 
@@ -256,6 +304,8 @@ def _after_in_sentence(value: str, text: str) -> str:
     glued = re.match(r"(?:[^\s.,;:!?\"`\u2e80-\uffff]|[.,](?=\d)|:(?=[\d\\]))*", text)[0]
     glued = glued.rstrip("*_")
     rest = text[len(glued) :]
+    if beside := _further(value, glued, rest):
+        return beside if beside.startswith(":") else glued + beside
     if not glued.strip(")]}"):
         sign = _OPERATOR_AFTER.match(rest)
         end = _CLAUSE_END.search(rest, sign.end() if sign else 1)
@@ -266,6 +316,35 @@ def _after_in_sentence(value: str, text: str) -> str:
             return f"{glued} {bracket[1]}"
         return glued + _measure(value, clause.strip(), True)
     return glued
+
+
+def _further(value: str, glued: str, rest: str) -> str:
+    """What goes on with an answer in its sentence: values, a remark, the rest of a quantity."""
+    if more := _ANOTHER.match(rest) or _ALSO.match(rest):
+        letters = (clean(value).strip("()")[-1:].isalpha(), more["value"].strip("()$").isalpha())
+        return f", {more['value']}" if letters[0] == letters[1] else ""
+    if _LETTER.fullmatch(value.strip()) and not _OPERATOR_AFTER.match(rest):
+        remark = _REMARK.match(rest)
+        return (
+            f": {remark['said']}"
+            if remark and re.match(r"(?!(?:I|and|or|but)\b)[A-Za-z\d$-]", remark["said"])
+            else ""
+        )
+    if not re.search(r"\d", value):
+        return ""
+    of = re.match(r"\s+of\s+(?=\S{0,2}\d)", rest) if glued.endswith("%") else None
+    if qualified := of or _QUALIFIED.match(rest):
+        end = _CLAUSE_END.search(rest, qualified.end())
+        return rest[: end.start()].rstrip() if end else rest.rstrip()
+    word = re.match(r"\s+([A-Za-z]+)", rest)
+    if word and {word[1].casefold(), word[1].casefold().rstrip("s")} & CHANGING:
+        end = _CLAUSE_END.search(rest, word.end())
+        return rest[: end.start()].rstrip() if end else rest.rstrip()
+    second = _SECOND.match(rest)
+    if second and (second["first"] or glued):
+        known = known_unit(second["unit"]) or not second["unit"].isalpha()
+        return second[0] if known or "and" in second["joint"] else ""
+    return ""
 
 
 def _measure(value: str, text: str, begin: bool = False) -> str:

@@ -43,25 +43,31 @@ def is_right(response: str, true: str, choices: Choices = None) -> bool:
 def parties(answers: Sequence[str], choices: Choices = None) -> list[int]:
     """A number for each answer, equal for answers that say the same, and -1 for no answer.
 
-    An answer joins the first party whose first member it is the :func:`same` as.
+    An answer joins the first party all of whose members it is the :func:`same` as: "5%" agrees with
+    "5" and with "0.05", which do not agree with each other.
     """
-    members: list[str] = []  # the first of each party
+    members: list[list[str]] = []  # the different answers of each party
     number: dict[str, int] = {}
     options, unknown = None if choices is None else tuple(choices), 0
 
-    def agree(answer: str, first: str) -> bool:
+    def agree(answer: str, member: str) -> bool:
         nonlocal unknown
         allowed = MAX_UNKNOWN if unknown <= MAX_UNKNOWN_IN_VOTE else -1
-        found, times = _compared(answer, first, options, allowed)
+        found, times = _compared(answer, member, options, allowed)
         unknown += times
         return found
 
     for answer in answers:
         if answer.strip() and answer not in number:
-            found = (i for i, first in enumerate(members) if agree(answer, first))
+            found = (
+                index
+                for index, party in enumerate(members)
+                if all(agree(answer, member) for member in party)
+            )
             number[answer] = next(found, len(members))
             if number[answer] == len(members):
-                members.append(answer)
+                members.append([])
+            members[number[answer]].append(answer)
     return [number.get(answer, -1) for answer in answers]
 
 
@@ -108,8 +114,8 @@ _REASON = re.compile(r"(?:[\s,]+(?:because|since)|,\s+as)\b.*$|,\s+not\s+\S+$", 
 _BRACKET = re.compile(r"(?<=[^\s\\])\s+\((?P<inside>[^()]*)\)$")
 _SAID_BESIDE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3}|[=%°]")
 _CHANGES = re.compile(
-    r"\b(?:not|wrong|incorrect|false|except|without|if|only|squared|cubed|negative|per|base)\b"
-    r"|^(?:and|or|but|plus|minus|times|divided|mod|at|more|less|over|under|above|below)\b",
+    r"\b(?:not|wrong|incorrect|false|except|without|if|only|squared|cubed|negative|per|base|also)\b"
+    r"|^(?:and|or|but|also|alternatively|maybe|perhaps|possibly|loss|debt|plus|minus|times|divided|mod|at|more|less|over|under|above|below)\b",
     re.I,
 )
 

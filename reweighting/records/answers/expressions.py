@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 
@@ -77,7 +78,7 @@ def equal(left: str, right: str) -> bool:
     Raises:
         TooManyUnknownError: time has run out more often than :func:`allow_unknown` allows.
     """
-    if _is_misread(left) or _is_misread(right):
+    if any(_is_misread(text) or _is_huge(text) for text in (left, right)):
         return False
     if _allowance.unknown < 0:
         raise TooManyUnknownError
@@ -90,10 +91,10 @@ def equal(left: str, right: str) -> bool:
 
 
 # What math-verify reads as something else, or can be read in two ways: the digits of a base, quotes
-# and primes, an ellipsis, "1/2x", "\\frac123".
+# and primes, an ellipsis, "1/2x", "\\frac123", a residue.
 _MISREAD = re.compile(
     r"[\d)}]\s*_|['\"]|\.\.|/\s*\d+\s*(?:[A-Za-z(]|\\(?!cdot|times|pm|leq|geq|neq|cup|in\b))"
-    r"|\\frac\s*\d{3}"
+    r"|\\frac\s*\d{3}|(?<![a-z])mod(?![a-z])"
 )
 _NUMBER_AND_FRACTION = re.compile(r"\d\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 # An exponent, up to its opening bracket if it has brackets.
@@ -104,6 +105,15 @@ def _is_misread(text: str) -> bool:
     # 3\frac{5}{4} may be a product, and would be read as 4.25.
     pairs = _NUMBER_AND_FRACTION.findall(text)
     return bool(_MISREAD.search(text)) or any(int(a) >= int(b) for a, b in pairs)
+
+
+_TOWER = re.compile(r"\^\s*\{?\s*(\d{1,9})\s*\^\s*\{?\s*(\d{1,9})")
+MAX_EXPONENT = 5  # decimal digits of a power's exponent that is itself a power
+
+
+def _is_huge(text: str) -> bool:
+    """Whether a text has a tower of powers, as 10^10^10, that would run out of time for sure."""
+    return any(int(b) * math.log10(int(a) or 1) >= MAX_EXPONENT for a, b in _TOWER.findall(text))
 
 
 _PLAIN_FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(FUNCTIONS)})(?![a-z])")

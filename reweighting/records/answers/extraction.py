@@ -12,15 +12,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from ..steps import VERDICT_NAMES, response_start
-from .boxes import RETRACTION, boxes, read_enclosed
+from .boxes import boxes, read_enclosed
+from .following import going_on
 from .notation import clean, words
 from .quantities import quantity
+from .retraction import is_taken_back, retraction_in_line
 
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
 MAX_MARKERS = 50  # of each kind that are looked at, from the end
 MAX_ENDING = 2_000  # characters after a marker or within a box that are looked at
+BEFORE = 100  # characters before a marker that may say that it announces nothing
 FEW_WORDS = 5  # of an answer that an earlier number does not replace
 MAX_WORD = 40  # characters of a bare word that is an answer
 
@@ -89,8 +93,20 @@ _CHOSEN = re.compile(
 # Words earlier in the clause of an announcement that make it announce something else.
 _SAME_CLAUSE = r"(?:(?!\b(?:but|so|then|hence)\b)[^.,;:!?\n。，；：]){0,20}$"
 _NOT_ANNOUNCED = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot)|n't|不|没|未|错误)"
-    + _SAME_CLAUSE,
+    r"(?:\b(?:wrong|incorrect|false|common|whether|doubt|students|not|cannot|never|impossible|nobody"
+    r"|suppose|assume|assuming|imagine|if|without|different|unlikely)\b|n't|不|没|未|错误)"
+    + _SAME_CLAUSE
+    # "My previous answer", "a naive answer", "old_answer"
+    + r"|(?:\b|_)(?:wrong|incorrect|previous|earlier|old|first|initial|partial|naive|given|proposed"
+    r"|suggested|claimed|intermediate|preliminary|tempting|rejected|student's|student|alternative"
+    r"|runner-up)[\s_]*(?:the\s+)?$"
+    # "Some would say the answer is", "Others claim that the answer is"
+    r"|\b(?:some|others|many|people|one|they|nobody|you|someone|somebody|solver|everyone|he|she)\b"
+    r"[^.;:!?\n]{0,20}\b(?:say|says|said|claims?|claimed|thinks?|thought|believes?|guess|answer)\b"
+    + _SAME_CLAUSE
+    # "If x were 2, the answer is"
+    + r"|\b(?:if|suppose|assume|had)\b(?:(?!\b(?:but|so|hence|thus|therefore)\b)[^.;!?\n]){0,60}"
+    r"\b(?:were|was|had|would)\b[^.;!?\n]{0,40}$|\bwithout\b[^.;!?\n]{0,30},[^.,;!?\n]{0,10}$",
     re.I,
 )
 _NOT_CHOSEN = re.compile(
@@ -130,21 +146,29 @@ def extract(response: str, choices: Sequence[str] | None = None) -> str:
         text = text[start:].strip()
     found = {kind: list(filter(_is_ending, kind(text))) for kind in (_announced, _boxed, _likely)}
     every = sorted((ending for kind in found.values() for ending in kind), reverse=True)
-    short = next((value for _, words, value in every if _counts(value, words)), "")
-    if short or (short := _chosen(text)):
-        return "" if short == _TAKEN_BACK else short
-    for endings in found.values():
-        if endings:
-            return max(endings)[2]
-    return _bare(text, choices)
+    chosen = next((ending for ending in every if _counts(ending.value, ending.few)), None)
+    chosen = chosen or _chosen(text)
+    chosen = chosen or next((max(endings) for endings in found.values() if endings), None)
+    if chosen is None:
+        return _bare(text, choices)
+    taken_back = chosen.value == _TAKEN_BACK or is_taken_back(text, chosen.end, chosen.value)
+    return "" if taken_back else chosen.value
 
 
-_Ending = tuple[int, int, str]  # where it ends, how many words of it count, the value
+class _Ending(NamedTuple):
+    """Where an answer is announced, how many words of it count, the answer, and where it ends."""
+
+    start: int
+    few: int
+    value: str
+    end: int
+
+
 _TAKEN_BACK = "(taken back)"  # the value of an announcement that the text takes back
 
 
 def _is_ending(ending: _Ending) -> bool:
-    return _is_answer(ending[2])
+    return _is_answer(ending.value)
 
 
 def _counts(value: str, words: int) -> bool:
@@ -182,20 +206,24 @@ def _is_symbol(text: str) -> bool:
 def _announced(text: str) -> Iterator[_Ending]:
     """What follows the last occurrences of "Final answer", in their order."""
     starts = {match.end(): FEW_WORDS for match in _SURE_LINE.finditer(text)}
+    begins = {match.end(): match.start() for match in _SURE_LINE.finditer(text)}
     for match in _SURE.finditer(text):  # all words after "Final answer:"
+        begins[match.end()] = match.start()
         starts[match.end()] = MAX_ENDING if match.group()[-1] in ":：】" else FEW_WORDS
-    return ((s, starts[s], _value(text, s)) for s in sorted(starts)[-MAX_MARKERS:])
+    for start in sorted(starts)[-MAX_MARKERS:]:
+        if not _NOT_ANNOUNCED.search(text, max(0, begins[start] - BEFORE), begins[start]):
+            yield _Ending(start, starts[start], *_value(text, start))
 
 
 def _boxed(text: str) -> Iterator[_Ending]:
     found = boxes(text)
     for match in [*_TAGGED.finditer(text)][-MAX_MARKERS:]:
         end = _TAG_END.match(text, match.end()).end()
-        tag = read_enclosed(text, match.start(), end, [_inner(match["value"].strip())])
+        tag = read_enclosed(text, match.start(), end, _inner(match["value"].strip()))
         found += [tag] if tag else []
     for box in sorted(found):
         value = _TAKEN_BACK if box.taken_back else without_lead_in(box.value)
-        yield box.start, FEW_WORDS, value
+        yield _Ending(box.start, FEW_WORDS, value, box.end)
 
 
 def _inner(value: str) -> str:
@@ -206,62 +234,86 @@ def _inner(value: str) -> str:
 
 def _likely(text: str) -> Iterator[_Ending]:
     for match in [*_LIKELY.finditer(text)][-MAX_MARKERS:]:
-        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - 40), match.start()):
+        if not _NOT_ANNOUNCED.search(text, max(0, match.start() - BEFORE), match.start()):
             few = FEW_WORDS if match.group()[-1] in ":：】" else 0
-            yield match.end(), few, _value(text, match.end())
+            yield _Ending(match.end(), few, *_value(text, match.end()))
 
 
-def _chosen(text: str) -> str:
-    """The last option that is called the right one; "" if there is none."""
+def _chosen(text: str) -> _Ending | None:
+    """The last option that is called the right one; None if there is none."""
     for match in [*_CHOSEN.finditer(text)][: -MAX_MARKERS - 1 : -1]:
-        before = max(0, match.start() - 40), match.start()
+        before = max(0, match.start() - BEFORE), match.start()
         if not any(p.search(text, *before) for p in (_NOT_ANNOUNCED, _NOT_CHOSEN)):
-            return match["is"] or match["choose"] or match["chosen"]
-    return ""
+            option = match["is"] or match["choose"] or match["chosen"]
+            return _Ending(match.start(), 0, option, match.end())
+    return None
 
 
 _HALF_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(\\+-])")  # "2**3" is whole
 # What may stand before an answer: beside its marker, and in a line of its own.
 _BESIDE = re.compile(r"^(?:[\s*_#:：•→]|[-=]>|=|(?:is|are)\s)+")
 _BEFORE = re.compile(r"^(?:[\s*_#>:：=]|[-•]\s|(?:is|are)\s)+")
+_DISPLAY = re.compile(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)")
 
 
-def _value(text: str, start: int) -> str:
-    """The answer that stands after a marker: in a line, a display, a fence or a tag."""
-    rest = _FENCE.sub("", text[start : start + MAX_ENDING])
-    if text[:start].endswith("="):
-        rest = rest.removeprefix(">")  # "Final answer => 5"
-    if tag := _TAGGED.match(rest.lstrip(" \t\n*_:：=")):
-        return _inner(tag["value"].strip())
-    opening = re.match(rf"(?:{_DECORATION}|[:：=]|-[ \t]|•)*(?P<display>\$\$|\\\[)", rest)
-    if opening:
+def _value(text: str, start: int) -> tuple[str, int]:
+    """The answer after a marker, in a line, a display, a fence or a tag, and where it ends."""
+    rest = _FENCE.sub(lambda match: " " * len(match[0]), text[start : start + MAX_ENDING])
+    if text[:start].endswith("=") and rest.startswith(">"):
+        rest = " " + rest[1:]
+    opened = re.match(r"[ \t\n*_:：=]*", rest).end()
+    if tag := _TAGGED.match(rest, opened):
+        return _inner(tag["value"].strip()), start + tag.end()
+    if opening := _DISPLAY.match(rest):
         end = {"$$": "$$", "\\[": "\\]"}[opening["display"]]
         block, closed, after = rest[opening.end() :].partition(end)
         block = " ".join(block.split()) if closed else block.strip().split("\n")[0]
         tail = after.split("\n")[0].strip(" .*_") if closed else ""
-        return _unboxed(f"${block}$ {tail}", f"{block} {tail}".strip())
+        position = len(rest) - len(after) + len(after.split("\n")[0]) if closed else len(rest)
+        more, length = going_on(block, rest[position:])
+        value = _unboxed(f"${block}$ {tail}", f"{block} {tail}".strip())
+        return value + more, start + position + length
     if _is_symbol(sign := rest.strip().split("\n")[0].strip(" *_`$\"'.")):
-        return sign
-    for number, line in enumerate(rest.split("\n")):
+        return sign, start + rest.find(sign) + len(sign)
+    return _value_in_lines(rest, start)
+
+
+def _value_in_lines(rest: str, start: int) -> tuple[str, int]:
+    """The answer in the first line that has one, with the lines that go on with it, and its end."""
+    position = 0
+    for number, whole in enumerate(rest.split("\n")):
+        position += len(whole) + (number > 0)
         # A sign in the marker's own line belongs to the answer: "> 5", "- 5".
-        line = (_BEFORE if number else _BESIDE).sub("", line).rstrip(" *_\t\r")
+        line = (_BEFORE if number else _BESIDE).sub("", whole).rstrip(" *_\t\r")
         line = _HALF_BOLD.sub("", line) if line.count("**") % 2 else line
         line = line if "{" in line else line.rstrip("} ")  # of a JSON object or a box around
         if _is_answer(line):
             said, taken_back, instead = _retracted(line)
             if taken_back:
-                return _sentence(instead) if _counts(_sentence(instead), 0) else _TAKEN_BACK
-            return _unboxed(_COPULA.sub("", _sentence(said)))
+                counts = _counts(_sentence(instead), 0)
+                return _sentence(instead) if counts else _TAKEN_BACK, start + position
+            value = _unboxed(_COPULA.sub("", _sentence(said)))
+            if _sentence(said) == said:
+                more, length = going_on(said, rest[position:])
+                if more:
+                    return value.rstrip(" .,;") + more, start + position + length
+            first = re.match(r"\W*[A-J](?=\W*\.\s)", value) or re.match(r".*", value, re.S)
+            found = rest.find(first[0].rstrip(" .!?"), position - len(whole))
+            return value, start + (found + len(first[0].rstrip(" .!?")) if found >= 0 else position)
         if line and not re.fullmatch(r"[\W_]*", line):
             break
-    return ""
+    return "", start
 
 
 def _retracted(line: str) -> tuple[str, bool, str]:
     """What a line says before it takes that back, whether it does, and what it says instead."""
-    match = RETRACTION.search(line, 1)
+    match = retraction_in_line(line)
     if match is None:
         return line, False, ""
+    if re.search(
+        r"doubt|sure|maybe|perhaps|possibly|probably|alternatively|seems|or$", match[0], re.I
+    ):
+        return line[: match.start()], True, ""  # a guess is no answer
     instead = re.sub(r"^(?:[\s,.:;!…—–-]|(?:no|wait|hmm+|actually|it(?: is|'s))\b){1,20}", "",
                      line[match.end() :], flags=re.I)  # fmt: skip
     return line[: match.start()], True, instead.strip(" *_)")
@@ -319,7 +371,8 @@ def _bare(text: str, choices: Sequence[str] | None) -> str:
     if len(lines) > 1:
         first = lines[0].strip()
         if first.startswith("**") and _OPTION_LINE.match(clean(first)):
-            return first.strip("* ")  # "**B**", then an explanation
+            option = first.strip("* ")  # "**B**", then an explanation
+            return "" if is_taken_back(whole, len(first), option) else option
         return whole if _MATHEMATICS.match(whole) else ""
     word = re.fullmatch(r"[\w'-]+", plain)
     if plain.casefold() in NO_ANSWER:

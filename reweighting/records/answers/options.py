@@ -9,6 +9,7 @@ from string import ascii_uppercase
 
 from .extraction import without_lead_in
 from .notation import clean
+from .quantities import quantity
 from .structure import MAX_PARTS
 from .values import equally_plain, same_value
 
@@ -30,6 +31,7 @@ _ANOTHER = re.compile(r"[(\[]([A-Z])[)\]]|(?:[,;]|\band)\s+([A-Z])[.):](?=\s)")
 _SPACED = re.compile(
     r"^([A-Z])\s+(?:\((?=.*\)$))?(?P<text>\S.*?)\)?$|^(?P<first>.*\S)\s+\(([A-Z])\)$", re.S
 )
+_EQUATED = re.compile(r"^(?P<letter>[A-Z])\s*=\s*(?P<text>\S.*)$", re.S)  # "A = 6"
 _LAST = "J"  # the last letter of an option where their number is unknown
 
 
@@ -84,9 +86,12 @@ def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | Non
         rest = match["tail"] or match["words"]
         more = {m[1] or m[2] for m in _ANOTHER.finditer(rest)}
         if known(letter) and not (match["inside"] and re.match(r"[-+*/^=<>]", rest)):
-            if not more and choices and _is_text_of_another(letter, rest, choices):
+            if not more and choices and _contradicts(letter, rest, choices):
                 return frozenset()
             return frozenset({letter, *filter(known, more)})
+    if choices and (match := _EQUATED.match(text)) and known(match["letter"]):
+        agrees = _is_text_of(match["letter"], match["text"], choices)
+        return frozenset(match["letter"] if agrees else ())
     if choices and (match := _SPACED.match(text)):
         letter = match[1] or match[4]
         said = match["text"] or match["first"]
@@ -96,13 +101,70 @@ def _letters(text: str, choices: tuple[str, ...] | None) -> frozenset[str] | Non
         article = match[1] == "A" and said[0].isalpha() and not text.endswith(")")
         if known(letter) and not article and _is_text_of_another(letter, said, choices):
             return frozenset()
+    # "B because it is red"
+    remark = choices and re.match(r"(?P<letter>[A-J])\W{0,3}\s(?=because|since|as|which)", text)
+    if remark and _contradicts(remark["letter"], text[remark.end() :], choices):
+        return frozenset()
     return None
+
+
+# Where the text of an option ends and a remark on it begins, or an announcement of that text.
+_REMARK = re.compile(
+    r"(?:^|[,;(]?\s+|[,;(:])(?:because|since|as|which|that|this|is|are|has|have|it|so|if|where|with|by|from"
+    r"|for|in|on|at|matches|i\.e\.|namely)\b|[,;(]",
+    re.I,
+)
+_SAID = re.compile(
+    r"^.*(?:(?<![A-J] )\b(?:is|are|be|namely|the)|i\.e\.|=)[\s,:]+(?P<text>[^,;]{1,60})$",
+    re.I | re.S,
+)
+_NOT_ITS_VALUE = re.compile(r"(?:[-+<>≤≥≠=~]|not\b|no\b|or\b|and\b)\s*\S", re.I)
+# What is no text of an option beside its letter
+_AGREES = re.compile(
+    r"(?:correct|right|true|yes|the (?:correct|right|only|best|others?)|option|choice|I\b|no other"
+    r"|explanation|reason|note|done|final|here)\b",
+    re.I,
+)
+MAX_WORDS = 4  # beside a letter that are a text of an option rather than a remark
+
+
+def _contradicts(letter: str, rest: str, choices: tuple[str, ...]) -> bool:
+    """Whether what stands beside an option's letter is a text that this option does not have.
+
+    That is the text of another option, a number that is not its own, or a few words that are no
+    remark and no part of its own text.
+    """
+    index = ord(letter.upper()) - ord("A")
+    if index >= len(choices):
+        return False
+    own = _unlettered(clean(choices[index]), index)
+    rest = re.sub(r"^(?:i\.e\.|namely|which is|that is)[\s,:]*", "", rest, flags=re.I)
+    if _is_text_of(letter, rest, choices):
+        return False
+    if _is_text_of_another(letter, rest, choices):
+        return True
+    said = _SAID.search(rest)
+    if said and _is_text_of_another(letter, said["text"], choices):
+        return True
+    head = _REMARK.split(rest, maxsplit=1)[0].strip()
+    if not head or _AGREES.match(head) or _is_text_of(letter, head, choices):
+        return False
+    if _is_text_of_another(letter, head, choices):
+        return True
+    words, owned = (set(re.findall(r"\w+", text.casefold())) for text in (head, own))
+    if _NOT_ITS_VALUE.match(head) or quantity(head):
+        return bool(quantity(own) or not (words <= owned or quantity(head)))
+    return len(head.split()) <= MAX_WORDS and not words <= owned
 
 
 def _is_text_of(letter: str, text: str, choices: tuple[str, ...]) -> bool:
     """Whether an option, by its letter, has this text."""
     index = ord(letter.upper()) - ord("A")
-    return index < len(choices) and same_value(text, _unlettered(clean(choices[index]), index))
+    if index >= len(choices):
+        return False
+    own = _unlettered(clean(choices[index]), index)
+    # "B) 6%" is not "6", although a unit may be missing elsewhere.
+    return ("%" in own or "%" not in text) and same_value(text, own)
 
 
 def _is_text_of_another(letter: str, text: str, choices: tuple[str, ...]) -> bool:

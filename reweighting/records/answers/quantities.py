@@ -85,7 +85,11 @@ def quantity(text: str) -> Quantity | None:
     glued = not rest[:1].isspace()
     rest = rest.strip().lstrip("-").strip() if re.match(r"\s*-[a-z]{3}", rest) else rest.strip()
     scales = {**SCALES, **_OF_MONEY} if currency else SCALES
-    while scale := 1000 if glued and rest == "k" else scales.get(rest.partition(" ")[0].casefold()):
+    while (
+        scale := 1000
+        if glued and rest == "k"
+        else scales.get(rest.partition(" ")[0].casefold().rstrip("."))
+    ):
         value, ulp, rest, glued = value * scale, ulp * scale, rest.partition(" ")[2].strip(), False
     if rest and glued and not known_unit(rest) and not DEGREES.match(rest):
         return _in_two_units(text)  # "2m 50cm", but neither "2nd" nor "3x"

@@ -69,8 +69,44 @@ SCALES: dict[str, int | Fraction] = {
     **{"十": 10, "百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8},
     **{"百万": 10**6, "千万": 10**7},
 }
+# Other languages and abbreviations. "Mil" and "billones" are not the same everywhere: no number.
+_ABROAD = {
+    10**3: "tausend tsd thous thsd mille тысяча тысяч тысячи тыс",
+    10**6: "millón millon millones milhão milhões milione milioni millionen mio mln миллион "
+    "миллиона миллионов млн",
+    10**9: "milliard milliards milliarde milliarden mrd mld miliardo miliardi bln миллиард "
+    "миллиарда миллиардов млрд",
+    10**12: "trn",
+}
 SCALES.update({f"{name}s": size for name, size in SCALES.items() if name.isascii()})
 SCALES["halves"] = SCALES["half"]
+SCALES.update({name: size for size, names in _ABROAD.items() for name in words(names)})
+
+
+def _fractions() -> frozenset[str]:
+    """Names of fractions such as "sixteenths" that are no scale of the table."""
+    irregular = {"five": "fif", "eight": "eigh", "nine": "nin", "twelve": "twelf"}
+    stems = (irregular.get(n) or re.sub("y$", "ie", n) for n in NUMBER_WORDS)
+    return frozenset(f"{stem}th{end}" for stem in stems for end in ("", "s"))
+
+
+# Multiples and parts of a number, which are no counted things
+_MULTIPLES = frozenset(
+    words(
+        "pair couple trio quartet quintet twin triplet octave ream decade century centurie "
+        "fortnight googol zillion doubled tripled halved quadrupled double triple halve "
+        "score scores grosse kilo mega giga micro milli nano pico mil milla billone billones "
+        "millió bilhões bilhão ppm ppb ppt bps permille permil promille choose div nil"
+    )
+)
+# The same as the last of the words: "5 lost" is a loss, but "3 negative integers" are three.
+_NO_LAST = frozenset(
+    words(
+        "reciprocal inverse negative positive opposite loss losse losses lost deficit debt short "
+        "shortage decrease decreased reduction drop down up extra few many off ago remaining"
+    )
+)
+CHANGING = _MULTIPLES | _NO_LAST  # after a number, they belong to it
 # Words after a number that are no unit: they make it another number, or a sentence.
 _NO_UNIT = frozenset(
     words(
@@ -83,7 +119,7 @@ _NO_UNIT = frozenset(
         "fold which that who because since so as this these those they there here then thus hence "
         "therefore also still only"
     )
-) | {*NUMBER_WORDS, *SCALES}
+) | {*NUMBER_WORDS, *SCALES, *_MULTIPLES, *_fractions()}
 
 
 def _unit_table() -> dict[str, tuple[str, Fraction]]:
@@ -185,9 +221,11 @@ def _counted(text: str) -> Unit | None:
     words = [w if any(c.isupper() for c in w[1:]) else w.casefold() for w in text.split()]
     if not 1 <= len(words) <= 3 or not all(w.isalpha() and _is_word(w) for w in words):
         return None
-    if _NO_UNIT.intersection(words):
+    if _NO_UNIT.intersection([*words, *(word.rstrip("s") for word in words)]):
         return None
     *words, last = words
+    if {last, last.rstrip("s")} & _NO_LAST:
+        return None
     if len(last) > 3 and last[-1] == "s" and last[-2] != "s":
         last = last[:-1]
     return Unit(((" ".join([*words, last]), 1),), Fraction(1))

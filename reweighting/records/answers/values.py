@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from .case import same_case
 from .expressions import equal, latex, same_expressions, without_unit
 from .notation import MAX_CHARACTERS, joined, words
 from .quantities import Quantity, quantity, same_quantity, without_about
@@ -48,7 +49,7 @@ def _plain(text: str) -> str:
 
 def equally_plain(left: str, right: str) -> bool:
     """Whether two texts are the same words, see :func:`_plain`."""
-    return _plain(left) == _plain(right)
+    return _plain(left) == _plain(right) and same_case(left, right)
 
 
 # ---- any value
