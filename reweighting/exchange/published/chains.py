@@ -83,7 +83,7 @@ def prefixes_of(
     if len(ends) > MAX_STEPS:
         row.refuse(name, f"holds {{}} steps, more than {MAX_STEPS}", len(ends))
     found = layout(response)
-    if not found.steps and len(ends) > 1:
+    if not found.steps:
         response, ends = _headed(response, ends)
         found = layout(response)
     prefixes: list[tuple[int, str, Label]] = []

@@ -121,15 +121,17 @@ class Conversion:
         """Write everything; returns what was written, and warns of what was refused."""
         refused = Tally()
         uses = self._uses()
-        arguments = self.arguments
-        lines = arguments.output.suffix == ".jsonl"
-        write_records(arguments.output, self._records(uses, refused), lines)
+        output = self.arguments.output
+        lines = output.suffix == ".jsonl"
+        try:
+            write_records(output, self._records(uses, refused), lines)
+        finally:
+            if refused.number:
+                refusals = f"{count(refused.number, 'row')} of {self.rows + refused.number} refused"
+                terminal.warning(f"{refusals}:\n{refused.text()}")
         told = [self._summary()]
         for use, chains in self.held_out.items():
             told.append(self._write_held_out(use, chains, lines))
-        if refused.number:
-            refusals = f"{count(refused.number, 'row')} of {self.rows + refused.number} refused"
-            terminal.warning(f"{refusals}:\n{refused.text()}")
         for domain in sorted(self.wanted - self.met):
             terminal.warning(f"no row of the domain {terminal.printable(domain)}")
         return "\n".join(told)

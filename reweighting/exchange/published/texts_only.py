@@ -77,9 +77,7 @@ def _completions(row: Row, step: dict, number: int) -> tuple[_Completion | None,
         if rating is None and place != index:
             continue  # not rated
         if type(rating) is not int or rating not in _ACCURACY:
-            row.refuse(
-                name, "step {} has a rating other than -1, 0 and 1: {}", number, shown(rating)
-            )
+            row.refuse(name, "step {} has a rating of {}, not -1, 0 or 1", number, shown(rating))
         completion = _Completion(text.strip(), rating)
         if place == index:
             main = completion
@@ -113,7 +111,7 @@ def from_math_shepherd(row: Row, image: str) -> list[Chain]:
     if not labels or not first:
         row.refuse("input", "holds no step with its label")
     steps = [piece.strip() for piece in (first + step, *pieces[1:-1])]
-    response = (first + text[len(question) + len(first) :]).replace(_MARKER, "").strip()
+    response = "".join(piece.rstrip(" ") for piece in (first + step, *pieces[1:])).strip()
     ends = ends_of(steps, response)
     if ends is None or not all(steps):
         row.refuse("input", "holds an empty step")
