@@ -126,3 +126,19 @@ def math_shepherd(labels: str = "+-", steps=("Step 1: 2 + 2 is 4.", "Step 2: The
         "label": question + "\n".join(marked),
         "task": "GSM8K",
     }
+
+
+def published_rows() -> dict[str, list[dict]]:
+    """Good rows of every set, by the direction that reads them."""
+    step = prm800k_step(("Add 2 to 2.", 1), ("Take 2.", -1))
+    vl_prm = [vl_prm300k("['Reasoning', 1]"), vl_prm300k(None, (16, 16, 16, 16))]
+    return {
+        "from-visualprm-raw": [visualprm_raw(), visualprm_raw(right=(16, 0, 0))],
+        "from-visualprm": [visualprm_chat(), visualprm_chat("++")],
+        "from-mm-prm": [mm_prm(), mm_prm((1.0, 1.0))],
+        "from-vl-prm300k": vl_prm,
+        "from-vl-prm300k-judged": vl_prm,
+        "from-mmpr": [mmpr()],
+        "from-prm800k": [prm800k(step, prm800k_step(("It is 5.", -1), chosen=None))],
+        "from-math-shepherd": [math_shepherd(), math_shepherd("++")],
+    }

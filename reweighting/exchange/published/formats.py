@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...records.steps import LABELS
-from ...records.texts import shown
+from ...records.texts import shown, without_image_tags
+from ...system.files import is_number
 from .chains import GAP, Chain, Label, ended_right, ends_of, prefixes_of
 from .rows import Row
 
@@ -34,13 +35,16 @@ def labelled_chain(
 
     Args:
         name: the field that the steps come from.
-        response: the text that the steps were cut from; :data:`~.chains.GAP` joins them without it.
+        response: the text that the steps were cut from, as :meth:`~.rows.Row.clean` returns it;
+            :data:`~.chains.GAP` joins the steps without it.
     """
+    # Tags for images are left out before offsets are counted.
+    steps = [without_image_tags(step) for step in steps]
     ends = ends_of(steps, response) if response is not None else None
     if ends is None:
-        response = GAP.join(steps)
+        response = row.clean(GAP.join(steps), name)
         ends = ends_of(steps, response)
-    response, prefixes = prefixes_of(row, name, row.clean(response, name), ends, labels)
+    response, prefixes = prefixes_of(row, name, response, ends, labels)
     return Chain(domain, question, row.image(), response, prefixes, ended_right(labels), truth)
 
 
@@ -56,14 +60,14 @@ def _scored_steps(row: Row) -> tuple[list[str], list[Label]]:
         if not isinstance(text, str):
             row.refuse(_STEPS, "step {} must have text, has {}", number, shown(text))
         score = row.share(step.get("score"), _STEPS)
-        if type(right) is not int or type(total) is not int or not 0 <= right <= total:
+        if not (is_number(right) and is_number(total) and 0 <= right <= total):
             told = f"{shown(right)} of {shown(total)}"
             row.refuse(_STEPS, "step {} has no counts of continuations: {}", number, told)
         if abs(score - right / max(1, total)) > _SCORES_AGREE:
             told = f"{score:g} for {right} of {total}"
             row.refuse(_STEPS, "step {} has a score other than its counts say: {}", number, told)
         steps.append(text)
-        labels.append(Label(score, right, total))
+        labels.append(Label(score, int(right), int(total)))  # a column with gaps holds floats
     return steps, labels
 
 
@@ -120,7 +124,7 @@ def from_mm_prm(row: Row) -> list[Chain]:
     text, values = turns[0].get("value"), turns[1].get("value")
     if not isinstance(text, str) or not isinstance(values, list):
         row.refuse(_TURNS, "must be a text and the list of its labels")
-    question, process, solution = text.partition("\nProcess: ")
+    question, process, solution = row.clean(text, _TURNS).partition("\nProcess: ")
     if not process or not question.startswith("Question: "):
         row.refuse(_TURNS, "does not open with a question and its process")
     *steps, rest = solution.split(_MARKER)

@@ -80,11 +80,12 @@ class Row:
         self.refuse(names[-1], "is missing")
 
     def optional_text(self, name: str) -> str | None:
-        """A text or a number as text; None if there is nothing of this kind."""
+        """A text, or a number as text; None if there is nothing of this kind."""
         value = self.value.get(name)
         if is_number(value):
             return str(value)
-        return value if isinstance(value, str) and value.strip() else None
+        empty = not isinstance(value, str) or not without_image_tags(value).strip()
+        return None if empty else self.clean(value, name)
 
     def objects(self, value: Any, name: str) -> list[dict]:
         """A list of objects that is not empty."""

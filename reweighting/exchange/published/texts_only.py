@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...records.texts import shown
+from ...records.texts import shown, without_image_tags
+from ...system.files import is_number
 from .chains import Chain, Label, ended_right, ends_of, prefixes_of
 from .rows import Row
 
@@ -72,13 +73,13 @@ def _completions(row: Row, step: dict, number: int) -> tuple[_Completion | None,
     main = None
     for place, value in enumerate(row.objects(step.get("completions"), name)):
         text, rating = value.get("text"), value.get("rating")
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not without_image_tags(text).strip():
             row.refuse(name, "step {} has a completion without text", number)
         if rating is None and place != index:
             continue  # not rated
-        if type(rating) is not int or rating not in _ACCURACY:
+        if not is_number(rating) or rating not in _ACCURACY:
             row.refuse(name, "step {} has a rating of {}, not -1, 0 or 1", number, shown(rating))
-        completion = _Completion(text.strip(), rating)
+        completion = _Completion(row.clean(text, name).strip(), rating)
         if place == index:
             main = completion
         else:
@@ -87,7 +88,7 @@ def _completions(row: Row, step: dict, number: int) -> tuple[_Completion | None,
     if index is not None and main is None:
         row.refuse(name, "step {} chooses no completion of its own: {}", number, shown(index))
     if main is None and isinstance(human, dict) and isinstance(human.get("text"), str):
-        main = _Completion(human["text"].strip(), 1)
+        main = _Completion(row.clean(human["text"], name).strip(), 1)
     if main is None:
         main = next((completion for completion in rated if completion.rating < 0), None)
         if main:
