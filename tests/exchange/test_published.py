@@ -141,7 +141,7 @@ def test_if_no_row_is_left_nothing_is_written(tmp_path, capsys):
     assert exchange.main(argv) == 2
     said = capsys.readouterr().err
     assert "line 1: field 'image': holds no image" in said
-    assert "train.json: no row is left, nothing is written" in said
+    assert f"{source}: no row is left, nothing is written" in said
     assert not output.exists()
 
 

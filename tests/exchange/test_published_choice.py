@@ -44,7 +44,7 @@ def test_domains_are_those_that_are_named(tmp_path, capsys):
     raw(tmp_path / "set", 3, domain="b")
     records = run(tmp_path / "set", tmp_path, "--domains", "b", "c")
     assert chains(records) == {"b": 12}
-    assert "no row of the domain c" in capsys.readouterr().err
+    assert "set: no row of the domain c" in capsys.readouterr().err
 
 
 def test_rows_of_each_domain_and_of_all_are_drawn(tmp_path):
@@ -111,6 +111,15 @@ def test_if_no_question_has_both_the_meta_set_takes_pairs_of_questions(tmp_path,
     assert not {record["input"] for record in meta} & {record["input"] for record in train}
     assert "the validation set gets 0 chains: there are no more" in capsys.readouterr().err
     assert held_out(tmp_path, "validation") == []
+
+
+def test_if_all_questions_are_held_out_nothing_is_written(tmp_path, capsys):
+    source = raw(tmp_path, 2)
+    argv = ["from-visualprm-raw", "--source", str(source), "--held_out", "2"]
+    assert exchange.main([*argv, "--output", str(tmp_path / "train.json")]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {source}: all rows are held out, nothing is written\n"
+    assert not list(tmp_path.glob("train*"))
 
 
 def test_pairs_are_drawn_together(tmp_path):

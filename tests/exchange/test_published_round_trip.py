@@ -83,7 +83,8 @@ def test_visualprm_raw(demo, tmp_path):
     records = convert("from-visualprm-raw", tmp_path / "set", tmp_path / "train.json")
     as_read = sorted(without(records, "id"), key=str)
     assert as_read == sorted(without(demo, "id"), key=str)
-    assert load_train(RecordReader(str(tmp_path / "train.json"), str(DATA)))
+    samples = load_train(RecordReader(str(tmp_path / "train.json"), str(DATA)))
+    assert len(samples) == len(demo)
 
 
 def test_visualprm_chats(demo, tmp_path):

@@ -133,7 +133,7 @@ class Conversion:
         for use, chains in self.held_out.items():
             told.append(self._write_held_out(use, chains, lines))
         for domain in sorted(self.wanted - self.met):
-            terminal.warning(f"no row of the domain {terminal.printable(domain)}")
+            terminal.warning(f"{self._place()}: no row of the domain {terminal.printable(domain)}")
         return "\n".join(told)
 
     def _chains(self, refused: Tally) -> Iterator[tuple[int, list[Chain]]]:
@@ -172,7 +172,8 @@ class Conversion:
                 self.held_out[use] = []
                 if number < wanted:
                     name = _NAMES[use]
-                    terminal.warning(f"the {name} set gets {number} chains: there are no more")
+                    short = f"the {name} set gets {number} chains: there are no more"
+                    terminal.warning(f"{self._place()}: {short}")
         choice.draw(arguments.per_domain, arguments.limit)
         return choice.uses
 
@@ -197,7 +198,13 @@ class Conversion:
                     self.held_out[use].append(chain)
             self.written[chains[0].domain] += trained
         if not self.records:
-            raise FileError(f"{self.arguments.output}: no row is left, nothing is written")
+            reason = "all rows are held out" if self.rows else "no row is left"
+            raise FileError(f"{self._place()}: {reason}, nothing is written")
+
+    def _place(self) -> str:
+        """The sources as messages name them."""
+        first, *others = self.arguments.source
+        return f"{first} and {len(others)} more" if others else str(first)
 
     def _summary(self) -> str:
         """What went to the output."""
