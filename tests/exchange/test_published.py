@@ -66,6 +66,22 @@ def test_a_final_answer_within_the_last_step_is_cut_off(tmp_path):
     assert [record["add"] for record in records] == [STEPS[0], TEXT]
 
 
+def test_tags_for_the_image_move_no_label(tmp_path):
+    steps = ["<image>\nStep 1: The bar ends at 4.", "Step 2: Twice 4 <image> is 8.", STEPS[2]]
+    source = write_lines(tmp_path / "a.jsonl", visualprm_raw(steps=steps))
+    records = convert("from-visualprm-raw", source, tmp_path / "train.json")
+    assert [(record["add"], record["score"]) for record in records] == [
+        (STEPS[0], 16),
+        (STEPS[0] + "\n\nStep 2: Twice 4 is 8.", 12),
+    ]
+
+
+def test_a_response_that_its_steps_do_not_follow_is_joined_from_them(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", visualprm_raw(response="Something else."))
+    records = convert("from-visualprm-raw", source, tmp_path / "train.json")
+    assert [record["add"] for record in records] == [STEPS[0], TEXT]
+
+
 def test_steps_without_names_get_headings(tmp_path):
     steps = ["The bar ends at 4.", "Twice 4 is 8.", "Final answer: 8"]
     source = write_lines(tmp_path / "a.jsonl", visualprm_raw(steps=steps))
@@ -227,6 +243,14 @@ def test_vl_prm300k_is_read_from_parquet(tmp_path):
     assert accuracies(records) == [1.0, 0.5, 0.0, 0.0]
     assert records[1]["add"] == "Step 1: A bar is shown.\n\nStep 2: It ends at 4."
     assert {record["dataset"] for record in records} == {"RAVEN"}
+
+
+def test_counts_in_a_column_with_gaps_are_floats_and_fit(tmp_path):
+    row = vl_prm300k(None)
+    for step in row["steps_with_score"]:
+        step["num_mc_total"] = float(step["num_mc_total"])
+    source = write_parquet(tmp_path / "vl.parquet", row)
+    assert convert("from-vl-prm300k", source, tmp_path / "train.json")[0]["times"] == 16
 
 
 @pytest.mark.parametrize(

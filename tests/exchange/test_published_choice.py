@@ -110,7 +110,7 @@ def test_if_no_question_has_both_the_meta_set_takes_pairs_of_questions(tmp_path,
     assert Counter(record["true_false"] for record in meta) == {True: 2, False: 2}
     assert not {record["input"] for record in meta} & {record["input"] for record in train}
     assert "the validation set gets 0 chains: there are no more" in capsys.readouterr().err
-    assert held_out(tmp_path, "validation") == []
+    assert not (tmp_path / "out" / "train_validation.json").exists()
 
 
 def test_if_all_questions_are_held_out_nothing_is_written(tmp_path, capsys):

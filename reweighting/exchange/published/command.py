@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...records.problems import Tally
 from ...system import terminal
-from ...system.files import FileError, write_records
+from ...system.files import FileError, remove, write_records
 from ...system.terminal import whole
 from ..notes import count
 from . import formats, texts_only
@@ -217,6 +217,9 @@ class Conversion:
         """Write a held-out set beside the output: meta records, or candidates for validation."""
         output = self.arguments.output
         path = output.with_name(f"{output.stem}_{_NAMES[use]}{output.suffix}")
+        if not chains:
+            remove(path)  # an older one may share questions with the output
+            return f"nothing written to {terminal.printable(path)}"
         if use == META:
             records = [meta_record(chain) for chain in chains]
         else:
