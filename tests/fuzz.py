@@ -36,6 +36,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tests.conftest import command, write_dataset
+from tests.exchange.layouts import published_rows
 from tests.spoiling import as_text, odd, spoil_bytes, spoil_image, spoil_value, to_bytes
 
 CPU_SECONDS, SECONDS, MEGABYTES = 5.0, 120.0, 500
@@ -248,9 +249,16 @@ def exchange(rng: random.Random, shop: Workshop, folder: Path) -> Case:
     from reweighting.exchange import __main__ as exchange
 
     output = folder / "out.json"
-    kind = rng.randrange(4)
+    kind = rng.randrange(6)
     path = folder / "spoiled.jsonl"
-    if kind == 0:
+    if kind > 3:
+        direction, rows = rng.choice(list(published_rows().items()))
+        path.write_bytes(_spoiled_records(rng, rows * 2))
+        argv = [direction, "--source", str(path), "--output", str(output)]
+        argv += rng.choice([[], ["--held_out", "2", "--limit", "3"]])
+        if direction in ("from-prm800k", "from-math-shepherd"):
+            argv += ["--image", "white.png"]
+    elif kind == 0:
         logged = [
             {
                 "doc_id": n,

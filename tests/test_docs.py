@@ -43,7 +43,7 @@ NOT_RUN = {
     "python -m reweighting.training.flags_page": "tests/training/test_arguments.py makes the page",
     "python -m reweighting.rollouts": "needs a reasoner; tests/rollouts start a small server",
     "python -m reweighting.reproduce": "takes hours, or a GPU; tests/reproduce run a short study",
-    "python -m reweighting.exchange": "needs other tools' files; tests/selection write some",
+    "python -m reweighting.exchange": "needs others' files; tests/selection and exchange do",
     "python -m reweighting.figures": "needs a trained model; tests/training draw its figures",
     "python -m benchmarks.": "takes minutes to hours",
     "python -m tests.fuzz": "takes minutes; tests/test_fuzz.py runs a few rounds",

@@ -1,4 +1,4 @@
-"""Candidates from, and choices to, the result files of other evaluation tools.
+"""Training records from published sets; candidates from, and choices to, other evaluation tools.
 
 On the way back the chosen response is the prediction, so that the tool's own scorer can be applied
 to it. What a benchmark says about a question (its own index, options, category, document) is kept
@@ -17,6 +17,7 @@ from ..system.terminal import Parser
 from .choices import read_choices
 from .lm_eval import from_lm_eval, to_lm_eval
 from .notes import count
+from .published.command import LAYOUTS, Conversion, add_commands
 from .vlmevalkit import from_vlmevalkit, to_vlmevalkit
 
 EXAMPLES = """examples:
@@ -26,18 +27,21 @@ EXAMPLES = """examples:
       --image_field image --output candidates.json
   python -m reweighting.exchange to-vlmevalkit --samples selected/x/samples.jsonl --output x.tsv
   python -m reweighting.exchange to-lm-eval --samples selected/x/samples.jsonl --output x.jsonl
+  python -m reweighting.exchange from-visualprm-raw --source annotations --image_dir images \\
+      --per_domain 1000 --held_out 500 --output visualprm.jsonl
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The four directions and their flags."""
+    """All directions and their flags."""
     layout: dict[str, Any] = {
         "formatter_class": argparse.RawDescriptionHelpFormatter,
         "epilog": EXAMPLES,
     }
     parser = Parser(
         prog="python -m reweighting.exchange",
-        description="Candidates from, and choices to, VLMEvalKit and lm-eval.",
+        description="Training records from published sets; candidates from, and choices to, "
+        "VLMEvalKit and lm-eval.",
         **layout,
     )
     directions = parser.add_subparsers(dest="direction", required=True)
@@ -57,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("--samples", type=Path, required=True, help="samples.jsonl of a selection")
         add("--aggregation", default="mean_log_odds", help="whose choice (default: mean_log_odds)")
         add("--output", type=Path, required=True, help="file to write")
+    add_commands(directions, layout)
     return parser
 
 
@@ -91,8 +96,11 @@ def write_predictions(arguments: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    convert = write_candidates if arguments.direction.startswith("from") else write_predictions
     try:
+        if arguments.direction in LAYOUTS:
+            print(Conversion(arguments).run())
+            return 0
+        convert = write_candidates if arguments.direction.startswith("from") else write_predictions
         written = convert(arguments)
     except FileError as error:
         terminal.error(error)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -141,7 +141,10 @@ def _refuse_pipes(path: Path) -> None:
 
 
 def read_json_lines(
-    path: str | Path, checked: bool = True, seen: Callable[[bytes], object] | None = None
+    path: str | Path,
+    checked: bool = True,
+    seen: Callable[[bytes], object] | None = None,
+    broken: Callable[[BrokenLine], object] | None = None,
 ) -> Iterator[tuple[int, bytes, Any]]:
     """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are skipped.
 
@@ -150,10 +153,12 @@ def read_json_lines(
     Args:
         checked: as for :func:`parse_json`.
         seen: is called with the bytes of every line, blank ones included.
+        broken: is called with the error of a line that cannot be read, which is then skipped.
 
     Raises:
         FileError: the file cannot be read.
-        BrokenLine: a line cannot be read. The lines before it have been yielded.
+        BrokenLine: a line cannot be read, and there is no ``broken``. The lines before it have been
+            yielded.
     """
     path = Path(path)
     with _named(path):
@@ -167,15 +172,16 @@ def read_json_lines(
                 continue
             try:
                 value = parse_json(body, checked)
-            except UnicodeDecodeError as error:
-                reason = f"{_NOT_UTF8} ({error.reason})"
-                raise BrokenLine(
-                    f"{path}: line {number}: {reason}", not line.endswith(b"\n")
-                ) from error
             except ValueError as error:
-                raise BrokenLine(
-                    f"{path}: line {number}: not JSON: {error}", not line.endswith(b"\n")
-                ) from error
+                reason = f"not JSON: {error}"
+                if isinstance(error, UnicodeDecodeError):
+                    reason = f"{_NOT_UTF8} ({error.reason})"
+                torn = not line.endswith(b"\n")
+                problem = BrokenLine(f"{path}: line {number}: {reason}", torn)
+                if broken is None:
+                    raise problem from error
+                broken(problem)
+                continue
             yield number, line, value
 
 
@@ -320,12 +326,20 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_records(path: str | Path, records: list[dict]) -> None:
-    """Write a JSON array with one record a line; see :func:`replacing`."""
+def write_records(path: str | Path, records: Iterable[dict], lines: bool = False) -> None:
+    """Write records one by one, each on a line of its own; see :func:`replacing`.
+
+    Args:
+        records: may be made while they are written.
+        lines: as JSON Lines and not as a JSON array.
+    """
+    before, between, after, empty = ("", "", "", "") if lines else ("[\n", ",\n", "\n]\n", "[]\n")
     with replacing(path) as file:
-        for number, record in enumerate(records):
-            file.write((",\n" if number else "[\n") + json.dumps(record, ensure_ascii=False))
-        file.write("\n]\n" if records else "[]\n")
+        number = 0
+        for number, record in enumerate(records, start=1):
+            text = json_line(record) if lines else json.dumps(record, ensure_ascii=False)
+            file.write((between if number > 1 else before) + text)
+        file.write(after if number else empty)
 
 
 def remove(path: str | Path) -> None:
