@@ -12,7 +12,8 @@ _ELEMENTS = words(
     "Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm "
     "Bk Cf Es Fm Md No Lr"
 )
-_FORMULA = re.compile(rf"(?:(?:{'|'.join(sorted(_ELEMENTS, key=len, reverse=True))})\d{{0,4}}){{1,20}}")
+_SYMBOL = "|".join(sorted(_ELEMENTS, key=len, reverse=True))
+_FORMULA = re.compile(rf"(?:(?:{_SYMBOL})\d{{0,4}}){{1,20}}")
 _GENOTYPE = re.compile(r"(?:([a-z])\1){1,6}")  # in lower case: "AaBb" is "aabb"
 _TOKEN = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _INDEX = re.compile(r"[_{}\s]+(?=\d)|(?<=\d)\}")
