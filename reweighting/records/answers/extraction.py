@@ -20,6 +20,7 @@ from .following import going_on
 from .notation import clean, words
 from .quantities import quantity
 from .retraction import is_taken_back, retraction_in_line
+from .units import known_unit
 
 MAX_CHARACTERS = 100_000  # at the end of a response that are read
 MAX_MARKERS = 50  # of each kind that are looked at, from the end
@@ -337,7 +338,10 @@ def _sentence(line: str) -> str:
             r"(?:The|This|That|It|Because|Since|So|As)\b", line[match.end() :]
         ):
             continue
-        if option or (len(word) != 1 and len(word) != 2 and word.lower() not in _ABBREVIATIONS):
+        # "3.5 kg. This": short words end a sentence only as the unit of a number.
+        measured = known_unit(word) and re.search(r"\d\s*[A-Za-z]+$", before)
+        whole = len(word) not in (1, 2) and word.lower() not in _ABBREVIATIONS
+        if option or whole or measured:
             return before + match.group().rstrip()
     return line
 
