@@ -125,6 +125,7 @@ def make_engine(
         window=build.window(a),
         fixed_weights=build.make_fixed_weights(a, data),
         cold=progress.cold,
+        compiled=a.compile,
     )
     if not a.learn_weights:
         return ReweightingEngine(a, data, progress, lower, None, state)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 PIECE = {"cpu": 2**18, "cuda": 2**24}  # numbers that are worked on at a time
+SMALL = {"cpu": 2**14, "cuda": 2**18}  # numbers of a parameter that is worked on with others
+JOINED = {"cpu": 2**16, "cuda": 2**24}  # numbers of such parameters together
 
 
 class AdamWStep:
@@ -24,12 +27,18 @@ class AdamWStep:
         optimizer: the one that took the step.
         gradients: g of every parameter, before clipping; :meth:`pull_back` overwrites them.
         clip: the factor ≤ 1 by which gradient clipping multiplied g.
+        compiled: let ``torch.compile`` fuse the arithmetic.
     """
 
     def __init__(
-        self, optimizer: torch.optim.AdamW, gradients: list[torch.Tensor], clip: float
+        self,
+        optimizer: torch.optim.AdamW,
+        gradients: list[torch.Tensor],
+        clip: float,
+        compiled: bool = False,
     ) -> None:
         self.gradients: list[torch.Tensor] | None = gradients
+        self.compiled = compiled
         self.clip = clip
         self._optimizer = optimizer
         # The scheduler changes the rate after the step and before the hypergradient asks for it.
@@ -72,22 +81,38 @@ class AdamWStep:
             factors.append(factor)
         return factors[::-1]
 
-    def _pieces(self, number: int, *tensors: torch.Tensor):
-        """Yield the step's factors, the parameter, m, √v and ``tensors``, piece by piece.
+    def _pieces(
+        self, numbers: Iterable[int], results: Iterable[torch.Tensor], *lists: Iterable
+    ) -> Iterator[tuple]:
+        """The tensors of the parameters ``numbers``, piece by piece.
 
-        √v is a copy that the caller may overwrite. The time goes into memory traffic: pieces keep
-        it within the CPU's cache and, on a GPU, keep the copies small.
+        Yields the factors of the step, then of each piece the parameter, m, v and the tensors of
+        ``lists``, and last the ``results`` to be written to, see :func:`_spread`. Time goes into
+        memory traffic and, on a GPU, into starting kernels: pieces of a large parameter stay within
+        the CPU's cache and keep copies small; small parameters make one piece together.
         """
-        parameter, group, rate = self._groups[number]
-        state = self._optimizer.state[parameter]
-        mean, square = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
-        rounded = mean is not state["exp_avg"]
-        factors = _Factors(group, rate, self._times[number], rounded)
-        for p, m, v, *parts in pieces(parameter, mean, square, *tensors):
-            root = v.sqrt()
-            if rounded:
-                root = torch.maximum(root, m.abs() * factors.least_root)
-            yield factors, p, m, root, *parts
+        together: dict[tuple, list[tuple]] = {}
+        for number, result, *tensors in zip(numbers, results, *lists, strict=True):
+            parameter, group, rate = self._groups[number]
+            state = self._optimizer.state[parameter]
+            mean, square = _moment(state["exp_avg"]), _moment(state["exp_avg_sq"])
+            rounded = mean is not state["exp_avg"]
+            factors = _Factors.of(group, rate, self._times[number], self.clip, rounded)
+            row = (parameter.detach(), mean, square, *tensors, result)
+            if parameter.numel() > SMALL.get(parameter.device.type, 0):
+                if all(tensor.is_contiguous() for tensor in row):
+                    row = tuple(tensor.view(-1) for tensor in row)
+                for *piece, part in pieces(*row):
+                    yield factors, *piece, [part]
+                continue
+            rows = together.setdefault((factors, parameter.dtype), [])
+            rows.append(row)
+            if sum(row[0].numel() for row in rows) > JOINED[parameter.device.type]:
+                yield factors, *_joined(rows)
+                rows.clear()
+        for (factors, _), rows in together.items():
+            if rows:
+                yield factors, *_joined(rows)
 
     def pull_back(self, number: int, vector: torch.Tensor) -> torch.Tensor:
         """u = (∂U/∂g)ᵀ v of one parameter; the tensor returned is filled by :meth:`finish`.
@@ -104,28 +129,17 @@ class AdamWStep:
 
     @torch.no_grad()
     def _pull_back(self) -> None:
-        """Pull back the parameters that are waiting.
-
-        U moves a parameter by -η m̂ / (√v̂ + ε); g enters m linearly and v quadratically. With the
-        bias corrections c₁ and c₂ and κ = √c₂, so that √v̂ = √v / κ:
-
-            ∂U/∂g = -η κ / (c₁ (√v + κε)) [ (1 - β₁) - (1 - β₂) g m / (√v (√v + κε)) ]
-        """
-        for number, vector, found in self._waiting:
-            gradient = self.gradients[number]
-            for f, _, mean, root, g, v, u in self._pieces(number, gradient, vector, found):
-                if f.rounded:  # v contains g² itself, although 8 bits may have lost it
-                    root = torch.maximum(root, g.abs() * ((1 - f.beta2) ** 0.5 * self.clip))
-                first, ratio = -f.rate * (1 - f.beta1), (1 - f.beta2) / (1 - f.beta1) * self.clip
-                denominator = root + f.eps
-                # Where g and its history are zero, √v = 0 and the second term has the limit 0.
-                root.mul_(denominator).clamp_(min=torch.finfo(root.dtype).tiny)
-                share = torch.div(g, root, out=root).mul_(mean)
-                pulled = torch.div(v, denominator, out=denominator)
-                pulled.addcmul_(pulled, share, value=-ratio)
-                along = torch.dot(pulled.reshape(-1), g.reshape(-1).to(pulled.dtype))
-                self._along = self._along + first * along.double()
-                torch.mul(pulled, first, out=u)
+        """Pull back the parameters that are waiting."""
+        numbers = [number for number, _, _ in self._waiting]
+        vectors = [vector for _, vector, _ in self._waiting]
+        found = [result for _, _, result in self._waiting]
+        gradients = [self.gradients[number] for number in numbers]
+        function = _compiled(_pull) if self.compiled else _pull
+        for piece in self._pieces(numbers, found, gradients, vectors):
+            factors, _, mean, square, g, v, parts = piece
+            u, along = function(g, v, mean, square, _numbers(factors), factors.rounded)
+            self._along = self._along + along
+            _spread(u, parts)
         self._waiting.clear()
 
     def finish(self, vector: list[torch.Tensor]) -> float:
@@ -141,40 +155,114 @@ class AdamWStep:
         self.gradients = None
         return along
 
+    @torch.no_grad()
     def undo(self) -> list[torch.Tensor]:
         """φ, the parameters before the step, up to rounding."""
-        before = []
-        for number, parameter in enumerate(self.parameters()):
-            out = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-            for f, p, mean, root, part in self._pieces(number, out):
-                moved = torch.addcdiv(p.to(root.dtype), mean, root.add_(f.eps), value=f.rate)
-                part.copy_(moved.div_(f.shrink))
-            before.append(out)
+        before = [
+            torch.empty_like(parameter, memory_format=torch.contiguous_format)
+            for parameter in self.parameters()
+        ]
+        function = _compiled(_undo) if self.compiled else _undo
+        for factors, parameter, mean, square, parts in self._pieces(range(len(before)), before):
+            moved = function(parameter, mean, square, _numbers(factors), factors.rounded)
+            _spread(moved, parts)
         return before
 
 
+@dataclass(frozen=True)
 class _Factors:
-    """The numbers of one AdamW step: ``eps`` as it is added to √v, ``rate`` = η κ / c₁.
+    """The numbers of one AdamW step.
 
     ``rounded`` says that the moments are kept in 8 bits.
     """
 
-    def __init__(self, group: dict, learning_rate: float, time: float, rounded: bool) -> None:
-        self.rounded = rounded
-        self.beta1, self.beta2 = group["betas"]
-        correction1, correction2 = 1 - self.beta1**time, 1 - self.beta2**time
-        self.eps = group["eps"] * correction2**0.5
-        self.rate = learning_rate * correction2**0.5 / correction1
-        self.shrink = 1 - learning_rate * group["weight_decay"]
+    beta1: float
+    beta2: float
+    eps: float  # as it is added to √v
+    rate: float  # η κ / c₁
+    shrink: float
+    clip: float
+    rounded: bool
 
-    @property
-    def least_root(self) -> float:
-        """1 / K, where |m| ≤ K √v whatever the gradients were (Cauchy-Schwarz).
+    @classmethod
+    def of(cls, group: dict, learning_rate: float, time: float, clip: float, rounded: bool):
+        """Those of a group of parameters at its step number ``time``."""
+        beta1, beta2 = group["betas"]
+        root = (1 - beta2**time) ** 0.5
+        return cls(
+            beta1,
+            beta2,
+            eps=group["eps"] * root,
+            rate=learning_rate * root / (1 - beta1**time),
+            shrink=1 - learning_rate * group["weight_decay"],
+            clip=clip,
+            rounded=rounded,
+        )
 
-        8 bits may round a small v to zero beside a larger m.
-        """
-        beta1, beta2 = self.beta1, self.beta2
-        return ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5 / (1 - beta1)
+
+@functools.lru_cache(maxsize=8)
+def _numbers(f: _Factors) -> tuple[torch.Tensor, ...]:
+    """What :func:`_pull` and :func:`_undo` need, as scalars that a compiler keeps variable."""
+    # 1 / K, where |m| ≤ K √v whatever the gradients were (Cauchy-Schwarz).
+    least = ((1 - f.beta2) * (1 - f.beta1**2 / f.beta2)) ** 0.5 / (1 - f.beta1)
+    first, ratio = -f.rate * (1 - f.beta1), (1 - f.beta2) / (1 - f.beta1) * f.clip
+    share = (1 - f.beta2) ** 0.5 * f.clip
+    found = [f.eps, f.rate, f.shrink, least, first, ratio, share]
+    return torch.tensor(found, dtype=torch.float64).unbind()
+
+
+def _pull(gradient, vector, mean, square, numbers: tuple, rounded: bool):
+    """u = (∂U/∂g)ᵀ v, and ⟨g, u⟩.
+
+    U moves a parameter by -η m̂ / (√v̂ + ε); g enters m linearly and v quadratically. With the
+    bias corrections c₁ and c₂ and κ = √c₂, so that √v̂ = √v / κ:
+
+        ∂U/∂g = -η κ / (c₁ (√v + κε)) [ (1 - β₁) - (1 - β₂) g m / (√v (√v + κε)) ]
+    """
+    eps, _, _, least, first, ratio, share = numbers
+    root = _root(mean, square, least, rounded)
+    if rounded:  # v contains g² itself, although 8 bits may have lost it
+        root = torch.maximum(root, gradient.abs() * share)
+    denominator = root + eps
+    # Where g and its history are zero, √v = 0 and the second term has the limit 0.
+    root.mul_(denominator).clamp_(min=torch.finfo(root.dtype).tiny)
+    second = torch.div(gradient, root, out=root).mul_(mean).mul_(ratio)
+    pulled = torch.div(vector, denominator, out=denominator)
+    pulled.addcmul_(pulled, second, value=-1)
+    along = torch.dot(pulled.reshape(-1), gradient.reshape(-1).to(pulled.dtype))
+    return pulled.mul_(first), along.double() * first
+
+
+def _undo(parameter, mean, square, numbers: tuple, rounded: bool):
+    """The parameter before the step."""
+    eps, rate, shrink, least, *_ = numbers
+    root = _root(mean, square, least, rounded).add_(eps)
+    moved = torch.div(mean, root, out=root).mul_(rate).add_(parameter)
+    return moved.div_(shrink)
+
+
+def _root(mean, square, least, rounded: bool):
+    """√v; 8 bits may have rounded a small v to zero beside a larger m."""
+    root = square.sqrt()
+    return torch.maximum(root, mean.abs() * least) if rounded else root
+
+
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=True)
+
+
+def _joined(rows: list[tuple]) -> tuple:
+    """The tensors of several parameters one after another, but the last of each as a list."""
+    *columns, results = zip(*rows, strict=True)
+    return *(torch.cat([tensor.reshape(-1) for tensor in c]) for c in columns), list(results)
+
+
+def _spread(values: torch.Tensor, results: list[torch.Tensor]) -> None:
+    """Write values to one tensor of their shape, or one after another to several."""
+    parts = values.reshape(-1).split([result.numel() for result in results])
+    shaped = [part.view(result.shape) for part, result in zip(parts, results, strict=True)]
+    torch._foreach_copy_(results, shaped)
 
 
 def _moment(state: torch.Tensor) -> torch.Tensor:

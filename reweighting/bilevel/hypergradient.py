@@ -234,7 +234,6 @@ def directional_derivatives(
     unpack = torch.autograd.forward_ad.unpack_dual
     with (
         without_checkpoints(lower.module),
-        torch.compiler.set_stance("force_eager"),
         torch.autograd.forward_ad.dual_level(),
         sdpa_kernel(SDPBackend.MATH),
     ):

@@ -132,6 +132,7 @@ class Lower(_Problem):
         window: number of the last lower steps whose records enter the hypergradient.
         fixed_weights: weights ``[K]`` of the domains, used when there is no upper level.
         cold: whether the run begins with a cold start, in which every weight is 1.
+        compiled: let ``torch.compile`` fuse what the hypergradient does with the optimizer's state.
     """
 
     def __init__(
@@ -143,9 +144,11 @@ class Lower(_Problem):
         window: int = 1,
         fixed_weights: torch.Tensor | None = None,
         cold: bool = False,
+        compiled: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.compiled = compiled
         self.loss = loss
         self.accumulation = accumulation
         self.loss_scaler = loss_scaler or torch.amp.GradScaler(enabled=False)
@@ -255,7 +258,7 @@ class Lower(_Problem):
         self.loss_scaler.update()
         skipped = self.loss_scaler.get_scale() < scale
         if self.parents and self.keeps_steps and not skipped:
-            self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip)
+            self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip, self.compiled)
 
     @property
     def keeps_steps(self) -> bool:

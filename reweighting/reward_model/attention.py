@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from .prefix_tree import PackedTrees, Tree
+from .prefix_tree import PackedTrees, Tree, rows_of
 
 ATTENTION_NAME = "packed_trees"
 ROWS = {"cpu": 128, "cuda": 1024}  # queries of a tree that attention takes at a time
@@ -29,33 +30,66 @@ TOGETHER = {"cuda"}
 SIMILAR = 0.8  # shortest over longest tree of a call
 
 
-@torch.compiler.disable
+class Rectangles(NamedTuple):
+    """Trees or images side by side as rows of equal length, in tensors alone.
+
+    A compiler can follow it. Every rectangle has the tokens of its rows, ``[rows, longest]``, and
+    what attention adds to its scores, ``[rows, 1, longest or 1, longest]``, or None: then tokens
+    see those before them (``causal``) or all. ``places``, ``[N]``, says where every token is among
+    the tokens of all rectangles.
+    """
+
+    tokens: list[torch.Tensor]
+    masks: list[torch.Tensor | None]
+    places: torch.Tensor
+    causal: bool = True
+
+
+class Images(NamedTuple):
+    """Images (or windows of them) whose patches lie one after another.
+
+    ``counts`` has every length and how often it occurs. ``order`` makes images of one length
+    neighbours and ``back`` undoes it; both are None if all lengths are equal.
+    """
+
+    lengths: tuple[int, ...]
+    counts: list[tuple[int, int]]
+    order: torch.Tensor | None
+    back: torch.Tensor | None
+
+
 def tree_attention(
-    module, query, key, value, attention_mask, ends_only=False, image_lengths=None, **kwargs
+    module, query, key, value, attention_mask, ends_only=False, images=None, **kwargs
 ):
     """Scaled dot-product attention, ``[B, heads, N, D]`` each, to ``[B, N, heads, D]``.
 
     Args:
-        attention_mask: packed trees; a usual mask or None goes to transformers' own SDPA.
+        attention_mask: packed trees or their rectangles; a usual mask or None goes to transformers'
+            own SDPA.
         ends_only: compute the output where prompts end only, and leave it zero elsewhere.
-        image_lengths: B is 1, and the N patches are those of several images (or windows of them),
-            each of which attends to itself; see :func:`send_images_together`.
+        images: B is 1, and the N patches are those of several images, each of which attends to
+            itself; as :class:`Images` or as rectangles.
 
     Returns:
         the output, and None for the attention weights, as transformers expects.
     """
-    packed, scaling = attention_mask, kwargs.get("scaling")
-    if image_lengths is not None:
-        return _image_attention(query, key, value, image_lengths, scaling), None
-    if not isinstance(packed, PackedTrees):
-        if is_dual(query) and packed is None and kwargs.get("is_causal") is False:
+    scaling = kwargs.get("scaling")
+    if isinstance(images, Images):
+        return _image_attention(query, key, value, images, scaling), None
+    rows = attention_mask if images is None else images
+    groups = query.shape[1] // key.shape[1]
+    attend = functools.partial(_attend, scaling=scaling, dropout=kwargs.get("dropout", 0.0))
+    if isinstance(rows, Rectangles):
+        key, value = (repeat_kv(x, groups) for x in (key, value))
+        return _side_by_side(rows, query, key, value, attend), None
+    if not isinstance(attention_mask, PackedTrees):
+        if is_dual(query) and attention_mask is None and kwargs.get("is_causal") is False:
             return attention_along(query, key, value, scaling=scaling), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    attend = functools.partial(_attend, scaling=scaling, dropout=kwargs.get("dropout", 0.0))
-    groups = query.shape[1] // key.shape[1]
-    key, value = (repeat_kv(x, groups) for x in (key, value))
+    packed, (key, value) = attention_mask, (repeat_kv(x, groups) for x in (key, value))
     if not ends_only and len(packed.trees) > 1 and query.device.type in TOGETHER:
-        return _together(packed, query, key, value, attend), None
+        rows = tree_rectangles(packed, *_mask_kind(query), SIMILAR)
+        return _side_by_side(rows, query, key, value, attend), None
     # One split for all trees: the gradient of a slice would be filled up to the whole sequence.
     lengths = [tree.end - tree.start for tree in packed.trees]
     keys, values = (x.split(lengths, 2) for x in (key, value))
@@ -90,37 +124,50 @@ def _tree(tree: Tree, query, key, value, attend: Callable) -> torch.Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
-def _together(packed: PackedTrees, query, key, value, attend: Callable) -> torch.Tensor:
-    """Attention within every tree; trees of similar length are padded and share a call.
+def tree_rectangles(
+    packed: PackedTrees, dtype: torch.dtype, device: torch.device, similar: float = 0.0
+) -> Rectangles:
+    """The trees of a batch for attention in ``dtype``; see :meth:`PackedTrees.side_by_side`."""
+    batches, places = packed.side_by_side(similar)
+    masks = [batch.mask(dtype, device) for batch in batches]
+    return Rectangles([batch.tokens for batch in batches], masks, places)
+
+
+@functools.lru_cache(maxsize=8)
+def image_rectangle(
+    lengths: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Rectangles:
+    """Images in one rectangle, for attention in ``dtype``."""
+    tokens, within = rows_of(list(lengths))
+    places = within.flatten().nonzero()[:, 0].to(device)
+    mask = None
+    if not within.all():
+        mask = torch.where(within, 0.0, float("-inf")).to(device, dtype)[:, None, None]
+    return Rectangles([tokens.to(device)], [mask], places, causal=False)
+
+
+def _side_by_side(rows: Rectangles, query, key, value, attend: Callable) -> torch.Tensor:
+    """Attention within every row, a call for every rectangle.
 
     Arguments are those of :func:`tree_attention`, with as many heads of keys as of queries.
     """
-    batches, places = packed.side_by_side(SIMILAR, ROWS[query.device.type])
     outputs = []
-    for batch in batches:
-        if len(batch.trees) == 1:
-            [tree] = batch.trees
-            q, k, v = (x[:, :, tree.start : tree.end] for x in (query, key, value))
-            found = _tree(tree, q, k, v, attend)
-        else:
-            q, k, v = (
-                x[0].index_select(1, batch.tokens.flatten()).unflatten(1, batch.tokens.shape)
-                for x in (query, key, value)
-            )  # [heads, trees, longest, D]
-            mask = batch.mask(*_mask_kind(query))
-            found = attend(*(x.transpose(0, 1) for x in (q, k, v)), mask, mask is None)
-        outputs.append(found.flatten(0, 1))
+    for tokens, mask in zip(rows.tokens, rows.masks, strict=True):
+        q, k, v = (
+            x[0].index_select(1, tokens.flatten()).unflatten(1, tokens.shape).transpose(0, 1)
+            for x in (query, key, value)
+        )  # [rows, heads, longest, D]
+        outputs.append(attend(q, k, v, mask, rows.causal and mask is None).flatten(0, 1))
     found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return found.index_select(0, places)[None]
+    return found.index_select(0, rows.places)[None]
 
 
-def _image_attention(query, key, value, lengths: list[int], scaling) -> torch.Tensor:
+def _image_attention(query, key, value, images: Images, scaling) -> torch.Tensor:
     """Attention within each image, a call for every length that occurs."""
-    order, back, counts = _by_length(tuple(lengths), query.device)
-    if order is not None:
-        query, key, value = (x.index_select(2, order) for x in (query, key, value))
+    if images.order is not None:
+        query, key, value = (x.index_select(2, images.order) for x in (query, key, value))
     outputs, end = [], 0
-    for length, count in counts:
+    for length, count in images.counts:
         start, end = end, end + length * count
         q, k, v = (
             x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
@@ -129,21 +176,34 @@ def _image_attention(query, key, value, lengths: list[int], scaling) -> torch.Te
         found = _attend(q, k, v, None, scaling=scaling, dropout=0.0)  # [count, length, heads, D]
         outputs.append(found.flatten(0, 1))
     found = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return (found if back is None else found.index_select(0, back))[None]
+    return (found if images.back is None else found.index_select(0, images.back))[None]
 
 
 @functools.lru_cache(maxsize=8)
-def _by_length(lengths: tuple[int, ...], device: torch.device):
-    """The order of the patches in which images of one length are neighbours, and the way back.
-
-    Both are None if all images have one length; beside them every length and how often it occurs.
-    """
+def images_of(lengths: tuple[int, ...], device: torch.device) -> Images:
+    """Images of these numbers of patches, one after another."""
     counts = sorted(collections.Counter(lengths).items())
     if len(counts) == 1:
-        return None, None, counts
+        return Images(lengths, counts, None, None)
     numbers = torch.repeat_interleave(torch.tensor(lengths), torch.tensor(lengths))
     order = numbers.argsort(stable=True)
-    return order.to(device), order.argsort().to(device), counts
+    return Images(lengths, counts, order.to(device), order.argsort().to(device))
+
+
+class _OneSegment:
+    """Stands in for the bounds of images in transformers' attention, which splits at them."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __getitem__(self, _) -> _OneSegment:
+        return self
+
+    def __sub__(self, _) -> _OneSegment:
+        return self
+
+    def tolist(self) -> list[int]:
+        return [self.length]
 
 
 def send_images_together(model: nn.Module) -> None:
@@ -154,16 +214,14 @@ def send_images_together(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if name.endswith("visual"):
             for block in module.blocks:
-                block.attn.register_forward_pre_hook(_send_lengths, with_kwargs=True)
+                block.register_forward_pre_hook(_send_lengths, with_kwargs=True)
 
 
-@torch.compiler.disable
-def _send_lengths(module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
-    bounds = named["cu_seqlens"]
-    if module.config._attn_implementation == ATTENTION_NAME and len(bounds) > 2:
-        lengths = bounds.diff().tolist()
-        whole = torch.tensor([0, sum(lengths)], dtype=bounds.dtype)
-        named = named | {"cu_seqlens": whole, "image_lengths": lengths}
+def _send_lengths(block, inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    if block.attn.config._attn_implementation == ATTENTION_NAME:
+        lengths = tuple(named["cu_seqlens"].diff().tolist())
+        images = images_of(lengths, inputs[0].device)
+        named = named | {"cu_seqlens": _OneSegment(sum(lengths)), "images": images}
     return inputs, named
 
 

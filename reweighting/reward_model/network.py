@@ -21,7 +21,6 @@ vector in the space of the hidden state h:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -31,6 +30,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import ATTENTION_NAME, bring_trees, send_images_together
+from .compiled import compile_layers
 from .encoder import PromptEncoder, response_prompts
 from .norms import fuse_norms
 from .patches import send_patch_positions, speed_up_patches
@@ -157,14 +157,15 @@ class RewardNetwork(nn.Module):
     def compile_layers(self) -> None:
         """Let ``torch.compile`` fuse what lies between matrix products and attention.
 
-        The first steps take a minute longer. The last layer, which computes a few positions only,
-        and everything in forward mode stay as they are.
+        The first steps take minutes. The last layer, which computes a few positions only, and what
+        is not a layer stay as they are.
         """
         layers = self.base_model.get_decoder().layers
         fuse_norms(layers, fused=False)  # the compiler fuses them with their neighbours
-        towers = [m for n, m in self.base_model.named_modules() if n.endswith("visual.blocks")]
-        for layer in itertools.chain(layers[:-1], *towers):
-            layer.compile(dynamic=True)
+        compile_layers(layers[:-1])
+        for name, module in self.base_model.named_modules():
+            if name.endswith("visual.blocks"):
+                compile_layers(module)
 
     def add_adapters(self, rank: int) -> None:
         """Freeze the base model and add low-rank adapters (LoRA, arXiv 2106.09685) to its layers.

@@ -66,20 +66,14 @@ class Tree:
 
 
 class TreeBatch:
-    """Trees as the rows of one rectangle, padded at their ends to a multiple of eight tokens.
-
-    Fused kernels copy masks of other widths.
-    """
+    """Trees as the rows of one rectangle, padded at their ends."""
 
     def __init__(self, trees: list[Tree], device: torch.device) -> None:
         self.trees = trees
-        lengths = [tree.end - tree.start for tree in trees]
-        self.longest = padded_length(trees)
-        columns = torch.arange(self.longest)
-        within = columns < torch.tensor(lengths)[:, None]
-        starts = torch.tensor([tree.start for tree in trees])[:, None]
-        # Of the packed sequence, [trees, longest]; the padding repeats a tree's first token.
-        self.tokens = torch.where(within, starts + columns, starts).to(device, non_blocking=True)
+        starts = torch.tensor([tree.start for tree in trees])
+        tokens, _ = rows_of([tree.end - tree.start for tree in trees], starts)
+        self.longest = tokens.shape[1]
+        self.tokens = tokens.to(device, non_blocking=True)  # [trees, longest]
         self._masks: dict[tuple, torch.Tensor] = {}
 
     def mask(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
@@ -101,8 +95,26 @@ class TreeBatch:
         return self._masks[dtype, device]
 
 
-def padded_length(trees: list[Tree]) -> int:
-    return -(-max(tree.end - tree.start for tree in trees) // 8) * 8
+def rows_of(
+    lengths: list[int], starts: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs of tokens as rows of one rectangle, padded to a multiple of eight.
+
+    Fused kernels copy masks of other widths.
+
+    Args:
+        starts: the first token of every run; without them one follows the other.
+
+    Returns:
+        the tokens, ``[runs, longest]``, where a run's first token stands for the padding, and
+        where they are no padding.
+    """
+    ends = torch.tensor(lengths)
+    if starts is None:
+        starts = ends.cumsum(0) - ends
+    columns = torch.arange(-(-max(lengths) // 8) * 8)
+    within = columns < ends[:, None]
+    return starts[:, None] + columns * within, within
 
 
 class ByValue:
@@ -141,38 +153,37 @@ class PackedTrees(ByValue):
     trees: list[Tree]
     images: list[dict[str, torch.Tensor]]  # for every tree, the model's inputs for its image
     prompt_tokens: int  # tokens that separate forward passes would take
-    _batches: tuple | None = field(default=None, init=False, repr=False)
+    _batches: dict = field(default_factory=dict, init=False, repr=False)
 
-    def side_by_side(self, similar: float, most: int) -> tuple[list[TreeBatch], torch.Tensor]:
+    def side_by_side(self, similar: float) -> tuple[list[TreeBatch], torch.Tensor]:
         """Trees of similar length in batches.
 
         Args:
             similar: of a batch, the shortest over the longest tree, at least.
-            most: longer trees stay alone.
 
         Returns:
             the batches, and for every token of the packed sequence its place in the rows of all
             batches one after another, ``[N]``.
         """
-        if self._batches is None:
+        if similar not in self._batches:
             groups: list[list[Tree]] = []
             longest = 0
             for tree in sorted(self.trees, key=lambda tree: tree.start - tree.end):
                 length = tree.end - tree.start
-                if not groups or longest > most or length < similar * longest:
+                if not groups or length < similar * longest:
                     groups.append([])
                     longest = length
                 groups[-1].append(tree)
-            places, used = torch.zeros(self.trees[-1].end, dtype=torch.long), 0
-            for group in groups:
-                for tree in group:
-                    length = tree.end - tree.start
-                    places[tree.start : tree.end] = torch.arange(used, used + length)
-                    used += length if len(group) == 1 else padded_length(group)
             device = self.input_ids.device
             batches = [TreeBatch(group, device) for group in groups]
-            self._batches = batches, places.to(device, non_blocking=True)
-        return self._batches
+            places, used = torch.zeros(self.trees[-1].end, dtype=torch.long), 0
+            for batch in batches:
+                for tree in batch.trees:
+                    length = tree.end - tree.start
+                    places[tree.start : tree.end] = torch.arange(used, used + length)
+                    used += batch.longest
+            self._batches[similar] = batches, places.to(device, non_blocking=True)
+        return self._batches[similar]
 
     def to(self, device: torch.device | str) -> PackedTrees:
         """A copy on ``device``, which is not waited for if the memory is pinned."""

@@ -234,3 +234,15 @@ def test_compiled_layers_give_the_same_scores_gradients_and_state(reward_model, 
         found.append([log_odds, *torch.autograd.grad(log_odds.sum(), model.parameters())])
     for ours, theirs in zip(*found, strict=True):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-7
+
+
+@pytest.mark.parametrize("lengths", [(5, 16, 3), (8, 8), (7, 7)])
+def test_images_as_lists_and_as_rectangles_see_themselves_only(lengths):
+    """Both ways to attend within several images at once, against one image after the other."""
+    query, key, value = torch.randn(3, 1, 2, sum(lengths), 4, dtype=torch.float64)
+    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+    wanted = torch.cat([F.scaled_dot_product_attention(*part) for part in parts], 2)
+    rectangle = layers.image_rectangle(lengths, query.dtype, query.device)
+    for images in (layers.images_of(lengths, query.device), rectangle):
+        found, _ = tree_attention(None, query, key, value, None, images=images)
+        torch.testing.assert_close(found.transpose(1, 2), wanted)

@@ -15,6 +15,7 @@ from reweighting.records.dataset import load_data
 from reweighting.records.reader import RecordReader
 from reweighting.records.steps import chain_prompts
 from reweighting.reward_model import RewardModel
+from reweighting.reward_model.compiled import is_compiled
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder, make_optimizer
@@ -82,9 +83,9 @@ def test_the_flag_compiles_every_layer_but_the_last(dataset, tmp_path, flags):
     arguments = parse_arguments(command(dataset, tmp_path / "run", *flags))
     data = load_data(arguments, progress=False)
     model = program.make_engine(arguments, data, make_encoder(arguments, data.system)).lower.module
-    decoder = [m._compiled_call_impl is not None for m in model.base_model.get_decoder().layers]
+    decoder = [is_compiled(layer) for layer in model.base_model.get_decoder().layers]
     assert decoder == [bool(flags)] * (len(decoder) - 1) + [False]
-    tower = [m._compiled_call_impl is not None for m in model.base_model.model.visual.blocks]
+    tower = [is_compiled(block) for block in model.base_model.model.visual.blocks]
     assert tower == [bool(flags)] * len(tower)
 
 

@@ -42,6 +42,7 @@ def open_levels(
         loss_scaler=build.make_loss_scaler(a),
         window=build.window(a),
         cold=True,  # all weights are 1
+        compiled=a.compile,
     )
     weighting = build.make_weighting(a, data, model)
     optimizer, lr_scheduler = build.upper_optimization(a, weighting, progress)
