@@ -277,8 +277,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action="store_true",
-        help="fuse the layers with torch.compile: the first steps take minutes; with several chains "
-        "a step the others take less time and memory on a GPU",
+        help="fuse the layers with torch.compile: the first steps take minutes; with several "
+        "chains a step the others take less time and memory on a GPU",
     )
     add(
         "--optimizer",
