@@ -20,7 +20,8 @@ MODELING_FILE = "modeling_dreamprm.py"
 MODEL_CLASS = "DreamPRMForSequenceClassification"
 LABEL = "log-odds of a right answer"
 OVERRIDES_FILE = "hf_overrides.json"
-# What vLLM 0.33.0 calls the sequence classifier over a model type: those whose language model is
+VLLM_VERSION = "0.33.0"  # whose code was read
+# What it calls the sequence classifier over a model type: those whose language model is
 # converted with it (vllm/model_executor/models/qwen2_vl.py and qwen2_5_vl.py). It builds the
 # language model of Qwen3-VL itself, without a score row, and reads InternVL by other names.
 VLLM_CLASSES = {
@@ -54,7 +55,9 @@ def vllm_class(model: RewardModel) -> str:
     kind = model.base_model.config.model_type
     if kind not in VLLM_CLASSES:
         known = ", ".join(VLLM_CLASSES)
-        raise FileError(f"a score row of {kind} is not loaded by vLLM 0.33; of {known} it is")
+        raise FileError(
+            f"a score row of {kind} is not loaded by vLLM {VLLM_VERSION}, of {known} it is"
+        )
     return VLLM_CLASSES[kind]
 
 
@@ -98,8 +101,11 @@ def _write(
     architecture: str,
     auto_map: dict[str, str] | None = None,
 ) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     weight, bias = score_row(model)
-    tensors = {f"model.{name}": value for name, value in model.base_model.model.state_dict().items()}
+    tensors = {
+        f"model.{name}": value for name, value in model.base_model.model.state_dict().items()
+    }
     tensors |= {f"{score}.weight": weight, f"{score}.bias": bias}
     save_torch_state_dict(
         {
