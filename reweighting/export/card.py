@@ -265,7 +265,7 @@ def _weights(folder: Path) -> str:
         average = folder / AVERAGE_JSON
         means = read_named_weights(average) if average.is_file() else {}
         rows = [
-            [_shown(name), f"{weight:.3f}", f"{means[name]:.3f}" if name in means else "-"]
+            [_shown(name), _number(weight), _number(means.get(name))]
             for name, weight in sorted(last.items(), key=lambda item: -item[1])
         ]
         head = ["domain", "weight", "average over the last quarter of training"]
@@ -274,16 +274,19 @@ def _weights(folder: Path) -> str:
         from pyarrow import parquet
 
         records = parquet.read_table(folder / INSTANCE_PARQUET, columns=["domain", "weight"])
-        kinds = [("weight", kind) for kind in ("count", "mean", "min", "max")]
-        found = records.group_by("domain").aggregate(kinds).sort_by("domain").to_pylist()
+        kinds = ("count", "mean", "min", "max")
+        table = records.group_by("domain").aggregate([("weight", kind) for kind in kinds])
         rows = [
-            [_shown(row["domain"]), str(row["weight_count"])]
-            + ["-" if (v := row[f"weight_{kind}"]) is None else f"{v:.3f}" for _, kind in kinds[1:]]
-            for row in found
+            [_shown(row["domain"])] + [_number(row[f"weight_{kind}"]) for kind in kinds]
+            for row in sorted(table.to_pylist(), key=lambda row: row["domain"])
         ]
         head = ["domain", "records trained with", "mean weight", "smallest", "largest"]
         return f"Of records: {_UPPER}.\n\n{_table(head, rows)}"
     return "None: every record counted the same, or the run does not say."
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value or "-")
 
 
 def _metrics(run: Path) -> str:

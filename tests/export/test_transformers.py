@@ -119,7 +119,9 @@ def test_the_bounds_of_the_training_reach_the_processor(tmp_path):
     assert made["image"]["min_pixels"] == 28 * 28 * 4
 
 
-@pytest.mark.parametrize("case", ["qwen2_vl-linear-lora-float32", "internvl-plus_minus-full-float32"])
+@pytest.mark.parametrize(
+    "case", ["qwen2_vl-linear-lora-float32", "internvl-plus_minus-full-float32"]
+)
 def test_the_script_of_the_card_scores_a_question(exports, image, tmp_path, case):
     run, output, _ = exports[case]
     [script] = re.findall(r"^```python\n(.*?)^```", (output / "README.md").read_text(), re.M | re.S)
