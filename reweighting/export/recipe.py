@@ -25,9 +25,14 @@ _TURNS = {
 
 def recipe(encoder: PromptEncoder) -> dict[str, Any]:
     """The content of ``reward.json``: the prompt of a step, its score, the score of a chain."""
-    bounds = {}
+    whole_tokens = {}
     if encoder.resizes:
-        bounds = {"min_pixels": encoder.min_pixels, "max_pixels": encoder.max_pixels}
+        whole_tokens = {
+            "whole_tokens": "then resized to whole visual tokens within these bounds of the area, "
+            "in training by Pillow (bicubic); a processor may round a colour differently",
+            "min_pixels": encoder.min_pixels,
+            "max_pixels": encoder.max_pixels,
+        }
     return {
         "score_head": encoder.score_head,
         "system": encoder.system if encoder.score_head == "plus_minus" else None,
@@ -39,7 +44,7 @@ def recipe(encoder: PromptEncoder) -> dict[str, Any]:
             "longest_side": encoder.max_image_size,
             "larger_images": "shrunk to the longest side by Lanczos, sides rounded down, before "
             "the processor sees them",
-            **bounds,  # of the area, in whole visual tokens, which the processor takes care of
+            **whole_tokens,
         },
         "score": {
             "read_at": "the last token of the prompt, which is the end of the generation prompt",
