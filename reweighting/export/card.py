@@ -25,10 +25,10 @@ from .recipe import QUESTION, RECIPE_FILE, STEPS
 
 CARD_FILE = "README.md"
 _TAGS = ["process-reward-model", "reward-model", "multimodal", "dreamprm"]
-# Of the run's arguments: what the model was trained on, and what says how.
+# Arguments of the run that name its data, and numbers of its last step.
 _DATA = ("train_json_file", "meta_json_file", "eval_candidates")
 _METRICS = ("iteration", "epoch", "loss", "meta_loss", "meta_loss_at_chance")
-_UPPER = "how much each counted in training; 1 is the average"
+_MEANING = "how much each counted in training; 1 is the average"
 
 _SCRIPT = """\
 import torch
@@ -269,7 +269,7 @@ def _weights(folder: Path) -> str:
             for name, weight in sorted(last.items(), key=lambda item: -item[1])
         ]
         head = ["domain", "weight", "average over the last quarter of training"]
-        return f"Of domains: {_UPPER}.\n\n{_table(head, rows)}"
+        return f"Of domains: {_MEANING}.\n\n{_table(head, rows)}"
     if (folder / INSTANCE_PARQUET).is_file():
         from pyarrow import parquet
 
@@ -281,23 +281,26 @@ def _weights(folder: Path) -> str:
             for row in sorted(table.to_pylist(), key=lambda row: row["domain"])
         ]
         head = ["domain", "records trained with", "mean weight", "smallest", "largest"]
-        return f"Of records: {_UPPER}.\n\n{_table(head, rows)}"
+        return f"Of records: {_MEANING}.\n\n{_table(head, rows)}"
     return "None: every record counted the same, or the run does not say."
 
 
 def _number(value: float | None) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value or "-")
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _metrics(run: Path) -> str:
     """Those of the last training step, and the last accuracy on validation candidates."""
-    steps, evaluations = (complete_lines(run / f) for f in (METRICS_FILE, EVALUATIONS_FILE))
+    steps = complete_lines(run / METRICS_FILE)
+    evaluations = complete_lines(run / EVALUATIONS_FILE)
     last = steps[-1] if steps else {}
-    rows = [[f"`{k}`", f"{last[k]:.4g}"] for k in _METRICS if is_number(last.get(k))]
+    rows = [[f"`{name}`", f"{last[name]:.4g}"] for name in _METRICS if is_number(last.get(name))]
     if evaluations:
         found = evaluations[-1]
-        name = f"share of right picks on {found['questions']} validation questions"
-        rows.append([name, f"{found['accuracy']:.4g}"])
+        share = f"share of right picks on {found['questions']} validation questions"
+        rows.append([share, f"{found['accuracy']:.4g}"])
     if not rows:
         return "None were recorded."
     return f"At the end of training, not of a benchmark.\n\n{_table(['metric', 'value'], rows)}"

@@ -22,8 +22,8 @@ LABEL = "log-odds of a right answer"
 OVERRIDES_FILE = "hf_overrides.json"
 VLLM_VERSION = "0.33.0"  # whose code was read
 # What it calls the sequence classifier over a model type: those whose language model is
-# converted with it (vllm/model_executor/models/qwen2_vl.py and qwen2_5_vl.py). It builds the
-# language model of Qwen3-VL itself, without a score row, and reads InternVL by other names.
+# converted with it (vllm/model_executor/models/qwen2_vl.py and qwen2_5_vl.py). That of Qwen3-VL is
+# built without a score row (qwen3_vl.py); for the others the code was not read closely enough.
 VLLM_CLASSES = {
     "qwen2_vl": "Qwen2VLForSequenceClassification",
     "qwen2_5_vl": "Qwen2_5_VLForSequenceClassification",
@@ -55,9 +55,7 @@ def vllm_class(model: RewardModel) -> str:
     kind = model.base_model.config.model_type
     if kind not in VLLM_CLASSES:
         known = ", ".join(VLLM_CLASSES)
-        raise FileError(
-            f"a score row of {kind} is not loaded by vLLM {VLLM_VERSION}, of {known} it is"
-        )
+        raise FileError(f"{kind} cannot be exported for vLLM ({VLLM_VERSION}), only {known} can")
     return VLLM_CLASSES[kind]
 
 
