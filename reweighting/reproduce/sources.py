@@ -18,7 +18,6 @@ from ..records.reader import RecordReader, load_meta
 from ..selection.best_of_n import evaluate
 from ..system.checkpoints import finding
 from ..system.files import complete_lines, read_json, write_json, write_records
-from ..training.validation import EVALUATIONS_FILE
 from .study import VALIDATION, CommandFailed, Setup, Study, folder_name
 
 DATA = Path("data")
@@ -218,7 +217,7 @@ class Kept:
             study.score_run(variant, seed, names, say)
         run = self.study.folder(variant, seed)
         weights = run / finding.DOMAIN_JSON
-        evaluations = complete_lines(run / EVALUATIONS_FILE)
+        evaluations = complete_lines(run / finding.EVALUATIONS_FILE)
         outcome = {
             "weights": read_json(weights) if weights.exists() else None,
             "seconds": self.study.seconds(variant, seed),

@@ -173,7 +173,7 @@ class PromptEncoder:
         """
         key, encoded = self._encoded(image)
         image_token = self.processor.image_token
-        texts = [self._chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
+        texts = [self.chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
         # The chat template has already written the special tokens.
         token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
@@ -232,21 +232,25 @@ class PromptEncoder:
         )
         return image.resize((width, height))
 
-    def _chat(self, prompt: Prompt) -> str:
+    def chat(self, prompt: Prompt) -> str:
         """The conversation up to where the model would speak next, with one image placeholder."""
-        if self.score_head == "linear":
-            turns = [_turn("user", prompt.text, image=True)]
-        else:
-            first, *later = [step.strip() for step in prompt.steps] or [""]
-            turns = [
-                _turn("system", self.system),
-                _turn("user", join(prompt.question, first), image=True),
-            ]
-            # Steps that nobody has labelled count as right.
-            labels = itertools.chain(prompt.labels, itertools.repeat(True))
-            for step, label in zip(later, labels, strict=False):
-                turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
+        turns = self.turns(prompt)
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def turns(self, prompt: Prompt) -> list[dict]:
+        """The turns of the conversation, as chat templates take them."""
+        if self.score_head == "linear":
+            return [_turn("user", prompt.text, image=True)]
+        first, *later = [step.strip() for step in prompt.steps] or [""]
+        turns = [
+            _turn("system", self.system),
+            _turn("user", join(prompt.question, first), image=True),
+        ]
+        # Steps that nobody has labelled count as right.
+        labels = itertools.chain(prompt.labels, itertools.repeat(True))
+        for step, label in zip(later, labels, strict=False):
+            turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
+        return turns
 
 
 def _turn(role: str, text: str, image: bool = False) -> dict:

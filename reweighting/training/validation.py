@@ -11,9 +11,9 @@ from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
+from ..system.checkpoints.finding import EVALUATIONS_FILE
 from ..system.files import json_line, write_text
 
-EVALUATIONS_FILE = "evaluations.jsonl"
 BEST_DIRECTORY = "best"
 
 

@@ -58,7 +58,7 @@ def separate_logits(path, encoder: PromptEncoder, prompts) -> tuple[torch.nn.Mod
     for image in pictures():
         encoded = encoder.encode(image, prompts)
         for prompt, ids in zip(prompts, encoded.token_ids, strict=True):
-            text = encoder._chat(prompt)
+            text = encoder.chat(prompt)
             inputs = processor(text=[text], images=[image], return_tensors="pt")
             assert inputs["input_ids"][0].tolist() == ids
             rows.append(model(**inputs).logits[0, -1])

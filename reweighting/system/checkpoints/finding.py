@@ -46,6 +46,7 @@ INSTANCE_PARQUET = "instance_weights.parquet"
 STATE_FILE = "trainer_state.pt"
 MANIFEST_FILE = "checkpoint.json"
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 CURRENT = "checkpoint"
 STEPS = "checkpoints"
 STEP_NAME = re.compile(r"step-\d{8,}")
