@@ -139,8 +139,10 @@ def _judge(
         "threshold": threshold,
         "threshold_from": arguments.threshold_from and str(arguments.threshold_from),
         **evaluate(records, scores, threshold, rules),
-        "published": dict(zip(("source", "per_cent"), rules.published, strict=True)),
     }
+    source, published = rules.published
+    if published:
+        results["published"] = {"source": source, "per_cent": published}
     write_json(arguments.output_dir / RESULTS_FILE, results)
     draw(results, rules.main, arguments.output_dir / FIGURE_FILE)
     print(format_table(results, rules.main))
@@ -148,7 +150,6 @@ def _judge(
     if arguments.threshold_from is None:
         origin = "not chosen on data; see --threshold_from"
     print(f"a step is called right at a score of {threshold:.3f} ({origin})")
-    source, published = rules.published
     if published:
         values = ", ".join(f"{name} {value:.1f}" for name, value in published.items())
         print(f"published: {values} ({source})")

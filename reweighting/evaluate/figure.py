@@ -42,6 +42,6 @@ def draw(results: dict, main: str, path: Path) -> None:
         right.barh(heights, values, 0.38, xerr=ends, color=colour, label=name, ecolor="black")
     right.set_yticks(range(len(places)), places[::-1])
     right.set_xlim(0, 1)
-    right.set_xlabel(main.replace("_", " "))
+    right.set_xlabel(main.replace("_", " ").replace("f1", "F1"))
     right.legend(frameon=False, loc="lower right", fontsize=8)
     save(figure, right, path)
