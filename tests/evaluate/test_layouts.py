@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from reweighting.evaluate.layouts import LAYOUTS, StepReader, load_steps
 from reweighting.evaluate.results import sizes
 from reweighting.records.problems import DataError
+from tests.spoiling import spoil_value, to_bytes
 
 VISUAL = {
     "image": ["images/1.png"],
@@ -140,7 +142,7 @@ def response(**fields) -> dict:
         ("visualprocessbench", response(steps=["a", " ", "c", "d"]), "steps", "step 2 is empty"),
         ("visualprocessbench", response(steps=["<|im_end|>"] * 4), "steps", "control token"),
         ("visualprocessbench", response(steps=["a"] * 1001), "steps", "holds 1001 steps"),
-        ("visualprocessbench", response(steps=["a"]), "process_correctness", "4 labels for 1 steps"),
+        ("visualprocessbench", response(steps=["a"]), "process_correctness", "4 labels for 1 step"),
         ("visualprocessbench", response(process_correctness=[1, 2, 0, 1]), "process_correctness",
          "must be whole numbers from -1 to 1, not 2"),
         ("visualprocessbench", response(process_correctness=[1, True, 0, 1]), "process_correctness",
@@ -185,6 +187,19 @@ def test_all_problems_are_said_at_once_and_bad_records_can_be_left_out(folder):
     reader.skip_bad_records = True
     assert [record.record for record in load_steps(reader, "visualprocessbench")] == [2]
     assert "left out 3 records" in reader.left_out()
+
+
+@pytest.mark.parametrize("layout", RECORDS)
+def test_whatever_is_spoiled_is_read_or_refused(folder, layout):
+    rng = random.Random(0)
+    path = folder / "test.jsonl"
+    for _ in range(150):
+        path.write_bytes(to_bytes(rng, [spoil_value(rng, RECORDS[layout])], lines=True))
+        reader = StepReader(str(path), str(folder))
+        try:
+            load_steps(reader, layout)
+        except DataError as error:
+            assert "test.jsonl" in str(error)
 
 
 def test_a_validation_file_may_hold_our_own_records(folder):
