@@ -10,9 +10,16 @@ written batch by batch: after a kill, the same command continues where it stoppe
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..selection.command import add_scoring_flags, check_scoring_flags, exit_code
+from ..selection.command import (
+    add_scoring_flags,
+    check_scoring_flags,
+    exit_code,
+    fill_in_step_pattern,
+)
 from ..selection.identity import SAMPLES_FILE, claim, identity
 from ..system import terminal
 from ..system.checkpoints.fingerprint import fingerprint
@@ -23,6 +30,7 @@ from .layouts import LAYOUTS, StepReader, StepRecord, load_steps
 RESULTS_FILE = "results.json"
 FIGURE_FILE = "evaluation.png"
 THRESHOLD_FOLDER = "threshold_from"  # in it a folder for the file that the threshold comes from
+Files = dict[Path, tuple[Path, list[StepRecord]]]  # folder of the results -> file and its records
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,27 +62,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     """Read all files, score them, and write what the scores are worth."""
-    tests = {path: _load(arguments, path) for path in arguments.data}
-    validation = None
-    if arguments.threshold_from is not None:
-        _refuse_test_files(arguments)
-        validation = _load(arguments, arguments.threshold_from, or_candidates=True)
-    from ..reward_model import RewardModel
-
+    fill_in_step_pattern(arguments)
+    output = arguments.output_dir
+    tests = {output / path.stem: (path, _load(arguments, path)) for path in arguments.data}
+    validation = {}
+    if (path := arguments.threshold_from) is not None:
+        records = _load(arguments, path, or_candidates=True)
+        _check_validation(path, records, [r for _, own in tests.values() for r in own])
+        validation[output / THRESHOLD_FOLDER / path.stem] = (path, records)
     model_fingerprint = fingerprint(arguments.weights_path)
-    with DirectoryLock(arguments.output_dir):
-        folders = {path: arguments.output_dir / path.stem for path in tests}
-        files = {folder: (path, tests[path]) for path, folder in folders.items()}
-        if validation is not None:
-            path = arguments.threshold_from
-            files[arguments.output_dir / THRESHOLD_FOLDER / path.stem] = (path, validation)
-        for folder, (path, records) in files.items():
+    with DirectoryLock(output):
+        for folder, (path, records) in {**tests, **validation}.items():
             samples = [record.sample for record in records]
             claim(folder, identity(arguments, path, samples, model_fingerprint))
-        model = RewardModel.from_pretrained(
-            arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
-        ).eval()
-        _judge(arguments, model, files)
+        _judge(arguments, tests, validation)
 
 
 def _load(
@@ -90,62 +91,67 @@ def _load(
     return records
 
 
-def _refuse_test_files(arguments: argparse.Namespace) -> None:
-    """A threshold that is chosen on the records it is tested on would flatter the model."""
-    chosen = arguments.threshold_from
-    for path in arguments.data:
-        if chosen.is_file() and chosen.read_bytes() == path.read_bytes():
-            raise FileError(f"--threshold_from {chosen} holds the records of --data {path}")
-
-
-def _judge(
-    arguments: argparse.Namespace, model, files: dict[Path, tuple[Path, list[StepRecord]]]
+def _check_validation(
+    path: Path, records: Sequence[StepRecord], tests: Sequence[StepRecord]
 ) -> None:
-    """Score the records of all files, by the folder of their lines; write and print results."""
-    from ..selection.results import score_questions
-    from .figure import draw
-    from .results import (
-        DEFAULT_THRESHOLD,
-        RULES,
-        choose_threshold,
-        evaluate,
-        format_table,
-        scores_of,
-    )
+    """Refuse a validation file before anything is scored.
 
-    rules = RULES[arguments.benchmark]
-    records, scores, threshold = [], [], DEFAULT_THRESHOLD
-    for folder, (path, own) in files.items():
-        lines = score_questions(
-            model,
-            [record.sample for record in own],
-            folder / SAMPLES_FILE,
-            (),  # steps are judged one by one, no chain is chosen
-            arguments.max_tokens_per_batch,
-            arguments.precision,
-            title=folder.name,
-        )
-        found = scores_of([line["step_log_odds"] for line in lines])
-        if path != arguments.threshold_from:
-            records += own
-            scores += found
-            continue
-        try:
-            threshold = choose_threshold(own, found)
-        except ValueError as error:
-            raise FileError(f"--threshold_from {path}: {error}") from error
+    A threshold that is chosen on records that it is tested on would flatter the model.
+    """
+
+    def content(record: StepRecord) -> str:
+        return json.dumps([record.question, record.images, record.chains])
+
+    shared = len({*map(content, records)} & {*map(content, tests)})
+    if shared:
+        raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
+    known = {label for record in records for labels in record.labels for label in labels}
+    if not {True, False} <= known:
+        raise FileError(f"--threshold_from {path} needs both right and wrong steps")
+
+
+def _judge(arguments: argparse.Namespace, tests: Files, validation: Files) -> None:
+    """Score all records, choose the threshold if there is a file for it, write and print."""
+    from ..reward_model import RewardModel
+    from ..selection.results import score_questions
+    from . import results as measured
+    from .figure import draw
+
+    model = RewardModel.from_pretrained(
+        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
+    ).eval()
+
+    def scored(files: Files) -> tuple[list[StepRecord], list[measured.Scores]]:
+        lines = []
+        for folder, (_, records) in files.items():
+            lines += score_questions(
+                model,
+                [record.sample for record in records],
+                folder / SAMPLES_FILE,
+                (),  # steps are judged one by one, no chain is chosen
+                arguments.max_tokens_per_batch,
+                arguments.precision,
+                title=folder.name,
+            )
+        records = [record for _, records in files.values() for record in records]
+        return records, measured.scores_of([line["step_log_odds"] for line in lines])
+
+    rules = measured.RULES[arguments.benchmark]
+    threshold = measured.DEFAULT_THRESHOLD
+    if validation:
+        threshold = measured.choose_threshold(*scored(validation))
     results = {
         "benchmark": arguments.benchmark,
         "threshold": threshold,
         "threshold_from": arguments.threshold_from and str(arguments.threshold_from),
-        **evaluate(records, scores, threshold, rules),
+        **measured.evaluate(*scored(tests), threshold, rules),
     }
     source, published = rules.published
     if published:
         results["published"] = {"source": source, "per_cent": published}
     write_json(arguments.output_dir / RESULTS_FILE, results)
     draw(results, rules.main, arguments.output_dir / FIGURE_FILE)
-    print(format_table(results, rules.main))
+    print(measured.format_table(results, rules.main))
     origin = "chosen on " + printable(arguments.threshold_from)
     if arguments.threshold_from is None:
         origin = "not chosen on data; see --threshold_from"

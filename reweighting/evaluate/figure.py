@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..figures.drawing import BLUE, GREY, plt, save
-from .results import ALL
+from ..system.terminal import printable
+from .layouts import ALL
+from .results import MAX_NAME
 
 
 def draw(results: dict, main: str, path: Path) -> None:
@@ -40,7 +42,7 @@ def draw(results: dict, main: str, path: Path) -> None:
         ends = [[abs(f["value"] - f[end]) for _, f in known] for end in ("low", "high")]
         heights = [n + shift for n, _ in known]
         right.barh(heights, values, 0.38, xerr=ends, color=colour, label=name, ecolor="black")
-    right.set_yticks(range(len(places)), places[::-1])
+    right.set_yticks(range(len(places)), [printable(p, MAX_NAME) for p in reversed(places)])
     right.set_xlim(0, 1)
     right.set_xlabel(main.replace("_", " ").replace("f1", "F1"))
     right.legend(frameon=False, loc="lower right", fontsize=8)

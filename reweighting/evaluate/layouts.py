@@ -16,6 +16,8 @@ from ..records.samples import CandidatesSample
 from ..records.steps import cut_steps
 from ..records.texts import shown
 
+# The ways to look at all sources at once, which no source may be called.
+ALL, BY_STEPS, BY_SOURCES = "all steps", "mean by steps", "mean of sources"
 Labels = list[bool | None]  # of a chain's steps: right, wrong, or not judged
 
 
@@ -185,5 +187,7 @@ def load_steps(reader: StepReader, layout: str, or_candidates: bool = False) -> 
         if len(record.images) != 1:  # the encoder takes one image so far
             kind = "{} images: only records with exactly one can be scored so far"
             reader.problem(record.record, None, kind, str(len(record.images)))
+        if record.source in (ALL, BY_STEPS, BY_SOURCES):
+            reader.problem(record.record, None, "its source has a reserved name, {}", record.source)
     reader.check_images((r for r in records if len(r.images) == 1), progress=True)
     return reader.usable(records)

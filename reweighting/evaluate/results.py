@@ -14,12 +14,13 @@ import numpy as np
 
 from ..reward_model.aggregation import LogOdds
 from ..selection.best_of_n import RESAMPLES
+from ..system.terminal import printable
 from . import metrics
-from .layouts import StepRecord
+from .layouts import ALL, BY_SOURCES, BY_STEPS, StepRecord
 from .metrics import Counts
 
 DEFAULT_THRESHOLD = 0.5
-ALL, BY_STEPS, BY_SOURCES = "all steps", "mean by steps", "mean of sources"
+MAX_NAME = 40  # characters of a source's name in the table and in the figure
 Scores = list[np.ndarray]  # V after every step, for every chain of a record
 Measures = dict[str, dict[str, dict[str, float | None]]]  # place -> measure -> value, low, high
 
@@ -277,7 +278,8 @@ def format_table(results: dict, main: str) -> str:
     rows, sizes = results["rows"], results["sizes"]
     places = list(rows["model"])
     others = [name for name in rows["model"][ALL] if name != main]
-    width = max(22, *(len(place) + 2 for place in places))
+    names = {place: printable(place, MAX_NAME) for place in places}
+    width = max(22, *(len(title) + 2 for title in names.values()))
     titles = [main, "interval", *others]
     cells = [max(len(title), 11) + 2 for title in titles]
     head = "".join(f"{title:>{cell}}" for title, cell in zip(titles, cells, strict=True))
@@ -293,7 +295,7 @@ def format_table(results: dict, main: str) -> str:
             texts = [_percent(found[main]["value"]), f"[{', '.join(between)}]"]
             texts += [_percent(found[other]["value"]) for other in others]
             row = "".join(f"{text:>{cell}}" for text, cell in zip(texts, cells, strict=True))
-            lines.append(f"  {place:<{width - 2}}{steps:>8,}{share:>9}{row}")
+            lines.append(f"  {names[place]:<{width - 2}}{steps:>8,}{share:>9}{row}")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from ..system import terminal
 from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, write_json
 from ..system.terminal import Parser, printable, quiet
-from .command import add_scoring_flags, check_scoring_flags, exit_code
+from .command import add_scoring_flags, check_scoring_flags, exit_code, fill_in_step_pattern
 from .identity import SAMPLES_FILE, claim, identity
 
 RESULTS_FILE = "results.json"
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     """Read all files, then score and choose."""
+    fill_in_step_pattern(arguments)
     sets = _load_sets(arguments)
     model_fingerprint = fingerprint(arguments.weights_path)
     with DirectoryLock(arguments.output_dir):

@@ -30,7 +30,7 @@ def add_scoring_flags(add: Callable[..., argparse.Action]) -> None:
 def check_scoring_flags(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, flag: str, files: Sequence[Path]
 ) -> None:
-    """End the program if a flag is unusable; fill in the step pattern of the model.
+    """End the program if a flag is unusable.
 
     Args:
         flag: the one that names ``files``, each of which gets a folder of its own.
@@ -38,8 +38,7 @@ def check_scoring_flags(
     weights_path = arguments.weights_path
     if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
         parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
-    # These take seconds: --help and a wrong path are answered without them.
-    from ..system.checkpoints.opening import saved_head
+    # Takes seconds: --help and a wrong path are answered without it.
     from ..system.device import unusable
 
     if reason := unusable(arguments.device):
@@ -48,8 +47,18 @@ def check_scoring_flags(
         parser.error(f"{flag}: two files have the same name and would share their results")
     if problem := unwritable(str(arguments.output_dir)):
         parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
-    if arguments.step_pattern is None:  # the model is asked about the steps that it was trained on
-        arguments.step_pattern = saved_head(weights_path).get("step_pattern")
+
+
+def fill_in_step_pattern(arguments: argparse.Namespace) -> None:
+    """Without ``--step_pattern`` take the one that the model was trained with.
+
+    Raises:
+        FileError: the model's files are damaged.
+    """
+    from ..system.checkpoints.opening import saved_head
+
+    if arguments.step_pattern is None:
+        arguments.step_pattern = saved_head(arguments.weights_path).get("step_pattern")
 
 
 def exit_code(work: Callable[[], None], output_dir: Path) -> int:

@@ -173,18 +173,22 @@ def test_a_threshold_comes_from_the_validation_file_alone(run, tmp_path, capsys)
 def test_a_threshold_from_the_test_file_or_from_one_kind_of_step_is_refused(run, tmp_path, capsys):
     records = visual_records(own_records("test_mix", 4))
     test = write(tmp_path / "test.jsonl", records)
-    copy = write(tmp_path / "copy.jsonl", records)
+    more = visual_records(own_records("validation", 3))
+    part = write(tmp_path / "part.jsonl", [*more, *records[1:3]])
     command = flags(run, "visualprocessbench", test, tmp_path / "out", "--threshold_from")
-    for same in (test, copy):
+    for same, shared in ((test, 4), (part, 2)):
         assert evaluation.main([*command, str(same)]) == 2
-        assert f"--threshold_from {same} holds the records of --data" in capsys.readouterr().err
+        expected = f"--threshold_from {same} shares {shared} records with --data"
+        assert expected in capsys.readouterr().err
+    records = more
     for record in records:
         record["response"]["process_correctness"] = [1] * 5
     right = write(tmp_path / "right.jsonl", records)
     assert evaluation.main([*command, str(right)]) == 2
-    assert "a threshold needs both right and wrong steps" in capsys.readouterr().err
+    assert "right.jsonl needs both right and wrong steps" in capsys.readouterr().err
     assert evaluation.main([*command, str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing was scored
 
 
 def test_several_files_are_one_benchmark(run, tmp_path):

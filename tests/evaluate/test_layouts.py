@@ -135,6 +135,7 @@ def response(**fields) -> dict:
         ("visualprocessbench", {"image": ["../1.png"]}, "image", "lies outside the image root"),
         ("visualprocessbench", {"image": ...}, None, "0 images"),
         ("visualprocessbench", {"data_source": ...}, "data_source", "is missing"),
+        ("visualprocessbench", {"data_source": "all steps"}, None, "reserved name, all steps"),
         ("visualprocessbench", {"response": ...}, "response", "must be an object, is null"),
         ("visualprocessbench", {"response": []}, "response", "must be an object, is []"),
         ("visualprocessbench", response(steps=[]), "steps", "must be a list of steps, is []"),

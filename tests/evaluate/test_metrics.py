@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from reweighting.evaluate.layouts import StepRecord
+from reweighting.evaluate.layouts import ALL, BY_SOURCES, BY_STEPS, StepRecord
 from reweighting.evaluate.metrics import (
     Counts,
     auroc,
@@ -19,9 +19,6 @@ from reweighting.evaluate.metrics import (
     reliability,
 )
 from reweighting.evaluate.results import (
-    ALL,
-    BY_SOURCES,
-    BY_STEPS,
     RULES,
     always_right,
     choose_threshold,
@@ -115,6 +112,8 @@ def test_neutral_steps_count_for_nothing():
     assert all(m["value"] is None for m in nothing["rows"]["model"][ALL].values())
     assert nothing["reliability"] == [] and nothing["sizes"][ALL]["not judged"] == 2
     assert "-" in format_table(nothing, "macro_f1")
+    odd = evaluate([record([True], "\x1b[2J" + "x" * 99)], [[np.array([0.1])]], 0.5, VISUAL)
+    assert r"\x1b[2Jxxx" in format_table(odd, "macro_f1")
 
 
 def test_one_record_and_a_source_without_wrong_steps():
