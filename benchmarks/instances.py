@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from pyarrow import parquet
-from scipy.stats import mannwhitneyu
 
 import main as program
 from benchmarks.small_world import clean_records
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
 from reweighting.bilevel.weighting import InstanceNet
+from reweighting.evaluate.metrics import Counts, auroc
 from reweighting.records.reader import RecordReader, load_train
 from reweighting.reproduce.configs import DEMO
 from reweighting.reward_model import RewardModel
@@ -77,12 +77,6 @@ def write_records(work: Path, chains: int) -> tuple[Path, Path, set[int]]:
         paths.append(work / f"{name}.json")
         paths[-1].write_text(json.dumps(records))
     return *paths, corrupted
-
-
-def auroc(weights: np.ndarray, corrupted: np.ndarray) -> float:
-    """Chance that a sound record weighs more than a corrupted one."""
-    sound, spoiled = weights[~corrupted], weights[corrupted]
-    return float(mannwhitneyu(sound, spoiled).statistic / (len(sound) * len(spoiled)))
 
 
 def table_weights(run: Path) -> tuple[list[str], np.ndarray, float]:
@@ -151,7 +145,7 @@ def main() -> int:
                 ids, weights = net_weights(run, held_out)
             spoiled = np.array([int(name) in corrupted for name in ids])
             print(
-                f"| {variant} | {seed} | {auroc(weights, spoiled):.3f} "
+                f"| {variant} | {seed} | {auroc(Counts.of(weights, ~spoiled)):.3f} "
                 f"| {weights[~spoiled].mean():.2f} | {weights[spoiled].mean():.2f} | {visits} "
                 f"| {time.monotonic() - started:.0f} |",
                 flush=True,

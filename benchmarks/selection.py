@@ -1,10 +1,12 @@
 """Best-of-N scoring: one forward pass per prefix compared with one prefix tree per question.
 
     python -m benchmarks.selection --questions 40
+    python -m benchmarks.selection --questions 40 --one_chain 8
 
 prints candidates per second, tokens forwarded and peak memory of both, for the same questions of a
 demo set and the tiny model. Both run in turns in one process; memory is measured in one process
-each.
+each. With ``--one_chain`` every question has one chain of so many steps, as step benchmarks do
+(``reweighting.evaluate``).
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +23,10 @@ import torch
 from benchmarks.bilevel import allocated, in_a_process, now
 from reweighting.records.reader import RecordReader, load_candidates
 from reweighting.records.samples import CandidatesSample
-from reweighting.records.steps import chain_prompts
+from reweighting.records.steps import cut_steps
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.aggregation import LogOdds
+from reweighting.reward_model.encoder import response_prompts
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.reward_model.scoring import score_candidates
 from reweighting.system.terminal import quiet
@@ -46,7 +50,16 @@ def load(arguments) -> tuple[Counted, list[CandidatesSample]]:
     reader = RecordReader(
         str(REPOSITORY / "data" / f"{arguments.set}.json"), str(REPOSITORY / "data")
     )
-    return model, load_candidates(reader)[: arguments.questions]
+    samples = load_candidates(reader)[: arguments.questions]
+    if arguments.one_chain:
+        samples = [replace(s, candidates=[one_chain(s, arguments.one_chain)]) for s in samples]
+    return model, samples
+
+
+def one_chain(sample: CandidatesSample, length: int) -> list[str]:
+    """A list of ``length`` steps: those of the candidates one after another."""
+    steps = [step for candidate in sample.candidates for step in cut_steps(candidate)]
+    return steps[:length]
 
 
 @torch.no_grad()
@@ -57,7 +70,7 @@ def separately(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]
         [
             [
                 model(pack([model.encoder.encode(sample.image, [prompt])]).to(device)).item()
-                for prompt in chain_prompts(sample.question, candidate)
+                for prompt in response_prompts(sample.question, candidate)
             ]
             for candidate in sample.candidates
         ]
@@ -88,6 +101,9 @@ def main() -> int:
     add("--model", default=str(REPOSITORY / "weights" / "tiny-qwen2-vl"))
     add("--set", default="validation", help="demo set (default: validation)")
     add("--questions", type=int, default=40)
+    add(
+        "--one_chain", type=int, default=0, help="steps of the only chain (default: all candidates)"
+    )
     add("--repetitions", type=int, default=3)
     add("--device", default="cpu")
     add("--threads", type=int, default=2)

@@ -26,10 +26,11 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
-from scipy.stats import mannwhitneyu, spearmanr
+from scipy.stats import spearmanr
 
 from data import make_demo
 from data.world.training import as_sampled, train_records
+from reweighting.evaluate.metrics import Counts, auroc
 from reweighting.reproduce.configs import DATA, DEMO
 from reweighting.reproduce.study import VALIDATION, CommandFailed, Study
 from reweighting.reward_model.aggregation import LogOdds
@@ -80,8 +81,7 @@ def prefix_auroc(log_odds: list[LogOdds]) -> float:
     records = read_json(DEMO.validation)
     z = [z for chains in log_odds for steps in chains for z in steps]
     sound = [x for record in records for steps in record["step_correct"] for x in steps]
-    above = mannwhitneyu(np.extract(sound, z), np.extract(~np.array(sound), z)).statistic
-    return float(above / (sum(sound) * (len(sound) - sum(sound))))
+    return auroc(Counts.of(np.array(z), np.array(sound)))
 
 
 def blank_study(study: Study, sets: Sequence[str]) -> Study:

@@ -16,8 +16,8 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from scipy.stats import mannwhitneyu
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -30,6 +30,7 @@ sys.path.insert(0, str(REPOSITORY))
 from data.world.scenes import draw_scene  # noqa: E402
 from data.world.simulated_reasoner import MIXED, SEEING, THINKING, Profile  # noqa: E402
 from data.world.tasks import TASKS, Task  # noqa: E402
+from reweighting.evaluate import metrics  # noqa: E402
 from weights.curriculum import KINDS, Item, Layout, Mix, Sheet, draw_sheet, evidence  # noqa: E402
 from weights.pretrain import forward  # noqa: E402
 
@@ -77,9 +78,8 @@ def share(found: Found) -> str:
 
 def auroc(found: Found) -> float:
     """Chance that a right item's log-odds exceed a wrong one's."""
-    right = [margin for item, margin, _ in found if item.right]
-    wrong = [margin for item, margin, _ in found if not item.right]
-    return float(mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
+    margins, right = zip(*((margin, item.right) for item, margin, _ in found), strict=True)
+    return metrics.auroc(metrics.Counts.of(np.array(margins), np.array(right)))
 
 
 def main() -> None:

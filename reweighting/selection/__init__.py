@@ -2,6 +2,6 @@
 
 Read in this order: ``best_of_n`` (every method on the same candidates, with error bars),
 ``results`` (a line per question, tables from the lines), ``identity`` (which results a second run
-may continue), ``__main__`` (the command). Scores and their aggregation are the reward model's, see
-:mod:`reweighting.reward_model`.
+may continue), ``command`` (what it shares with :mod:`reweighting.evaluate`), ``__main__`` (the
+command). Scores and their aggregation are the reward model's, see :mod:`reweighting.reward_model`.
 """

@@ -14,15 +14,13 @@ import argparse
 from pathlib import Path
 
 from ..records.chains import describe_candidates
-from ..records.flags import add_record_flags
-from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates
 from ..records.samples import CandidatesSample
 from ..system import terminal
-from ..system.checkpoints.finding import BASE_DIRECTORY, locate
 from ..system.checkpoints.fingerprint import fingerprint
-from ..system.files import DirectoryLock, FileError, unwritable, write_json
+from ..system.files import DirectoryLock, write_json
 from ..system.terminal import Parser, printable, quiet
+from .command import add_scoring_flags, check_scoring_flags, exit_code, fill_in_step_pattern
 from .identity import SAMPLES_FILE, claim, identity
 
 RESULTS_FILE = "results.json"
@@ -38,15 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--weights_path", required=True, type=Path, help="directory of a training run")
     add("--candidates", required=True, nargs="+", type=Path, help="files of candidates records")
-    add("--output_dir", required=True, type=Path, help="where samples and results go")
     add("--aggregation", nargs="+", choices=AGGREGATION_NAMES, default=["mean_log_odds", "last"],
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
-    add_record_flags(add)
-    add("--device", default="cuda", help="cuda, cuda:N or cpu")
-    add("--precision", choices=["bf16", "fp16", "fp32"], default="bf16", help="of the computation")
-    add("--max_tokens_per_batch", type=int, default=8192, help="tokens of one forward pass")
+    add_scoring_flags(add)
     return parser
 
 
@@ -55,49 +48,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     quiet()
-    _check(parser, arguments)
-    try:
-        sets = _load_sets(arguments)
-        model_fingerprint = fingerprint(arguments.weights_path)
-        with DirectoryLock(arguments.output_dir):
-            for path in arguments.candidates:
-                wanted = identity(arguments, path, sets[path.stem], model_fingerprint)
-                claim(arguments.output_dir / path.stem, wanted)
-            _score_sets(arguments, sets)
-            return 0
-    except (DataError, FileError) as error:
-        terminal.error(error)
-    except OSError as error:  # such as a full disk
-        where = f"{error.filename}: " if error.filename else f"{arguments.output_dir}: "
-        terminal.error(f"{where}{error.strerror or error}; the same command goes on from here")
-    return 2
+    check_scoring_flags(parser, arguments, "--candidates", arguments.candidates)
+    return exit_code(lambda: _run(arguments), arguments.output_dir)
 
 
-def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End the program if a flag is unusable."""
-    weights_path = arguments.weights_path
-    if not (locate(weights_path) / BASE_DIRECTORY).is_dir():
-        parser.error(f"--weights_path {weights_path} holds no reward model ({BASE_DIRECTORY}/)")
-    # Takes seconds: --help and a wrong path are answered without it.
-    from ..system.device import unusable
-
-    if reason := unusable(arguments.device):
-        parser.error(f"--device {arguments.device}: {reason}")
-    if len({path.stem for path in arguments.candidates}) < len(arguments.candidates):
-        parser.error("--candidates: two files have the same name and would share their results")
-    if problem := unwritable(str(arguments.output_dir)):
-        parser.error(f"--output_dir {arguments.output_dir} cannot be written: {problem}")
+def _run(arguments: argparse.Namespace) -> None:
+    """Read all files, then score and choose."""
+    fill_in_step_pattern(arguments)
+    sets = _load_sets(arguments)
+    model_fingerprint = fingerprint(arguments.weights_path)
+    with DirectoryLock(arguments.output_dir):
+        for path in arguments.candidates:
+            wanted = identity(arguments, path, sets[path.stem], model_fingerprint)
+            claim(arguments.output_dir / path.stem, wanted)
+        _score_sets(arguments, sets)
 
 
 def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample]]:
-    """The questions of every file, by the file's name without ending.
-
-    Without ``--step_pattern`` the one that the model was trained with is used.
-    """
-    from ..system.checkpoints.opening import saved_head
-
-    if arguments.step_pattern is None:
-        arguments.step_pattern = saved_head(arguments.weights_path).get("step_pattern")
+    """The questions of every file, by the file's name without ending."""
     sets = {}
     for path in arguments.candidates:
         reader = RecordReader.of(arguments, path)

@@ -17,7 +17,10 @@ from ..system.terminal import printable
 SAMPLES_FILE = "samples.jsonl"
 IDENTITY_FILE = "run.json"
 # Where files are does not matter: their contents do.
-_PLACES = {"weights_path", "candidates", "output_dir", "image_root", "allow_external_images"}
+_PLACES = {
+    *("weights_path", "candidates", "output_dir", "image_root", "allow_external_images"),
+    *("data", "threshold_from"),  # of reweighting.evaluate; a threshold changes no score
+}
 
 
 def identity(

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-@pytest.mark.parametrize("command", ["rollouts", "selection", "exchange", "figures"])
+@pytest.mark.parametrize("command", ["rollouts", "selection", "evaluate", "exchange", "figures"])
 def test_help_comes_without_the_libraries_that_take_seconds(command):
     script = (
         "import runpy, sys\n"

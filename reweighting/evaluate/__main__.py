@@ -1,0 +1,166 @@
+"""Judge a reward model step by step on a benchmark with a label for every step.
+
+    python -m reweighting.evaluate --weights_path weights/dreamprm --benchmark visualprocessbench \
+        --data test.jsonl --image_root images --output_dir judged
+
+All prefixes of a record go through one prefix tree, as in :mod:`reweighting.selection`. Results are
+written batch by batch: after a kill, the same command continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..selection.command import (
+    add_scoring_flags,
+    check_scoring_flags,
+    exit_code,
+    fill_in_step_pattern,
+)
+from ..selection.identity import SAMPLES_FILE, claim, identity
+from ..system import terminal
+from ..system.checkpoints.fingerprint import fingerprint
+from ..system.files import DirectoryLock, FileError, write_json
+from ..system.terminal import Parser, printable, quiet
+from .layouts import LAYOUTS, StepReader, StepRecord, load_steps
+
+RESULTS_FILE = "results.json"
+FIGURE_FILE = "evaluation.png"
+THRESHOLD_FOLDER = "threshold_from"  # in it a folder for the file that the threshold comes from
+Files = dict[Path, tuple[Path, list[StepRecord]]]  # folder of the results -> file and its records
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags of evaluation."""
+    parser = Parser(
+        prog="python -m reweighting.evaluate",
+        description="Judge a reward model step by step on labelled chains of thought.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--benchmark", required=True, choices=LAYOUTS,
+        help="layout and measures; candidates means our own records with step_correct")  # fmt: skip
+    add("--data", required=True, nargs="+", type=Path, help="files of the benchmark")
+    add("--threshold_from", type=Path, metavar="FILE",
+        help="validation file, in the same layout or our own, on which the threshold between right "
+        "and wrong steps is chosen; without one it is 0.5")  # fmt: skip
+    add_scoring_flags(add)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    quiet()
+    check_scoring_flags(parser, arguments, "--data", arguments.data)
+    return exit_code(lambda: _run(arguments), arguments.output_dir)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    """Read all files, score them, and write what the scores are worth."""
+    fill_in_step_pattern(arguments)
+    output = arguments.output_dir
+    tests = {output / path.stem: (path, _load(arguments, path)) for path in arguments.data}
+    validation = {}
+    if (path := arguments.threshold_from) is not None:
+        records = _load(arguments, path, or_candidates=True)
+        _check_validation(path, records, [r for _, own in tests.values() for r in own])
+        validation[output / THRESHOLD_FOLDER / path.stem] = (path, records)
+    model_fingerprint = fingerprint(arguments.weights_path)
+    with DirectoryLock(output):
+        for folder, (path, records) in {**tests, **validation}.items():
+            samples = [record.sample for record in records]
+            claim(folder, identity(arguments, path, samples, model_fingerprint))
+        _judge(arguments, tests, validation)
+
+
+def _load(
+    arguments: argparse.Namespace, path: Path, or_candidates: bool = False
+) -> list[StepRecord]:
+    """The labelled records of a file."""
+    reader = StepReader.of(arguments, path)
+    records = load_steps(reader, arguments.benchmark, or_candidates)
+    if note := reader.left_out():
+        terminal.warning(note)
+    steps = sum(len(labels) for record in records for labels in record.labels)
+    print(f"{printable(path)}: {len(records):,} records with {steps:,} steps")
+    return records
+
+
+def _check_validation(
+    path: Path, records: Sequence[StepRecord], tests: Sequence[StepRecord]
+) -> None:
+    """Refuse a validation file before anything is scored.
+
+    A threshold that is chosen on records that it is tested on would flatter the model.
+    """
+
+    def content(record: StepRecord) -> str:
+        return json.dumps([record.question, record.images, record.chains])
+
+    shared = len({*map(content, records)} & {*map(content, tests)})
+    if shared:
+        raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
+    known = {label for record in records for labels in record.labels for label in labels}
+    if not {True, False} <= known:
+        raise FileError(f"--threshold_from {path} needs both right and wrong steps")
+
+
+def _judge(arguments: argparse.Namespace, tests: Files, validation: Files) -> None:
+    """Score all records, choose the threshold if there is a file for it, write and print."""
+    from ..reward_model import RewardModel
+    from ..selection.results import score_questions
+    from . import results as measured
+    from .figure import draw
+
+    model = RewardModel.from_pretrained(
+        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
+    ).eval()
+
+    def scored(files: Files) -> tuple[list[StepRecord], list[measured.Scores]]:
+        lines = []
+        for folder, (_, records) in files.items():
+            lines += score_questions(
+                model,
+                [record.sample for record in records],
+                folder / SAMPLES_FILE,
+                (),  # steps are judged one by one, no chain is chosen
+                arguments.max_tokens_per_batch,
+                arguments.precision,
+                title=folder.name,
+            )
+        records = [record for _, records in files.values() for record in records]
+        return records, measured.scores_of([line["step_log_odds"] for line in lines])
+
+    rules = measured.RULES[arguments.benchmark]
+    threshold = measured.DEFAULT_THRESHOLD
+    if validation:
+        threshold = measured.choose_threshold(*scored(validation))
+    results = {
+        "benchmark": arguments.benchmark,
+        "threshold": threshold,
+        "threshold_from": arguments.threshold_from and str(arguments.threshold_from),
+        **measured.evaluate(*scored(tests), threshold, rules),
+    }
+    source, published = rules.published
+    if published:
+        results["published"] = {"source": source, "per_cent": published}
+    write_json(arguments.output_dir / RESULTS_FILE, results)
+    draw(results, rules.main, arguments.output_dir / FIGURE_FILE)
+    print(measured.format_table(results, rules.main))
+    origin = "chosen on " + printable(arguments.threshold_from)
+    if arguments.threshold_from is None:
+        origin = "not chosen on data; see --threshold_from"
+    print(f"a step is called right at a score of {threshold:.3f} ({origin})")
+    if published:
+        values = ", ".join(f"{name} {value:.1f}" for name, value in published.items())
+        print(f"published: {values} ({source})")
+    print(f"results: {arguments.output_dir / RESULTS_FILE}")
+
+
+if __name__ == "__main__":
+    terminal.exit_with(main)
