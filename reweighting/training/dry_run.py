@@ -218,7 +218,7 @@ def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) 
     return [
         len(ids)
         for index in chosen
-        for ids in encoder.encode(samples[index].image, prompts[index]).token_ids
+        for ids in encoder.encode(samples[index].images, prompts[index]).token_ids
     ]
 
 

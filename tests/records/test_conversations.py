@@ -36,7 +36,7 @@ def test_a_conversation_is_one_record_with_a_prompt_a_label(tmp_path):
     record = {"id": "x", "image": ["a.png", "b.png"], "conversations": [SYSTEM, *turns]}
     [sample] = load_train(write(tmp_path / "mmmu.json", record))
     assert sample.accuracies == [1.0, 0.0, 0.0] and sample.domain == "mmmu"
-    assert sample.image == str(tmp_path / "a.png")
+    assert sample.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
     assert [prompt.text for prompt in sample.prompts] == [
         "Which colour?\n\nStep 1: a",
         "Which colour?\n\nStep 1: a\n\nthen b",

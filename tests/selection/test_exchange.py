@@ -54,7 +54,7 @@ def test_vlmevalkit_becomes_candidates(benchmark, tmp_path, capsys):
     assert first.candidates == ["Step 1: x.\nFinal answer: B", "Final answer: red"]
     assert first.true_false == [True, False]
     assert second.true_false == [True, True]  # the first run gives only its answer
-    assert second.image == first.image and (tmp_path / "images" / "3.png").read_bytes() == PNG
+    assert second.images == first.images and (tmp_path / "images" / "3.png").read_bytes() == PNG
 
 
 def test_broken_tables_are_named(benchmark, tmp_path, capsys):
