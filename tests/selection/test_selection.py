@@ -41,7 +41,7 @@ def samples(tmp_path_factory) -> list[CandidatesSample]:
                 number + 1,
                 f"Question {number}: which colour?",
                 candidates,
-                str(path),
+                (str(path),),
                 [True, False, True, False],
                 "red",
                 None,
