@@ -6,6 +6,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable
+from heapq import nlargest
 from itertools import islice
 
 import torch
@@ -34,7 +35,8 @@ from .reports import peak_memory_gib
 from .statistics import base_rates
 
 TOKENISED = 200  # records that are tokenised for the statistics
-DRAWN = 1000  # random batches, of which the longest is taken
+DRAWN = 1000  # random batches, of which the largest is taken
+PACKED = 20  # of them, the largest by the sum of their records
 LEAST_REACH = 1.1  # a weight that cannot rise from 1 to this hardly tells domains apart
 
 
@@ -232,8 +234,10 @@ def _largest(
     size = {index: size_of(pack([prompts])) for index, (_, prompts) in items.items()}
     drawn = iter(lambda: rng.choice(chosen), None)
     batches = islice(filled(drawn, batch_size, lambda index: counted(units[index])), DRAWN)
-    largest = max(batches, key=lambda batch: sum(size[index] for index in batch))
-    return [items[index] for index in largest]
+    # What records share is computed once, so the sum only says which batches are worth packing.
+    promising = nlargest(PACKED, batches, lambda batch: sum(size[index] for index in batch))
+    found = [[items[index] for index in batch] for batch in promising]
+    return max(found, key=lambda batch: size_of(pack([prompts for _, prompts in batch])))
 
 
 def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) -> list[int]:
