@@ -86,8 +86,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             found.problems += reader.all_problems()
         elif note := reader.left_out():
             found.notes.append(note)
-    for reader, samples in zip(readers, (train, meta), strict=False):
-        found.notes += filter(None, [reader.text_only(samples)])
+    text_only = [train_reader.text_only(train), *(r.text_only(meta) for r in readers[1:])]
+    found.notes += filter(None, text_only)
     _check_subset(arguments, train_reader.name, read, len(train), found)
     if arguments.history == "gold":
         train = with_labels(train)

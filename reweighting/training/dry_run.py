@@ -184,7 +184,8 @@ def largest_batches(
     Largest is what has the most tokens. Where records differ in their number of images, a batch of
     fewer tokens may take more memory, in the vision tower: that with the most pixels comes second.
     """
-    counts = {len(sample.images) for sample in (*data.train, *data.meta)}
+    counts = {len(sample.images) for sample in data.train}
+    counts |= {len(sample.images) for sample in data.meta}
     sizes = [_tokens_of, _pixels_of] if len(counts) > 1 else [_tokens_of]
     return [_largest_batch(arguments, data, encoder, size) for size in sizes]
 
