@@ -188,7 +188,7 @@ class Straightforward:
     def loss(self, item, index: int) -> torch.Tensor:
         """Weighted loss of one record, a function of the raw weights."""
         unit, encoded = item
-        z = self.log_odds(encoded.token_ids[index], encoded.image)
+        z = self.log_odds(encoded.token_ids[index], encoded.images)
         accuracy = torch.tensor(unit[index].accuracies[0], device=z.device)
         positive = F.softplus(self.raw_weights)
         weight = (positive / positive.mean())[DOMAINS.index(unit[index].domain)]
@@ -203,7 +203,7 @@ class Straightforward:
 
     def upper_step(self, chain, item, index: int) -> None:
         [sample], encoded = chain
-        z = torch.stack([self.log_odds(ids, encoded.image) for ids in encoded.token_ids])
+        z = torch.stack([self.log_odds(ids, encoded.images) for ids in encoded.token_ids])
         loss = (torch.sigmoid(z.mean()) - float(sample.true_false)).square()
         vector = torch.autograd.grad(loss, self.parameters)
         radius = 0.01 / torch.cat([v.reshape(-1) for v in vector]).norm()
@@ -265,7 +265,7 @@ def measure(arguments) -> dict[str, list[dict[str, float]]]:
     records = [(i, k) for i in range(len(chains)) for k in range(len(STEP_TOKENS))]
     random.Random(1).shuffle(records)
     single = {
-        (i, k): collate([([chains[i][0][k]], model.encoder.encode(chains[i][0][k].image,
+        (i, k): collate([([chains[i][0][k]], model.encoder.encode(chains[i][0][k].images,
                                                                  chains[i][0][k].prompts))])
         for i, k in records
     }  # fmt: skip
@@ -275,7 +275,7 @@ def measure(arguments) -> dict[str, list[dict[str, float]]]:
     ours = Ours(model, precision)
     with torch.no_grad():
         i, k = records[0]
-        alone = plain.log_odds(chains[i][1].token_ids[k], chains[i][1].image)
+        alone = plain.log_odds(chains[i][1].token_ids[k], chains[i][1].images)
         with autocast(device, precision):
             packed = ours.engine.lower.module(single[records[0]].prompts.to(device))[0]
     difference = abs(float(alone - packed))
@@ -344,7 +344,7 @@ def memory(arguments, loop: str) -> tuple[int, int]:
     device = arguments.device
     model = make_model(arguments.shape, device)
     train, meta = make_chains(2, model.encoder)
-    single = [([train[0][0][-1]], model.encoder.encode(train[0][0][-1].image,
+    single = [([train[0][0][-1]], model.encoder.encode(train[0][0][-1].images,
                                                        train[0][0][-1].prompts))]  # fmt: skip
     batch = CollateTrain(DOMAINS)(single)
     if loop == "plain":

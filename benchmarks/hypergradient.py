@@ -162,11 +162,13 @@ def weighted_gradient(module, weighting, batches) -> list[torch.Tensor]:
             continue
         weights = weighting(batch, None if features is None else features.detach())
         for weight, loss in zip(weights, means, strict=True):
-            gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=True, materialize_grads=True
+            )  # a record without an image does not reach the vision tower
             g = [x + weight * gradient / count for x, gradient in zip(g, gradients, strict=True)]
     if weighting.detached:
         return g
-    return list(torch.autograd.grad(total, parameters, create_graph=True))
+    return list(torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True))
 
 
 def flat(gradients) -> torch.Tensor:
@@ -179,7 +181,8 @@ def as_double(prompts):
         return prompts.double()
     prompts = copy.copy(prompts)
     prompts.images = [
-        image | {"pixel_values": image["pixel_values"].double()} for image in prompts.images
+        {name: v.double() if v.is_floating_point() else v for name, v in image.items()}
+        for image in prompts.images
     ]
     return prompts
 

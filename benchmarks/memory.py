@@ -45,8 +45,10 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
     encoder = make_encoder(arguments, data.system)
-    train, meta = largest_batches(arguments, data, encoder)
-    estimate = estimate_memory(arguments, encoder, train, meta)
+    largest = largest_batches(arguments, data, encoder)
+    estimates = [estimate_memory(arguments, encoder, *batches) for batches in largest]
+    estimate = max(estimates)
+    train, meta = largest[estimates.index(estimate)]
     engine = program.make_engine(arguments, data, encoder)
     engine.train()
     engine.lower.batches = itertools.repeat(train)

@@ -69,7 +69,7 @@ def separately(model: Counted, samples: list[CandidatesSample]) -> list[LogOdds]
     return [
         [
             [
-                model(pack([model.encoder.encode(sample.image, [prompt])]).to(device)).item()
+                model(pack([model.encoder.encode(sample.images, [prompt])]).to(device)).item()
                 for prompt in response_prompts(sample.question, candidate)
             ]
             for candidate in sample.candidates

@@ -256,8 +256,6 @@ def exchange(rng: random.Random, shop: Workshop, folder: Path) -> Case:
         path.write_bytes(_spoiled_records(rng, rows * 2))
         argv = [direction, "--source", str(path), "--output", str(output)]
         argv += rng.choice([[], ["--held_out", "2", "--limit", "3"]])
-        if direction in ("from-prm800k", "from-math-shepherd"):
-            argv += ["--image", "white.png"]
     elif kind == 0:
         logged = [
             {

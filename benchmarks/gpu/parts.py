@@ -159,8 +159,8 @@ def estimates(arguments: argparse.Namespace) -> dict:
         if "compile" in run:  # takes no more
             continue
         with prepared(arguments, run) as (_, asked, data, encoder):
-            train, meta = largest_batches(asked, data, encoder)
-            found[run] = estimate_memory(asked, encoder, train, meta) / 2**30
+            largest = largest_batches(asked, data, encoder)
+            found[run] = max(estimate_memory(asked, encoder, *both) for both in largest) / 2**30
     return found
 
 

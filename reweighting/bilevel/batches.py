@@ -117,11 +117,11 @@ class MetaBatch(ByValue):
 class EncodedDataset(Dataset):
     """Samples whose prompts are tokenised and whose images are processed when they are drawn.
 
-    Items are asked for by the index of a unit, or by the indices of several units about one image,
+    Items are asked for by the index of a unit, or by the indices of several units of one question,
     which then are one: they share a prefix tree.
 
     Args:
-        units: samples about one image that are drawn together: a single record, or all train
+        units: samples of one question that are drawn together: a single record, or all train
             records of a chain.
         encoder: the reward model's.
     """
@@ -141,7 +141,7 @@ class EncodedDataset(Dataset):
         units = index if isinstance(index, tuple) else (index,)
         unit = [sample for number in units for sample in self.units[number]]
         prompts = [prompt for sample in unit for prompt in sample.prompts]
-        return unit, self.encoder.encode(unit[0].image, prompts)
+        return unit, self.encoder.encode(unit[0].images, prompts)
 
 
 class CollateTrain:

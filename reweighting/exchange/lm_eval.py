@@ -9,7 +9,7 @@ from typing import Any
 from ..records.answers.comparison import is_right, same
 from ..records.answers.extraction import extract
 from ..system.files import FileError, json_line, read_json_lines, replacing
-from .notes import count, several_images
+from .notes import count, image_path, text_only
 
 
 def from_lm_eval(
@@ -22,22 +22,22 @@ def from_lm_eval(
 
     Args:
         question_field: field of the document with the question.
-        image_field: field of the document with the path of the image; the first one of a list.
+        image_field: field of the document with the path of the image, or a list of several. A
+            document without it is text alone.
 
     Raises:
         FileError: the file is missing or broken, or a line is not a logged sample.
     """
     records: list[dict] = []
     known: dict[str, list[str]] = {}
-    repeated = several = 0
+    repeated = bare = 0
     for number, _, line in read_json_lines(samples):
         where = f"{samples}: line {number}"
         doc = _document(line, where)
-        image = doc.get(image_field)
-        if isinstance(image, list) and image:
-            several += len(image) > 1
-            image = image[0]
-        for name, value in ((question_field, doc.get(question_field)), (image_field, image)):
+        images = doc.get(image_field) or []
+        images = images if isinstance(images, list) else [images]
+        named = [(question_field, doc.get(question_field)), *((image_field, i) for i in images)]
+        for name, value in named:
             if not isinstance(value, str):
                 raise FileError(f"{where}: field 'doc.{name}' must be text")
         responses = _responses(line["resps"], where)
@@ -53,7 +53,7 @@ def from_lm_eval(
             raise FileError(f"{where}: field 'target' is empty")
         record = {
             "question": doc[question_field],
-            "image_path": image,
+            "image_path": image_path(images),
             "candidates": responses,
             "answer": targets[0],
         }
@@ -63,7 +63,8 @@ def from_lm_eval(
             ]
         own = {name: line[name] for name in ("doc_id", "doc", "target") if name in line}
         records.append({**record, "benchmark": own})
-    notes = several_images(samples, several, "line")
+        bare += not images
+    notes = text_only(samples, bare, "document")
     if repeated:
         said = count(repeated, "line")
         notes.insert(0, f"{samples}: {said} with a document of another line, for another filter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -10,7 +11,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s" * (number != 1)
 
 
-def several_images(source: Path, number: int, noun: str) -> list[str]:
-    """The note that of several images the first is taken, if there is need for it."""
-    note = f"{source}: {count(number, noun)} with several images: the first of them is taken"
-    return [note] * (number > 0)
+def text_only(source: Path | str, number: int, noun: str) -> list[str]:
+    """The note that some records have no image, if there is need for it."""
+    return [f"{source}: {count(number, noun)} without an image: text alone"] * (number > 0)
+
+
+def image_path(images: Sequence[str]) -> str | list[str] | None:
+    """The field of a record: the path of its image, a list of several, or null without any."""
+    return list(images) if len(images) > 1 else next(iter(images), None)

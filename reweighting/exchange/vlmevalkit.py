@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..system.files import FileError, read_text, replacing
-from .notes import count, several_images
+from .notes import count, image_path, text_only
 
 OPTIONS = "ABCDEFGHIJ"
 IMAGE_COLUMNS = ("image", "image_path")  # not carried along: the image is in the record
@@ -89,13 +89,14 @@ def from_vlmevalkit(
     """Candidates records from a benchmark and one file of predictions per run, and notes.
 
     Images in base64 are written to ``image_dir``. In large benchmarks the value may be the index of
-    another row instead, whose image is then meant. Of a list of images the first is taken.
+    another row instead, whose images are then meant. A row may list several images, or have none.
 
     Args:
         skip_missing: leave out questions that a run has no prediction for.
 
     Raises:
-        FileError: a table cannot be read or matched, a prediction or an image is missing.
+        FileError: a table cannot be read or matched, a prediction is missing, an image is no
+            base64.
     """
     rows = _indexed_table(benchmark, ("question", "answer"))
     runs = [
@@ -103,7 +104,7 @@ def from_vlmevalkit(
         for path in predictions
     ]
     images = {row["index"]: row.get("image", "") for row in rows}
-    records, missing, several = [], Counter(), 0
+    records, missing, bare = [], Counter(), 0
     for row in rows:
         index = row["index"]
         candidates = [run.get(index, "") for run in runs]
@@ -117,24 +118,24 @@ def from_vlmevalkit(
             missing.update(without)
             continue
         paths = _listed(row.get("image_path", ""))
-        several += len(paths or _listed(images[index])) > 1
-        image = paths[0] if paths else _write_image(benchmark, index, images, image_dir)
-        records.append(_record(row, candidates, image))
+        paths = paths or _write_images(benchmark, index, images, image_dir)
+        bare += not paths
+        records.append(_record(row, candidates, paths))
     notes = [
         f"{path}: no prediction for {count(number, 'question')}" for path, number in missing.items()
     ]
     if missing:
         left_out = count(len(rows) - len(records), "question")
         notes.append(f"{benchmark}: {left_out} of {len(rows)} left out")
-    return records, notes + several_images(benchmark, several, "question")
+    return records, notes + text_only(benchmark, bare, "question")
 
 
-def _record(row: Mapping[str, str], candidates: list[str], image: str) -> dict:
+def _record(row: Mapping[str, str], candidates: list[str], images: list[str]) -> dict:
     """The candidates record of a row; ``benchmark`` has all its columns except the images."""
     options = {letter: row[letter] for letter in OPTIONS if row.get(letter)}
     record = {
         "question": lettered(row["question"], options) if options else row["question"],
-        "image_path": image,
+        "image_path": image_path(images),
         "candidates": candidates,
         "answer": row["answer"],
         "dataset": row.get("category") or None,
@@ -158,23 +159,27 @@ def _listed(cell: str) -> list[str]:
     return [cell] if cell else []
 
 
-def _write_image(benchmark: Path, index: str, images: dict[str, str], image_dir: Path) -> str:
-    """Write a row's image; returns its path."""
-    encoded = next(iter(_listed(images[index])), "")
-    if encoded in images:  # the index of another row
-        index, encoded = encoded, next(iter(_listed(images[encoded])), "")
-    try:
-        body = base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise FileError(f"{benchmark}: index {index}: column 'image': {error}") from error
-    if not body:
-        raise FileError(f"{benchmark}: index {index}: neither 'image' nor 'image_path'")
-    kind = "jpg" if body.startswith(b"\xff\xd8") else "png"
+def _write_images(
+    benchmark: Path, index: str, images: dict[str, str], image_dir: Path
+) -> list[str]:
+    """Write the images of a row; returns their paths."""
+    listed = _listed(images[index])
+    if len(listed) == 1 and listed[0] in images:  # the index of another row
+        index, listed = listed[0], _listed(images[listed[0]])
     name = index if _FILE_NAME.fullmatch(index) else hashlib.sha256(index.encode()).hexdigest()[:16]
-    path = image_dir / f"{name}.{kind}"
-    with replacing(path, "wb") as file:
-        file.write(body)
-    return str(path)
+    paths = []
+    for place, encoded in enumerate(listed, start=1):
+        try:
+            body = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise FileError(f"{benchmark}: index {index}: column 'image': {error}") from error
+        kind = "jpg" if body.startswith(b"\xff\xd8") else "png"
+        # No index that is a file name by itself holds this sign.
+        path = image_dir / (f"{name}.{kind}" if place == 1 else f"{name}~{place}.{kind}")
+        with replacing(path, "wb") as file:
+            file.write(body)
+        paths.append(str(path))
+    return paths
 
 
 def to_vlmevalkit(lines: list[dict], output: Path) -> None:

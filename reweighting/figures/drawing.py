@@ -130,7 +130,7 @@ def draw_instance_weights(table: dict[str, list], path: Path) -> None:
 
 
 def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], path: Path) -> None:
-    """The records with the largest and the smallest weights: image, question and steps.
+    """The records with the largest and the smallest weights: first image, question and steps.
 
     Args:
         table: columns of ``instance_weights.parquet``.
@@ -145,7 +145,8 @@ def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], 
     ):
         for row, axes in zip(chosen, row_of_panels, strict=True):
             sample = samples[table["record"][row]]
-            axes.imshow(load_pixels(sample.image))
+            if sample.images:
+                axes.imshow(load_pixels(sample.images[0]))
             axes.axis("off")
             axes.set_title(
                 f"{title}: {table['weight'][row]:.2f}\nrecord {sample.record}, {sample.domain}\n"

@@ -16,7 +16,8 @@ MOST_SHOWN = 8  # step counts told apart in a description
 def chains_of(samples: list[TrainSample]) -> list[list[int]]:
     """Indices of the samples that are prefixes of one chain, chains in order of appearance.
 
-    Records of one question and image belong to one chain as long as each prefix extends another:
+    Records of one question and the same images belong to one chain as long as each prefix extends
+    another:
     text alone decides, so records without ``id`` and ``sid`` are matched as well. Where several
     extend the same prefix, the shortest goes on with its chain and the others open new ones.
     """
@@ -46,10 +47,10 @@ def chains_of(samples: list[TrainSample]) -> list[list[int]]:
 
 
 def questions_of(samples: Sequence[MetaSample]) -> list[list[int]]:
-    """Indices of the meta chains that answer one question about one image, by question."""
-    found: dict[tuple[str, str], list[int]] = {}
+    """Indices of the meta chains that answer one question about the same images, by question."""
+    found: dict[tuple, list[int]] = {}
     for index, sample in enumerate(samples):
-        found.setdefault((sample.image, sample.prompts[0].question), []).append(index)
+        found.setdefault((sample.images, sample.prompts[0].question), []).append(index)
     return list(found.values())
 
 

@@ -86,6 +86,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             found.problems += reader.all_problems()
         elif note := reader.left_out():
             found.notes.append(note)
+    text_only = [train_reader.text_only(train), *(r.text_only(meta) for r in readers[1:])]
+    found.notes += filter(None, text_only)
     _check_subset(arguments, train_reader.name, read, len(train), found)
     if arguments.history == "gold":
         train = with_labels(train)
@@ -195,8 +197,7 @@ def _load_validation(
     samples = found.collect(lambda: load_candidates(reader, progress), None)
     if samples is None:
         return []
-    if note := reader.left_out():
-        found.notes.append(note)
+    found.notes += filter(None, [reader.left_out(), reader.text_only(samples)])
     if not any(sample.true_false for sample in samples):
         found.problems.append(f"{arguments.eval_candidates}: no candidate is known to be right")
     return samples

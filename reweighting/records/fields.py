@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import hashlib
 
 Reader = TypeVar("Reader", bound="FieldReader")
+
+NOTHING: tuple = (None, "", [])  # what a field holds that names no image
 
 
 @dataclass
@@ -173,6 +177,16 @@ class FieldReader:
         count = f"{len(self.problems)} record{'s' if len(self.problems) > 1 else ''}"
         return f"{self.name}: left out {count} with problems:\n{summary(self.all_problems())}"
 
+    def text_only(self, samples: Sequence[Any]) -> str | None:
+        """A note on how many of the samples have no image, if there are any.
+
+        Nobody should train without images for want of a field unawares.
+        """
+        count = sum(not sample.images for sample in samples)
+        if not count:
+            return None
+        return f"{self.name}: {count:,} of {len(samples):,} records name no image: text alone"
+
     # ---- texts
 
     def text(self, record: dict, number: int, name: str) -> str:
@@ -218,32 +232,52 @@ class FieldReader:
 
     # ---- images
 
-    def image(self, record: dict, number: int, name: str = "image_path") -> str:
-        """A required image as a resolved path, a URL or a ``data:`` URI; the first one of a list.
+    def images(self, record: dict, number: int, name: str = "image_path") -> tuple[str, ...]:
+        """The images as resolved paths, URLs or ``data:`` URIs, in order; none for text alone.
 
-        :meth:`check_images` opens it later.
+        A record without images lacks the field, or has null, "" or an empty list there. If it
+        lacks the field and has another that looks like it, the name may be mis-spelt: a problem.
+        :meth:`check_images` opens the images later.
         """
         self.image_fields[number] = name
         value = record.get(name)
-        if isinstance(value, list) and value:
-            value = value[0]
+        if value in NOTHING:
+            if name not in record and (other := _other_image_field(record)):
+                kind = "is missing, but there is '{}'; null says that a record has no image"
+                self.problem(number, name, kind, other)
+            return ()
+        if not isinstance(value, list):
+            return (self._image(value, number, name),)
+        places = (f"image {place}" for place in range(1, len(value) + 1))
+        return tuple(map(self._image, value, repeat(number), repeat(name), places))
+
+    def image(self, record: dict, number: int, name: str = "image_path") -> str:
+        """The image of a record that must have exactly one, see :meth:`images`."""
+        found = self.images(record, number, name)
+        if len(found) != 1 and number not in self.problems:
+            self.problem(number, name, "must name one image, names {}", str(len(found)))
+        return found[0] if found else ""
+
+    def _image(self, value: Any, number: int, name: str, where: str = "") -> str:
         if isinstance(value, str) and is_data_uri(value):
             return value
-        value = self.text({name: value} if name in record else {}, number, name)
+        value = self.clean(value, number, name, where)
         if not value:
             return ""
         if "\0" in value:
-            self.problem(number, name, "holds a NUL character: {}", value)
+            self.problem(number, name, "holds a NUL character: {}", value, where=where)
             return ""
         if match := re.match(r"([a-z][a-z0-9+.-]*)://", value, re.IGNORECASE):
             scheme = match[1].lower()
             if scheme == "file":
                 path = "/" + value[match.end() :].partition("/")[2]
-                self.problem(number, name, "is a URL of a file: give its path instead, {}", path)
+                kind = "is a URL of a file: give its path instead, {}"
+                self.problem(number, name, kind, path, where=where)
             elif scheme not in ("http", "https"):
-                self.problem(number, name, "is a URL of an unknown kind ({})", value)
+                self.problem(number, name, "is a URL of an unknown kind ({})", value, where=where)
             elif not self.allow_image_urls:
-                self.problem(number, name, "is a URL ({}); see --allow_image_urls", value)
+                kind = "is a URL ({}); see --allow_image_urls"
+                self.problem(number, name, kind, value, where=where)
             return scheme + value[len(scheme) :]
         path = os.path.join(self.image_root, value)
         root = os.path.realpath(self.image_root)
@@ -255,6 +289,7 @@ class FieldReader:
                 "{} lies outside the image root {}; see --image_root and --allow_external_images",
                 value,
                 self.image_root,
+                where=where,
             )
         return path
 
@@ -262,7 +297,8 @@ class FieldReader:
         """Decode every distinct image once; broken ones become problems of their records."""
         records: dict[str, list[int]] = {}
         for sample in samples:
-            records.setdefault(sample.image, []).append(sample.record)
+            for image in dict.fromkeys(sample.images):
+                records.setdefault(image, []).append(sample.record)
         silent = {"disable": None if progress else True}  # None: a bar in a terminal only
         # All threads share Python's list of ignored warnings, so it is changed here, outside them.
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
@@ -275,3 +311,13 @@ class FieldReader:
                     for number in records[image]:
                         name = self.image_fields[number]
                         self._note(number, name, printable(trouble, MAX_LINE), kind, (image,))
+
+
+def _other_image_field(record: dict) -> str | None:
+    """A field that holds something and has a name much like those of image fields."""
+    for name, value in record.items():
+        spelt = name.lower()
+        like = "image" in spelt or "img" in spelt or "picture" in spelt
+        if value not in NOTHING and (like or difflib.get_close_matches(spelt, ["image_path"])):
+            return name
+    return None

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray | torch.Tensor"
 
+# What a prompt shows: nothing, one image, or several in this order.
+Images: TypeAlias = "Source | list[Source] | tuple[Source, ...] | None"
+
 MAX_ASPECT_RATIO = 200  # the limit of the Qwen2-VL image processor
 MAX_FILE_BYTES = 2**29  # of an image file
 MAX_BODY_BYTES = 2**26  # of an image at a URL or within a record
@@ -90,6 +93,13 @@ def open_image(source: Source) -> Image.Image:
     _scale_transparent_colour(image)
     image.load()
     return image
+
+
+def listed(images: Images) -> list[Source]:
+    """The images of a prompt, in order."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def allow_megapixels(megapixels: float) -> None:

@@ -34,7 +34,7 @@ class RecordReader(FieldReader):
             return self._train_conversation(record, number)
         question = self.text(record, number, "input")
         prefix = self.text(record, number, "add")
-        image = self.image(record, number)
+        images = self.images(record, number)
         domain = self.text(record, number, "dataset")
         accuracy = record.get("accuracy")
         if "accuracy" not in record:
@@ -46,38 +46,38 @@ class RecordReader(FieldReader):
         if number in self.problems or not self.check_steps(prefix, number, "add"):
             return None
         prompts = [record_prompt(question, prefix, self.step_pattern)]
-        chain = (domain, image, question)
+        chain = (domain, images, question)
         name = str(record.get("id", ""))
-        return TrainSample(number, prompts, image, domain, [accuracy], chain, id=name)
+        return TrainSample(number, prompts, images, domain, [accuracy], chain, id=name)
 
     def _train_conversation(self, record: dict, number: int) -> TrainSample:
         question, prompts, labels, system = conversation(self, record, number)
-        image = self._conversation_image(record, number)
+        images = self._conversation_images(record, number)
         # Without a name all records of a file are one domain.
         domain = Path(self.file).stem
         if "dataset" in record:
             domain = self.text(record, number, "dataset")
         if number not in self.problems and len(labels) < max(1, len(prompts)):
             self.problem(number, "conversations", "must end with the label of a step")
-        chain = (domain, image, question)
+        chain = (domain, images, question)
         name = str(record.get("id", ""))
-        return TrainSample(number, prompts, image, domain, labels, chain, system, name)
+        return TrainSample(number, prompts, images, domain, labels, chain, system, name)
 
-    def _conversation_image(self, record: dict, number: int) -> str:
-        return self.image(record, number, "image" if "image" in record else "image_path")
+    def _conversation_images(self, record: dict, number: int) -> tuple[str, ...]:
+        return self.images(record, number, "image" if record.get("image") else "image_path")
 
     def meta_sample(self, record: dict, number: int) -> MetaSample:
         """A whole chain with its truth, in either format."""
         if "conversations" in record:
             question, prompts, *_ = conversation(self, record, number)
             response = "".join(prompts[-1].steps) if prompts else ""
-            image = self._conversation_image(record, number)
+            images = self._conversation_images(record, number)
             if number not in self.problems and not prompts:
                 response = self.text(record, number, "response")
                 prompts = self._prompts(question, response, number, "response")
-            return MetaSample(number, prompts, image, self._true_false(record, number), response)
+            return MetaSample(number, prompts, images, self._true_false(record, number), response)
         text = self.text(record, number, "input")
-        image = self.image(record, number)
+        images = self.images(record, number)
         if "response" in record:
             name, question, response = "response", text, self.text(record, number, "response")
         else:
@@ -85,7 +85,7 @@ class RecordReader(FieldReader):
             if text and not response:
                 self.problem(number, "input", "holds a question but no response to score")
         prompts = self._prompts(question, response, number, name)
-        return MetaSample(number, prompts, image, self._true_false(record, number), response)
+        return MetaSample(number, prompts, images, self._true_false(record, number), response)
 
     def _true_false(self, record: dict, number: int) -> bool:
         true_false = record.get("true_false")
@@ -104,7 +104,7 @@ class RecordReader(FieldReader):
     def candidates_sample(self, record: dict, number: int) -> CandidatesSample | None:
         """A question with its candidate chains, of which some may be known to be right."""
         question = self.text(record, number, "question")
-        image = self.image(record, number)
+        images = self.images(record, number)
         # The published evaluation code reads one name and documents the other.
         name = "candidate" if "candidate" in record and "candidates" not in record else "candidates"
         candidates = record.get(name)
@@ -129,7 +129,7 @@ class RecordReader(FieldReader):
         if not isinstance(benchmark, (dict, type(None))):
             self.problem(number, "benchmark", "must be an object, is {}", shown(benchmark))
         return CandidatesSample(
-            number, question, candidates, image, true_false, answer, dataset, choices, benchmark
+            number, question, candidates, images, true_false, answer, dataset, choices, benchmark
         )
 
     def _each_true_false(self, record: dict, number: int, candidates: Any) -> list[bool] | None:

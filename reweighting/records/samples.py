@@ -13,7 +13,7 @@ class TrainSample:
 
     record: int  # number in the file, from 1
     prompts: list[Prompt]  # a single one, or one for each labelled step, shortest first
-    image: str
+    images: tuple[str, ...]  # in the order in which the prompt shows them; none: text alone
     domain: str
     accuracies: list[float]  # one for each prompt
     chain: tuple  # records with the same value may be prefixes of one chain
@@ -32,7 +32,7 @@ class MetaSample:
 
     record: int
     prompts: list[Prompt]  # one for each step prefix, shortest first
-    image: str
+    images: tuple[str, ...]
     true_false: bool
     response: str = ""  # the whole chain, with its verdict
 
@@ -44,7 +44,7 @@ class CandidatesSample:
     record: int
     question: str
     candidates: list[str]
-    image: str
+    images: tuple[str, ...]
     true_false: list[bool] | None  # one per candidate, where known
     answer: str | None
     dataset: str | None
@@ -62,3 +62,8 @@ class QuestionSample:
     answer: str
     dataset: str
     choices: list[str] | None
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The image as the other kinds of samples have theirs."""
+        return (self.image,)

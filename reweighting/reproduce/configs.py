@@ -106,7 +106,7 @@ def meta_from_tests(setup: Setup, work: Path) -> Path:
                 if label in sample.true_false:
                     chain = sample.candidates[sample.true_false.index(label)]
                     records.append({"input": join(sample.question, chain), "true_false": label,
-                                    "image_path": sample.image})  # fmt: skip
+                                    "image_path": list(sample.images)})  # fmt: skip
     path = work / "meta_from_tests.json"
     write_records(path, records)
     return path

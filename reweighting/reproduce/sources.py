@@ -162,7 +162,10 @@ def outcome_records(meta: Path, images: Path) -> list[dict]:
             "sid": number,
             "input": prompt.question,
             "add": "".join(prompt.steps),
-            "image_path": str(Path(sample.image).absolute().relative_to(images.absolute())),
+            "image_path": [
+                str(Path(image).absolute().relative_to(images.absolute()))
+                for image in sample.images
+            ],
             "dataset": "meta",
             "score": int(sample.true_false),
             "times": 1,

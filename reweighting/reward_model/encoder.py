@@ -1,10 +1,11 @@
-"""From text and an image to token ids: one code path for training and for selection.
+"""From text and images to token ids: one code path for training and for selection.
 
 A *prefix* is a question followed by the first i steps of a chain of thought; the reward is read at
 the last position of its prompt. With the head ``linear`` a prefix is one chat turn, ``<image>
 question\\n\\nsteps``, followed by the generation prompt (DreamPRM, section 3). With ``plus_minus``
 (DreamPRM-1.5) every step is a turn of its own with a label after it, and the generation prompt
-stands where the label of the last step would be.
+stands where the label of the last step would be. Several images stand there one after another, as
+the chat template places them, and without an image the text stands alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ import torch
 from PIL import Image
 from qwen_vl_utils import smart_resize
 
-from ..records.images import Source, content_key, load_pixels, shrunk_size, source_key
+from ..records.images import (
+    Images,
+    Source,
+    content_key,
+    listed,
+    load_pixels,
+    shrunk_size,
+    source_key,
+)
 from ..records.steps import LABELS, Prompt, chain_prompts, check_count, join, step_prompts
 
 # The system turn of the head plus_minus if the data have none.
@@ -31,32 +40,37 @@ INSTRUCTION = (
 )
 # What a processor returns in addition to the inputs of the image.
 _TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
+_BETWEEN = "#"  # tells the placeholders of several images apart; no processor has it within one
 
 
 @dataclass
-class EncodedImage:
-    """An image as the model takes it.
+class EncodedImages:
+    """The images of a prompt as the model takes them.
 
     Args:
-        inputs: by the names of the model's arguments; several images are concatenated along the
-            first dimension.
-        placeholder: what stands for the image in a prompt, one token per visual feature.
+        inputs: by the names of the model's arguments, images concatenated along the first
+            dimension; empty without an image.
+        placeholders: what stands for each image in a prompt, one token per visual feature.
     """
 
     inputs: dict[str, torch.Tensor]
-    placeholder: str
+    placeholders: list[str]
 
     @property
     def nbytes(self) -> int:
-        return len(self.placeholder) + sum(value.nbytes for value in self.inputs.values())
+        text = sum(map(len, self.placeholders))
+        return text + sum(value.nbytes for value in self.inputs.values())
 
 
 @dataclass
 class EncodedPrompts:
-    """Prompts about one image; images are equal if and only if their ``image_key`` is."""
+    """Prompts that show the same images.
+
+    Those with equal ``image_key`` show equal images in the same order, or none and ask the same.
+    """
 
     image_key: str
-    image: EncodedImage
+    images: EncodedImages
     token_ids: list[list[int]]  # one list per prompt, image placeholders already expanded
 
 
@@ -80,7 +94,7 @@ def response_prompts(
 
 
 class PromptEncoder:
-    """Turns an image and prompts into the model's inputs, with the checkpoint's own processor.
+    """Turns images and prompts into the model's inputs, with the checkpoint's own processor.
 
     Args:
         processor: the checkpoint's ``AutoProcessor``.
@@ -123,7 +137,7 @@ class PromptEncoder:
         self.score_head = score_head
         self.system = system
         self.step_pattern = step_pattern
-        self._cache: OrderedDict[str, EncodedImage] = OrderedDict()
+        self._cache: OrderedDict[str, EncodedImages] = OrderedDict()
         self._cached = 0
 
     @property
@@ -166,34 +180,42 @@ class PromptEncoder:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ValueError(f"its processor makes no prompt: {reason}") from error
 
-    def encode(self, image: Source, prompts: list[Prompt]) -> EncodedPrompts:
-        """Encode ``prompts`` about ``image``.
+    def encode(self, images: Images, prompts: list[Prompt]) -> EncodedPrompts:
+        """Encode ``prompts``, which all show ``images``; without any they ask the same question.
 
         Raises what :func:`~..records.images.open_image` does.
         """
-        key, encoded = self._encoded(image)
-        image_token = self.processor.image_token
-        texts = [self.chat(p).replace(image_token, encoded.placeholder, 1) for p in prompts]
+        if found := listed(images):
+            key, encoded = self._encoded(found)
+        else:  # no path holds a NUL, so no image has such a key
+            key, encoded = f"\0{prompts[0].question}", EncodedImages({}, [])
+        texts = [self._text(prompt, encoded.placeholders) for prompt in prompts]
         # The chat template has already written the special tokens.
         token_ids = self.processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return EncodedPrompts(key, encoded, token_ids)
 
-    def encode_image(self, image: Source) -> EncodedImage:
+    def encode_image(self, image: Source) -> EncodedImages:
         """Decode, shrink and normalise one image."""
-        return self._encoded(image)[1]
+        return self._encoded([image])[1]
 
-    def _encoded(self, image: Source) -> tuple[str, EncodedImage]:
-        """The image and its key: pictures with equal keys are equal."""
-        pixels = None
-        if isinstance(image, (str, Path)):
-            key = source_key(image)
-        else:  # by content: id() and address of an object are used again once it is gone
-            pixels = load_pixels(image)
-            key = content_key(pixels)
+    def _encoded(self, images: Sequence[Source]) -> tuple[str, EncodedImages]:
+        """The images of a prompt and their key: with equal keys they are equal."""
+        keys, opened = [], []
+        for image in images:
+            pixels = None
+            if isinstance(image, (str, Path)):
+                keys.append(source_key(image))
+            else:  # by content: id() and address of an object are used again once it is gone
+                pixels = load_pixels(image)
+                keys.append(content_key(pixels))
+            opened.append(pixels)
+        key = "\0".join(keys)
         if key in self._cache:
             self._cache.move_to_end(key)
             return key, self._cache[key]
-        encoded = self._process(pixels or load_pixels(image))
+        encoded = self._process(
+            [pixels or load_pixels(image) for image, pixels in zip(images, opened, strict=True)]
+        )
         if encoded.nbytes <= self.cache_bytes:
             self._cache[key] = encoded
             self._cached += encoded.nbytes
@@ -201,24 +223,29 @@ class PromptEncoder:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
         return key, encoded
 
-    def _process(self, image: Image.Image) -> EncodedImage:
-        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
-            image = image.resize(size, Image.Resampling.LANCZOS)
+    def _process(self, images: list[Image.Image]) -> EncodedImages:
+        """The images of one prompt: some processors cut an image that stands alone into tiles."""
+        images = [self._shrunk(image) for image in images]
         options = {"add_special_tokens": False, "return_tensors": "pt"}
         if self.resizes:
-            image = self._whole_tokens(image)
+            images = [self._whole_tokens(image) for image in images]
             options["do_resize"] = False
         # The processor knows how many tokens stand for an image: it is given the placeholder only.
-        image_token = self.processor.image_token
-        inputs = dict(self.processor(images=[image], text=[image_token], **options))
-        placeholder = self.processor.tokenizer.decode(inputs.pop("input_ids")[0])
+        text = _BETWEEN.join([self.processor.image_token] * len(images))
+        inputs = dict(self.processor(images=[images], text=[text], **options))
+        placeholders = self.processor.tokenizer.decode(inputs.pop("input_ids")[0]).split(_BETWEEN)
         for name in _TEXT_INPUTS:
             inputs.pop(name, None)
         if "token_type_ids" in inputs:
             raise ValueError("it needs token types, which prompts here do not have")
         if inputs["pixel_values"].dim() == 5:  # images with their tiles, padded to equal numbers
             inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
-        return EncodedImage(inputs, placeholder)
+        return EncodedImages(inputs, placeholders)
+
+    def _shrunk(self, image: Image.Image) -> Image.Image:
+        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
+        return image
 
     def _whole_tokens(self, image: Image.Image) -> Image.Image:
         """The image resized to whole visual tokens within the bounds of the area."""
@@ -232,19 +259,25 @@ class PromptEncoder:
         )
         return image.resize((width, height))
 
-    def chat(self, prompt: Prompt) -> str:
-        """The conversation up to where the model would speak next, with one image placeholder."""
-        turns = self.turns(prompt)
+    def _text(self, prompt: Prompt, placeholders: list[str]) -> str:
+        """The conversation of a prompt with the placeholders of its images."""
+        chat = self.chat(prompt, len(placeholders))
+        pieces = chat.split(self.processor.image_token, len(placeholders))
+        return "".join(itertools.chain(*zip(pieces, [*placeholders, ""], strict=True)))
+
+    def chat(self, prompt: Prompt, images: int = 1) -> str:
+        """The conversation up to where the model would speak next, with a token an image."""
+        turns = self.turns(prompt, images)
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-    def turns(self, prompt: Prompt) -> list[dict]:
+    def turns(self, prompt: Prompt, images: int = 1) -> list[dict]:
         """The turns of the conversation, as chat templates take them."""
         if self.score_head == "linear":
-            return [_turn("user", prompt.text, image=True)]
+            return [_turn("user", prompt.text, images)]
         first, *later = [step.strip() for step in prompt.steps] or [""]
         turns = [
             _turn("system", self.system),
-            _turn("user", join(prompt.question, first), image=True),
+            _turn("user", join(prompt.question, first), images),
         ]
         # Steps that nobody has labelled count as right.
         labels = itertools.chain(prompt.labels, itertools.repeat(True))
@@ -253,6 +286,8 @@ class PromptEncoder:
         return turns
 
 
-def _turn(role: str, text: str, image: bool = False) -> dict:
-    content = [{"type": "text", "text": text}]
-    return {"role": role, "content": [{"type": "image"}, *content] if image else content}
+def _turn(role: str, text: str, images: int = 0) -> dict:
+    return {
+        "role": role,
+        "content": [{"type": "image"}] * images + [{"type": "text", "text": text}],
+    }

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from ..records.images import Source
+from ..records.images import Images, listed
 from ..records.samples import CandidatesSample
 from ..records.steps import Prompt, check_count, layout
 from ..records.texts import text_fault, without_image_tags
@@ -148,13 +148,14 @@ class RewardModel(RewardNetwork):
         write_text(directory / SCORE_HEAD_FILE, json_line(head))
 
     def log_odds(
-        self, image: Source, question: str, responses: Sequence[Response]
+        self, image: Images, question: str, responses: Sequence[Response]
     ) -> list[list[float]]:
         """z of every step prefix of every response, shortest first; all in one prefix tree.
 
         Args:
             image: a path, an http(s) URL, a ``data:`` URI, the bytes of a file, a PIL image, an
-                array or a tensor, see :data:`~..records.images.ACCEPTED`.
+                array or a tensor, see :data:`~..records.images.ACCEPTED`; a list of these, which
+                stand before the question in this order; or None for text alone.
             question: as in the train records; a tag ``<image>`` is left out as there.
             responses: each as one text, which is split into steps as the records are, or as the
                 list of its steps, the last of which should not contain the final answer. An empty
@@ -171,7 +172,7 @@ class RewardModel(RewardNetwork):
 
     def log_odds_many(
         self,
-        items: Iterable[tuple[Source, str, Sequence[Response]]],
+        items: Iterable[tuple[Images, str, Sequence[Response]]],
         max_tokens_per_batch: int = 8192,
     ) -> list[list[list[float]]]:
         """:meth:`log_odds` of many questions, each an image, a question and responses.
@@ -194,7 +195,7 @@ class RewardModel(RewardNetwork):
                     record=number,
                     question=question,
                     candidates=responses,  # type: ignore[arg-type]  # or lists of steps
-                    image=image,
+                    images=tuple(listed(image)),  # type: ignore[arg-type]  # or any sources
                     true_false=None,
                     answer=None,
                     dataset=None,
@@ -203,7 +204,7 @@ class RewardModel(RewardNetwork):
         batches = score_candidates(self, samples, max_tokens_per_batch)
         return [log_odds for batch in batches for log_odds in batch]
 
-    def score(self, image: Source, question: str, response: Response) -> list[float]:
+    def score(self, image: Images, question: str, response: Response) -> list[float]:
         """V of every step prefix of ``response``, shortest first, each in (0, 1).
 
         Arguments and errors are those of :meth:`log_odds`.
@@ -211,7 +212,7 @@ class RewardModel(RewardNetwork):
         [log_odds] = self.log_odds(image, question, [response])
         return torch.sigmoid(torch.tensor(log_odds)).tolist()
 
-    def steps(self, image: Source, question: str, response: Response) -> list[dict]:
+    def steps(self, image: Images, question: str, response: Response) -> list[dict]:
         """One row per step of ``response``: its text ``step``, ``log_odds`` z and ``score`` V.
 
         Arguments and errors are those of :meth:`log_odds`.
@@ -225,7 +226,7 @@ class RewardModel(RewardNetwork):
         ]
 
     def chain_score(
-        self, image: Source, question: str, response: Response, aggregation: str = "mean_log_odds"
+        self, image: Images, question: str, response: Response, aggregation: str = "mean_log_odds"
     ) -> float:
         """One number for a whole response, by which :meth:`select` compares; larger is better.
 
@@ -238,7 +239,7 @@ class RewardModel(RewardNetwork):
 
     def select(
         self,
-        image: Source,
+        image: Images,
         question: str,
         responses: Sequence[Response],
         aggregation: str = "mean_log_odds",
@@ -256,7 +257,7 @@ class RewardModel(RewardNetwork):
         return select(log_odds, aggregation)
 
     @torch.no_grad()
-    def _scored(self, image: Source, prompts: list[Prompt]) -> list[float]:
+    def _scored(self, image: Images, prompts: list[Prompt]) -> list[float]:
         return self(pack([self.encoder.encode(image, prompts)]).to(self.device)).tolist()
 
     def _chains(self, question: str, responses: Sequence[Response]) -> list[list[Prompt]]:

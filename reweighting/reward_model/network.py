@@ -270,8 +270,9 @@ class RewardNetwork(nn.Module):
         """The position that every token would have in its own prompt.
 
         ``[1, N]``, the depths in the tree, or ``[3, 1, N]`` with M-RoPE. There the prompts of a
-        tree share everything up to the end of their image and continue with text, so a position
-        depends on the depth alone, and the longest prompt has them all.
+        tree share everything up to the end of their last image, because all images stand before the
+        question, and continue with text. So a position depends on the depth alone, and the longest
+        prompt has them all. Without an image every position is the depth.
         """
         if not hasattr(self.base_model.model, "get_rope_index"):
             return packed.depths[None]
@@ -280,10 +281,11 @@ class RewardNetwork(nn.Module):
         for row, tree in enumerate(packed.trees):
             ids[row, : lengths[row]] = torch.tensor(tree.longest_prompt)
         image_token = self.base_model.config.image_token_id
+        grids = [image["image_grid_thw"] for image in packed.images if image]
         by_depth, _ = self.base_model.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == image_token).int(),
-            image_grid_thw=torch.cat([image["image_grid_thw"] for image in packed.images]),
+            image_grid_thw=torch.cat(grids) if grids else None,
             attention_mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
         )
         tree_of_token = torch.repeat_interleave(

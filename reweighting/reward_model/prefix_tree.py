@@ -1,10 +1,11 @@
 """Many prefixes in one forward pass: token tries packed into a single sequence.
 
-The prefixes of a chain of thought share the image, the question and the earlier steps; the
-candidates of one question share image and question. Prompts about one image therefore form a
-*trie* of token ids: what is equal is computed once, and every prompt keeps its own tail (the end of
-the user turn and the start of the assistant's). A token attends to its ancestors only and has the
-position it would have in its own prompt, so every score equals that of a separate forward pass.
+The prefixes of a chain of thought share the images, the question and the earlier steps; the
+candidates of one question share images and question. Prompts that show the same images (or none,
+and ask the same) therefore form a *trie* of token ids: what is equal is computed once, and every
+prompt keeps its own tail (the end of the user turn and the start of the assistant's). A token
+attends to its ancestors only and has the position it would have in its own prompt, so every score
+equals that of a separate forward pass.
 
 Tries of different images follow one another without padding; attention runs within each of them,
 so its cost per trie does not grow with the batch.
@@ -151,7 +152,7 @@ class PackedTrees(ByValue):
     read_outs: torch.Tensor  # [R]
     ends: torch.Tensor  # [E], the distinct read-outs in order
     trees: list[Tree]
-    images: list[dict[str, torch.Tensor]]  # for every tree, the model's inputs for its image
+    images: list[dict[str, torch.Tensor]]  # for every tree, the model's inputs for its images
     prompt_tokens: int  # tokens that separate forward passes would take
     _batches: dict = field(default_factory=dict, init=False, repr=False)
 
@@ -210,26 +211,26 @@ class PackedTrees(ByValue):
     def __getstate__(self) -> dict:
         """Each input of all images is sent as one tensor, and split again on arrival."""
         columns = {}
-        for name in self.images[0] if self.images else ():
-            values = [image[name] for image in self.images]
-            together = torch.cat(values)
+        for name, together in self.image_inputs().items():
             if not together.is_floating_point():
                 together = _plain(together)
-            columns[name] = (together, [len(value) for value in values])
+            lengths = [len(image[name]) if image else 0 for image in self.images]
+            columns[name] = (together, lengths)
         return super().__getstate__() | {"images": columns}
 
     def __setstate__(self, state: dict) -> None:
-        columns = {
-            name: torch.as_tensor(together).split(lengths)
-            for name, (together, lengths) in state["images"].items()
-        }
-        rows = zip(*columns.values(), strict=True)
-        images = [dict(zip(columns, row, strict=True)) for row in rows]
+        images: list[dict[str, torch.Tensor]] = [{} for _ in state["trees"]]
+        for name, (together, lengths) in state["images"].items():
+            values = torch.as_tensor(together).split(lengths)
+            for image, value in zip(images, values, strict=True):
+                if len(value):
+                    image[name] = value
         super().__setstate__(state | {"images": images})
 
     def image_inputs(self) -> dict[str, torch.Tensor]:
-        """The model's inputs for all images, concatenated."""
-        return {name: torch.cat([image[name] for image in self.images]) for name in self.images[0]}
+        """The model's inputs for all images, concatenated; empty if no tree has any."""
+        shown = [image for image in self.images if image]
+        return {name: torch.cat([image[name] for image in shown]) for name in (shown or [{}])[0]}
 
     def tree_of_prompt(self) -> torch.Tensor:
         """The number of the tree of every prompt, ``[R]``."""
@@ -267,11 +268,11 @@ class PackedTrees(ByValue):
 
 
 def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
-    """Pack prompts into tries, one per distinct image.
+    """Pack prompts into tries, one per distinct list of images.
 
     Args:
-        groups: prompts with their image. Groups with the same ``image_key`` share a trie, so
-            neither the image nor a common beginning is computed twice.
+        groups: prompts with their images. Groups with the same ``image_key`` share a trie, so
+            neither the images nor a common beginning is computed twice.
     """
     by_image: dict[str, list[tuple[int, list[int]]]] = {}
     images = []
@@ -279,7 +280,7 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
     for group in groups:
         if group.image_key not in by_image:
             by_image[group.image_key] = []
-            images.append(group.image)
+            images.append(group.images)
         for token_ids in group.token_ids:
             by_image[group.image_key].append((prompt_count, token_ids))
             prompt_count += 1
@@ -302,7 +303,7 @@ def pack(groups: Sequence[EncodedPrompts]) -> PackedTrees:
         read_outs=read_outs,
         ends=_ends(trees),
         trees=trees,
-        images=[image.inputs for image in images],
+        images=[shown.inputs for shown in images],
         prompt_tokens=sum(len(ids) for group in groups for ids in group.token_ids),
     )
 

@@ -1,6 +1,6 @@
 """Score the candidates of many questions.
 
-The candidates of a question form one prefix tree, because they share the image and the question;
+The candidates of a question form one prefix tree, because they share the images and the question;
 several questions are packed into one forward pass.
 """
 
@@ -60,7 +60,7 @@ def _encode(
     chains = [response_prompts(sample.question, r, pattern) for r in sample.candidates]
     if not any(chains):
         return None, [0] * len(chains), 0
-    encoded = model.encoder.encode(sample.image, [prompt for chain in chains for prompt in chain])
+    encoded = model.encoder.encode(sample.images, [prompt for chain in chains for prompt in chain])
     ordered = sorted(encoded.token_ids)  # so that neighbours share the most
     size = len(ordered[0])
     for left, right in itertools.pairwise(ordered):

@@ -181,6 +181,7 @@ def make_labels(arguments: argparse.Namespace) -> int:
     for sample in samples:
         for name in ("answer", "dataset"):  # optional in best-of-N, needed here
             reader.text(candidates[sample.record - 1], sample.record, name)
+        reader.image(candidates[sample.record - 1], sample.record)  # the reasoner is shown one
     samples = reader.usable(samples)
     _say_left_out(reader)
     pattern = arguments.step_pattern

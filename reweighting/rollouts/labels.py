@@ -74,7 +74,8 @@ async def count_right(
     this kind: the reasoner did not get there. A rollout that is lost (:class:`ItemError`) counts as
     nothing. What it would have said is unknown, so the prefix has no label until it is sampled.
     """
-    query = Query(prefix.sample.question, prefix.sample.image, prefix.text)
+    [image] = prefix.sample.images
+    query = Query(prefix.sample.question, image, prefix.text)
     own = schedule.counts_own_chain
     score, times, asked = int(own and prefix.right), int(own), 0
     while more := schedule.wanted(score, times, asked):

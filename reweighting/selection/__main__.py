@@ -70,7 +70,7 @@ def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample
     for path in arguments.candidates:
         reader = RecordReader.of(arguments, path)
         sets[path.stem] = load_candidates(reader, progress=True)
-        if note := reader.left_out():
+        for note in filter(None, [reader.left_out(), reader.text_only(sets[path.stem])]):
             terminal.warning(note)
         summary = describe_candidates(sets[path.stem], arguments.step_pattern)
         print(f"{printable(path)}: {summary}")

@@ -40,11 +40,11 @@ def identity(
     images = hashlib.sha256()
     known: dict[str, str] = {}
     for sample in samples:
-        image = str(sample.image)
-        if image not in known:
-            # What is not a file (a URL) is compared by its address.
-            known[image] = file_fingerprint(image) if os.path.isfile(image) else image
-        images.update(f"{sample.record} {known[image]}\n".encode())
+        for image in sample.images:
+            if image not in known:
+                # What is not a file (a URL) is compared by its address.
+                known[image] = file_fingerprint(image) if os.path.isfile(image) else image
+            images.update(f"{sample.record} {known[image]}\n".encode())
     settings = {
         name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
     }

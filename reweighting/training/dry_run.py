@@ -6,6 +6,7 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Callable
+from heapq import nlargest
 from itertools import islice
 
 import torch
@@ -26,7 +27,7 @@ from ..records.steps import Prompt
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
-from ..reward_model.prefix_tree import pack
+from ..reward_model.prefix_tree import PackedTrees, pack
 from ..system.terminal import printable, warning
 from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
@@ -34,7 +35,8 @@ from .reports import peak_memory_gib
 from .statistics import base_rates
 
 TOKENISED = 200  # records that are tokenised for the statistics
-DRAWN = 1000  # random batches, of which the longest is taken
+DRAWN = 1000  # random batches, of which the largest is taken
+PACKED = 20  # of them, the largest by the sum of their records
 LEAST_REACH = 1.1  # a weight that cannot rise from 1 to this hardly tells domains apart
 
 
@@ -153,10 +155,10 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
 
     if not packs_trees(config):
         print(f"{arguments.reward_model}: {SEPARATE_FORWARDS}")
-    train, meta = largest_batches(arguments, data, encoder)
+    largest = largest_batches(arguments, data, encoder)
     with must_fit(arguments.reward_model, Exception):
         print(f"parameters                 {count_parameters(arguments, encoder):,}")
-        memory = estimate_memory(arguments, encoder, train, meta)
+        memory = max(estimate_memory(arguments, encoder, *batches) for batches in largest)
     print(f"estimated peak memory      {_peak(arguments, memory, process)}")
 
 
@@ -176,27 +178,52 @@ def _size(memory: float) -> str:
 
 def largest_batches(
     arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
+) -> list[tuple[TrainBatch, MetaBatch | None]]:
+    """The largest of many random batches, for each level (upper: None without reweighting).
+
+    Largest is what has the most tokens. Where records differ in their number of images, a batch of
+    fewer tokens may take more memory, in the vision tower: that with the most pixels comes second.
+    """
+    counts = {len(sample.images) for sample in data.train}
+    counts |= {len(sample.images) for sample in data.meta}
+    sizes = [_tokens_of, _pixels_of] if len(counts) > 1 else [_tokens_of]
+    return [_largest_batch(arguments, data, encoder, size) for size in sizes]
+
+
+def _tokens_of(packed: PackedTrees) -> int:
+    return len(packed.input_ids)
+
+
+def _pixels_of(packed: PackedTrees) -> int:
+    return sum(image["pixel_values"].numel() for image in packed.images if image)
+
+
+def _largest_batch(
+    arguments: argparse.Namespace,
+    data: Data,
+    encoder: PromptEncoder,
+    size_of: Callable[[PackedTrees], int],
 ) -> tuple[TrainBatch, MetaBatch | None]:
-    """The longest of many random batches, for each level (upper: None without reweighting)."""
     units = train_units(arguments, data.train)
-    train = CollateTrain(data.domains)(_longest(units, arguments.batch_size, encoder))
+    train = CollateTrain(data.domains)(_largest(units, arguments.batch_size, encoder, size_of))
     if not arguments.learn_weights:
         return train, None
+    room = arguments.meta_batch_size
     if arguments.meta_loss != "rank":
         chains = [[sample] for sample in data.meta]
-        return train, collate_meta(_longest(chains, arguments.meta_batch_size, encoder))
-    size = arguments.meta_batch_size
-    questions = [[data.meta[index] for index in q[:size]] for q in questions_of(data.meta)]
-    return train, collate_meta(_longest(questions, size, encoder, len))
+        return train, collate_meta(_largest(chains, room, encoder, size_of))
+    questions = [[data.meta[index] for index in q[:room]] for q in questions_of(data.meta)]
+    return train, collate_meta(_largest(questions, room, encoder, size_of, len))
 
 
-def _longest(
+def _largest(
     units: list[list],
     batch_size: int,
     encoder: PromptEncoder,
+    size_of: Callable[[PackedTrees], int],
     counted: Callable[[list], int] = lambda unit: 1,
 ) -> list:
-    """The items of a batch whose prefix trees have the most tokens together.
+    """The items of a batch whose prefix trees have the largest size together.
 
     Args:
         counted: how much of ``batch_size`` a unit takes.
@@ -205,11 +232,13 @@ def _longest(
     dataset = EncodedDataset(units, encoder)
     chosen = rng.sample(range(len(units)), min(len(units), TOKENISED))
     items = {index: dataset[index] for index in chosen}
-    size = {index: len(pack([prompts]).input_ids) for index, (_, prompts) in items.items()}
+    size = {index: size_of(pack([prompts])) for index, (_, prompts) in items.items()}
     drawn = iter(lambda: rng.choice(chosen), None)
     batches = islice(filled(drawn, batch_size, lambda index: counted(units[index])), DRAWN)
-    longest = max(batches, key=lambda batch: sum(size[index] for index in batch))
-    return [items[index] for index in longest]
+    # What records share is computed once, so the sum only says which batches are worth packing.
+    promising = nlargest(PACKED, batches, lambda batch: sum(size[index] for index in batch))
+    found = [[items[index] for index in batch] for batch in promising]
+    return max(found, key=lambda batch: size_of(pack([prompts for _, prompts in batch])))
 
 
 def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) -> list[int]:
@@ -218,7 +247,7 @@ def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) 
     return [
         len(ids)
         for index in chosen
-        for ids in encoder.encode(samples[index].image, prompts[index]).token_ids
+        for ids in encoder.encode(samples[index].images, prompts[index]).token_ids
     ]
 
 

@@ -66,14 +66,14 @@ def chains(*questions: str) -> list[MetaSample]:
         for number, labels in enumerate(questions):
             if place < len(labels):
                 prompts = chain_prompts(f"Question {number}", f"Step 1: {place}.")
-                found.append(MetaSample(len(found) + 1, prompts, "a.png", labels[place] == "r"))
+                found.append(MetaSample(len(found) + 1, prompts, ("a.png",), labels[place] == "r"))
     return found
 
 
 def test_chains_of_one_question_share_image_and_text():
     samples = chains("rw", "wr", "rrw")
     assert questions_of(samples) == [[0, 3], [1, 4], [2, 5, 6]]
-    samples[3].image = "b.png"
+    samples[3].images = ("b.png",)
     assert questions_of(samples) == [[0], [1, 4], [2, 5, 6], [3]]
 
 

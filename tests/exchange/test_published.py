@@ -100,11 +100,19 @@ def test_a_folder_is_a_domain_for_each_file_and_images_stay_where_they_are(tmp_p
     assert len((tmp_path / "train.jsonl").read_text().splitlines()) == 4
 
 
+def test_rows_have_one_image_several_or_none(tmp_path, capsys):
+    rows = [visualprm_raw(image=image) for image in ("7.png", ["7.png"], ["7.png", "8.png"])]
+    rows += [visualprm_raw(image=image) for image in ("", None, [])]
+    source = write_lines(tmp_path / "a.jsonl", *rows)
+    records = convert("from-visualprm-raw", source, tmp_path / "train.json", "--image_dir", "i")
+    found = [record["image_path"] for record in records[::2]]
+    assert found == ["i/7.png", "i/7.png", ["i/7.png", "i/8.png"], None, None, None]
+    assert f"{source}: 6 records without an image: text alone" in capsys.readouterr().err
+
+
 # What is spoiled in a row of VisualPRM400K-v1.1-Raw -> what is said of it.
 ODD_ROWS = [
-    ({"image": ["1.png", "2.png"]}, "field 'image': holds 2 images, a record has one"),
-    ({"image": ""}, "field 'image': holds no image"),
-    ({"image": None}, "field 'image': holds no image"),
+    ({"image": ["1.png", ""]}, "field 'image': is empty"),
     ({"image": 3}, "field 'image': must be text, is 3"),
     ({"question_orig": None, "question": None}, "field 'question': is missing"),
     ({"question_orig": "<image>\n"}, "field 'question_orig': is empty"),
@@ -151,12 +159,12 @@ def test_broken_lines_are_counted_and_the_rest_is_read(tmp_path, capsys):
 
 
 def test_if_no_row_is_left_nothing_is_written(tmp_path, capsys):
-    source = write_lines(tmp_path / "a.jsonl", visualprm_raw(image=""))
+    source = write_lines(tmp_path / "a.jsonl", visualprm_raw(image=7))
     output = tmp_path / "train.json"
     argv = ["from-visualprm-raw", "--source", str(source), "--output", str(output)]
     assert exchange.main(argv) == 2
     said = capsys.readouterr().err
-    assert "line 1: field 'image': holds no image" in said
+    assert "line 1: field 'image': must be text, is 7" in said
     assert f"{source}: no row is left, nothing is written" in said
     assert not output.exists()
 
@@ -319,7 +327,7 @@ def test_prm800k_follows_the_chosen_completions_and_keeps_the_branches(tmp_path,
     odd = prm800k(prm800k_step(("Add.", 7)))
     lost = prm800k(prm800k_step(("Add.", 1), chosen=4))
     source = write_lines(tmp_path / "phase2.jsonl", row, odd, lost)
-    records = convert("from-prm800k", source, tmp_path / "train.json", "--image", "white.png")
+    records = convert("from-prm800k", source, tmp_path / "train.json")
     assert [(r["id"], r["sid"], r["add"].split(" ")[-1], r["accuracy"]) for r in records] == [
         (0, 1, "2.", 1.0),
         (0, 2, "4.", 1.0),
@@ -328,7 +336,7 @@ def test_prm800k_follows_the_chosen_completions_and_keeps_the_branches(tmp_path,
         (2, 2, "Hm.", 1.0),
     ]
     assert records[2]["add"] == "Step 1: Add 2 to 2.\nStep 2: It is 4.\nStep 3: It is 5."
-    assert {record["image_path"] for record in records} == {"white.png"}
+    assert {record["image_path"] for record in records} == {None}
     said = refusals(capsys)
     assert said[1].endswith("field 'label.steps': step 1 has a rating of 7, not -1, 0 or 1")
     assert said[2].endswith("field 'label.steps': step 1 chooses no completion of its own: 4")
@@ -338,7 +346,7 @@ def test_a_human_completion_goes_on_where_all_others_are_wrong(tmp_path):
     human = {"text": "Add 2.", "rating": None, "source": "human", "flagged": False}
     row = prm800k(prm800k_step(("Take 2.", -1), chosen=None, human=human))
     source = write_lines(tmp_path / "phase1.jsonl", row)
-    records = convert("from-prm800k", source, tmp_path / "train.json", "--image", "white.png")
+    records = convert("from-prm800k", source, tmp_path / "train.json")
     assert [(r["add"], r["accuracy"]) for r in records] == [
         ("Step 1: Add 2.", 1),
         ("Step 1: Take 2.", 0),
@@ -350,7 +358,7 @@ def test_math_shepherd_is_cut_at_its_markers(tmp_path, capsys):
     other["label"] = other["label"].replace("2 + 2 is 4", "2 + 2 is 5")
     bare = math_shepherd(steps=("First, add.", "Then 4."))
     source = write_lines(tmp_path / "shepherd.jsonl", math_shepherd(), other, bare)
-    records = convert("from-math-shepherd", source, tmp_path / "train.json", "--image", "w.png")
+    records = convert("from-math-shepherd", source, tmp_path / "train.json")
     assert [(record["add"], record["accuracy"]) for record in records] == [
         ("Step 1: 2 + 2 is 4.", 1.0),
         ("Step 1: 2 + 2 is 4.\nStep 2: The answer is: 5", 0.0),

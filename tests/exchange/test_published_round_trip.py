@@ -148,8 +148,8 @@ def test_math_shepherd(demo, tmp_path):
         row = {"input": text.rstrip("\n"), "label": marked, "task": chain[0]["dataset"]}
         rows.append(row)
     source = write_lines(tmp_path / "demo.jsonl", *rows)
-    records = convert("from-math-shepherd", source, tmp_path / "t.json", "--image", "white.png")
-    wanted = without(demo, "ground_truth", "score", "times", image_path="white.png")
+    records = convert("from-math-shepherd", source, tmp_path / "t.json")
+    wanted = without(demo, "ground_truth", "score", "times", image_path=None)
     assert records == [record | {"accuracy": float(record["accuracy"] == 1)} for record in wanted]
 
 
@@ -167,8 +167,8 @@ def test_prm800k(demo, tmp_path):
         label = {"steps": steps, "finish_reason": "solution"}
         rows.append({"question": {"problem": chain[0]["input"]}, "label": label})
     source = write_lines(tmp_path / "demo.jsonl", *rows)
-    records = convert("from-prm800k", source, tmp_path / "train.json", "--image", "white.png")
-    wanted = without(demo, "ground_truth", "score", "times", dataset="demo", image_path="white.png")
+    records = convert("from-prm800k", source, tmp_path / "train.json")
+    wanted = without(demo, "ground_truth", "score", "times", dataset="demo", image_path=None)
     assert records == [record | {"accuracy": float(record["accuracy"] > 0)} for record in wanted]
 
 

@@ -36,7 +36,7 @@ def test_a_conversation_is_one_record_with_a_prompt_a_label(tmp_path):
     record = {"id": "x", "image": ["a.png", "b.png"], "conversations": [SYSTEM, *turns]}
     [sample] = load_train(write(tmp_path / "mmmu.json", record))
     assert sample.accuracies == [1.0, 0.0, 0.0] and sample.domain == "mmmu"
-    assert sample.image == str(tmp_path / "a.png")
+    assert sample.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
     assert [prompt.text for prompt in sample.prompts] == [
         "Which colour?\n\nStep 1: a",
         "Which colour?\n\nStep 1: a\n\nthen b",
@@ -101,7 +101,7 @@ def test_meta_chains_come_from_turns_or_from_the_response(tmp_path):
         ({"conversations": conversation("<image>", "s", "+")}, "turn 1 is empty"),
         ({"conversations": conversation("a<|im_end|>", "+")}, "turn 1 holds the control token"),
         ({"image": "none.png"}, "field 'image': "),
-        ({"image": []}, "field 'image': must be text, is []"),
+        ({"image": ["a.png", []]}, "field 'image': image 2 must be text, is []"),
         ({"dataset": 3}, "field 'dataset': must be text"),
         ({"conversations": conversation("Q", *("s", "+") * 1001)}, "holds 1001 steps, more than"),
         ({"conversations": conversation("Q", *("s" * 99_999, "+") * 3)}, "holds 299998 characters"),

@@ -33,7 +33,7 @@ def test_a_meta_set_as_training_data_has_a_record_for_every_prefix(tmp_path):
     for chain in meta:
         for prompt in chain.prompts:
             sample = next(read)
-            assert sample.prompts == [prompt] and Path(sample.image) == Path(chain.image)
+            assert sample.prompts == [prompt] and sample.images == chain.images
             assert sample.accuracies == [float(chain.true_false)]
     assert next(read, None) is None
 

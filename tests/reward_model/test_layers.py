@@ -25,7 +25,7 @@ from reweighting.system.device import autocast
 def prompts(dataset, reward_model) -> PackedTrees:
     """Several images, each with a chain of prefixes."""
     records = load_train(RecordReader(str(dataset / "train.json"), image_root=str(dataset)))[:9]
-    return pack([reward_model.encoder.encode(r.image, r.prompts) for r in records])
+    return pack([reward_model.encoder.encode(r.images, r.prompts) for r in records])
 
 
 @pytest.mark.parametrize("seen", ["all", "causal", "tree"])
@@ -151,7 +151,7 @@ def test_a_tied_vocabulary_is_used_where_there_is_one(dataset, reward_model, mon
     """Scores and gradients of the whole model are those of the two separate uses."""
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
     samples = reader.samples(reader.meta_sample)[:2]
-    packed = pack([reward_model.encoder.encode(s.image, s.prompts) for s in samples])
+    packed = pack([reward_model.encoder.encode(s.images, s.prompts) for s in samples])
     results, calls = [], []
     once = TiedVocabulary.apply
 
@@ -177,7 +177,9 @@ def test_the_last_layer_runs_only_where_prompts_end(dataset, reward_model, check
     if checkpointed:
         model.checkpoint_gradients()
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
-    encoded = [model.encoder.encode(s.image, s.prompts) for s in reader.samples(reader.meta_sample)]
+    encoded = [
+        model.encoder.encode(s.images, s.prompts) for s in reader.samples(reader.meta_sample)
+    ]
     batches = [pack([encoded[0], encoded[0], encoded[1]]), pack(encoded[2:5])]
     for batch in (*batches, batches[1].part([2, 0])):
         assert torch.equal(batch.ends, batch.read_outs.unique())

@@ -80,7 +80,7 @@ def test_a_prompt_is_a_conversation_up_to_its_last_label(model, dataset):
     [ids] = model.encoder.encode(some_image(dataset), [prompt]).token_ids
     assert model.encoder.processor.tokenizer.decode(ids) == (
         f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
-        f"<|im_start|>user\n<|vision_start|>{image.placeholder}<|vision_end|>Q\n\nStep 1: a"
+        f"<|im_start|>user\n<|vision_start|>{image.placeholders[0]}<|vision_end|>Q\n\nStep 1: a"
         "<|im_end|>\n<|im_start|>assistant\n-<|im_end|>\n"
         "<|im_start|>user\nStep 2: b<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
         "<|im_start|>user\nStep 3: c<|im_end|>\n<|im_start|>assistant\n"
@@ -100,7 +100,7 @@ def test_all_steps_of_a_chain_are_read_from_one_plain_sequence(model, dataset):
             input_ids=ids,
             mm_token_type_ids=(ids == model.base_model.config.image_token_id).int(),
             attention_mask=torch.ones_like(ids),
-            **encoded.image.inputs,
+            **encoded.images.inputs,
         ).logits[0, [len(prompt) - 1 for prompt in encoded.token_ids]]
         probability = torch.softmax(logits[:, [plus, minus]], dim=-1)[:, 0]
         torch.testing.assert_close(torch.sigmoid(model(packed)), probability, atol=1e-5, rtol=0)

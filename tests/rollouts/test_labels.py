@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 import pytest
 
+from reweighting.rollouts import __main__ as rollouts
 from reweighting.rollouts.chains import meta_records
 from reweighting.rollouts.labels import limit_per_domain, posterior_accuracies
 from reweighting.rollouts.schedules import Adaptive, Published, half_width
@@ -81,3 +83,15 @@ def test_meta_set_cannot_be_told_by_its_form():
     assert [m["true_false"] for m in meta] == [False, True, True, False]
     assert meta[0]["input"] == f"Q\n\n{candidates[2]}"  # the most alike in length
     assert meta[1]["input"] == f"Q\n\n{candidates[0]}"
+
+
+@pytest.mark.parametrize("images", [None, ["images/0.png", "images/1.png"]])
+def test_chains_that_are_labelled_have_one_image(dataset, tmp_path, capsys, images):
+    """The reasoner is shown one, so labels of other chains would be those of another question."""
+    record = {"question": "Q", "image_path": images, "dataset": "d", "answer": "red"}
+    candidates = tmp_path / "candidates.json"
+    candidates.write_text(json.dumps([record | {"candidates": ["Step 1: x\nFinal answer: red"]}]))
+    argv = ["label", "--candidates", str(candidates), "--output", str(tmp_path / "out.json")]
+    assert rollouts.main([*argv, "--image_root", str(dataset), "--model", "m"]) == 2
+    said = f"record 1: field 'image_path': must name one image, names {len(images or [])}"
+    assert said in capsys.readouterr().err

@@ -54,7 +54,7 @@ def test_vlmevalkit_becomes_candidates(benchmark, tmp_path, capsys):
     assert first.candidates == ["Step 1: x.\nFinal answer: B", "Final answer: red"]
     assert first.true_false == [True, False]
     assert second.true_false == [True, True]  # the first run gives only its answer
-    assert second.image == first.image and (tmp_path / "images" / "3.png").read_bytes() == PNG
+    assert second.images == first.images and (tmp_path / "images" / "3.png").read_bytes() == PNG
 
 
 def test_broken_tables_are_named(benchmark, tmp_path, capsys):
@@ -188,29 +188,32 @@ def test_missing_predictions_leave_their_questions_out_and_are_counted(benchmark
     assert "no question is left" in capsys.readouterr().err
 
 
-def test_options_keep_their_letters_and_of_several_images_the_first_counts(tmp_path, capsys):
+def test_options_keep_their_letters_and_rows_may_have_several_images_or_none(tmp_path, capsys):
     encoded = base64.b64encode(PNG).decode()
     table = write_tsv(
         tmp_path / "bench.tsv",
         ["index", "image", "question", "A", "B", "C", "D", "answer"],
-        ["../0", str([encoded, "other"]), "Which?", "", "p", "q", "r", "D"],
+        ["../0", str([encoded, encoded]), "Which?", "", "p", "q", "r", "D"],
         ["1", json.dumps([encoded]), "Which?", "p", "", "q", "", "C"],
+        ["2", "", "Which?", "p", "", "q", "", "C"],
     )
     run = write_tsv(
         tmp_path / "run.tsv",
         ["index", "prediction"],
         ["../0", "Final answer: r"],
         ["1", "Final answer: C"],
+        ["2", "Final answer: C"],
     )
     output, images = tmp_path / "out.json", tmp_path / "images"
     files = ["--benchmark", table, "--predictions", run, "--output", str(output)]
     assert exchange.main(["from-vlmevalkit", *files, "--image_dir", str(images)]) == 0
-    assert "1 question with several images: the first" in capsys.readouterr().err
-    first, second = load_candidates(RecordReader(str(output), str(tmp_path)))
+    assert "1 question without an image: text alone" in capsys.readouterr().err
+    first, second, third = load_candidates(RecordReader(str(output), str(tmp_path)))
+    assert [len(sample.images) for sample in (first, second, third)] == [2, 1, 0]
     assert first.question == "Which?\nB. p\nC. q\nD. r" and first.true_false == [True]
     assert second.question == "Which?\nA. p\nC. q" and second.true_false == [True]
     # An index that is not a plain file name does not become one.
-    assert len(list(images.iterdir())) == 2 and not list(tmp_path.glob("*.png"))
+    assert len(list(images.iterdir())) == 3 and not list(tmp_path.glob("*.png"))
 
 
 def test_a_benchmark_comes_back_with_its_own_columns(benchmark, tmp_path):
@@ -265,6 +268,24 @@ def test_lm_eval_documents_are_taken_once_and_come_back(tmp_path, capsys):
     samples.write_text(json.dumps(line) + "\n" + json.dumps({**line, "resps": [["5"]]}) + "\n")
     assert exchange.main(["from-lm-eval", "--samples", str(samples), "--output", str(output)]) == 2
     assert "line 2: document 17 has other responses than before" in capsys.readouterr().err
+
+
+def test_lm_eval_documents_have_several_images_or_none(tmp_path, capsys):
+    images: list = [["a.png", "b.png"], ["a.png"], "a.png", None, []]
+    docs = [{"question": f"What is {n}?", "image_path": i} for n, i in enumerate(images)]
+    docs.append({"question": "What is 5?"})
+    rows = [{"doc_id": n, "doc": d, "target": "4", "resps": ["4"]} for n, d in enumerate(docs)]
+    samples, output = tmp_path / "log.jsonl", tmp_path / "candidates.json"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["from-lm-eval", "--samples", str(samples), "--output", str(output)]
+    assert exchange.main(argv) == 0
+    assert "3 documents without an image: text alone" in capsys.readouterr().err
+    found = [record["image_path"] for record in json.loads(output.read_text())]
+    assert found == [["a.png", "b.png"], "a.png", "a.png", None, None, None]
+    docs[0]["image_path"] = ["a.png", 3]
+    samples.write_text(json.dumps(rows[0]) + "\n")
+    assert exchange.main(argv) == 2
+    assert "line 1: field 'doc.image_path' must be text" in capsys.readouterr().err
 
 
 def test_lines_that_are_none_of_a_selection_are_named(tmp_path, capsys):

@@ -41,7 +41,7 @@ def samples(tmp_path_factory) -> list[CandidatesSample]:
                 number + 1,
                 f"Question {number}: which colour?",
                 candidates,
-                str(path),
+                (str(path),),
                 [True, False, True, False],
                 "red",
                 None,
@@ -55,7 +55,7 @@ def test_scores_equal_those_of_separate_prompts(reward_model, samples):
     for sample, log_odds in zip(samples, batch, strict=True):
         assert [len(z) for z in log_odds] == [2, 2, 2, 1]
         for candidate, z in zip(sample.candidates, log_odds, strict=True):
-            alone = reward_model.score(sample.image, sample.question, candidate)
+            alone = reward_model.score(sample.images, sample.question, candidate)
             assert torch.sigmoid(torch.tensor(z)).tolist() == pytest.approx(alone, abs=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_ties_go_to_the_first_and_a_chain_without_steps_competes(reward_model, s
 def test_select_from_python_agrees(reward_model, samples):
     [batch] = score_candidates(reward_model, samples)
     sample = samples[0]
-    chosen = reward_model.select(sample.image, sample.question, sample.candidates)
+    chosen = reward_model.select(sample.images, sample.question, sample.candidates)
     assert chosen == select(batch[0])
 
 

@@ -27,7 +27,7 @@ from tests.training.test_training import assert_same_run, metrics_of, train, wei
 def trees(dataset, model: RewardModel, count: int = 3):
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
     samples = reader.samples(reader.meta_sample)[:count]
-    return pack([model.encoder.encode(sample.image, sample.prompts) for sample in samples])
+    return pack([model.encoder.encode(sample.images, sample.prompts) for sample in samples])
 
 
 def gradients(model: RewardModel, packed) -> dict[str, torch.Tensor]:
@@ -213,7 +213,7 @@ def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_pat
     model.save_pretrained(tmp_path)
     question, response = "Which colour?", "Step 1: it is red.\nStep 2: so red."
     reader = RecordReader(str(dataset / "meta.json"), str(dataset))
-    image = reader.samples(reader.meta_sample)[0].image
+    image = reader.samples(reader.meta_sample)[0].images
     encoded = model.encoder.encode(image, chain_prompts(question, response))
     with torch.no_grad():
         wanted = model(pack([encoded]))

@@ -74,12 +74,12 @@ def test_pretraining_sees_what_the_processor_and_the_model_see(processor, model,
         for row, sheet in enumerate(sheets):
             image = Image.fromarray(rgb(render(sheet.scene)))
             encoded = encoder.encode(image, [Prompt(item.text) for item in sheet.items])
-            torch.testing.assert_close(batch.patches[row], encoded.image.inputs["pixel_values"])
+            torch.testing.assert_close(batch.patches[row], encoded.images.inputs["pixel_values"])
             for ids in encoded.token_ids:
                 tokens = torch.tensor([ids])
                 alone = model(
                     input_ids=tokens,
-                    **encoded.image.inputs,
+                    **encoded.images.inputs,
                     mm_token_type_ids=(tokens == model.config.image_token_id).int(),
                 ).logits[0, -1]
                 torch.testing.assert_close(next(logits), alone, atol=2e-3, rtol=1e-3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...records.steps import MAX_STEPS, layout
+from ..notes import image_path
 from .rows import Row
 
 GAP = "\n\n"  # between the steps of sets that do not say what stood there
@@ -38,7 +39,7 @@ class Chain:
 
     domain: str
     question: str
-    image: str
+    images: tuple[str, ...]
     response: str
     prefixes: list[tuple[int, str, Label]]
     right: bool | None
@@ -46,8 +47,8 @@ class Chain:
 
     @property
     def key(self) -> int:
-        """Tells questions apart: the same words, whatever the spaces, about the same image."""
-        text = "\0".join([self.image, " ".join(self.question.split())])
+        """Tells questions apart: the same words, whatever the spaces, about the same images."""
+        text = "\0".join([*self.images, " ".join(self.question.split())])
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -131,7 +132,7 @@ def train_records(chain: Chain, number: int) -> Iterator[dict]:
         record = {"id": number, "sid": steps, "input": chain.question, "add": text}
         if chain.truth is not None:
             record["ground_truth"] = chain.truth
-        record |= {"image_path": chain.image, "dataset": chain.domain}
+        record |= {"image_path": image_path(chain.images), "dataset": chain.domain}
         if label.times is not None:
             record |= {"score": label.score, "times": label.times}
         yield record | {"accuracy": label.accuracy}
@@ -143,7 +144,7 @@ def meta_record(chain: Chain) -> dict:
         "true_false": bool(chain.right),
         "input": chain.question,
         "response": chain.response,
-        "image_path": chain.image,
+        "image_path": image_path(chain.images),
         "dataset": chain.domain,
     }
 
@@ -153,7 +154,7 @@ def candidates_record(chains: Sequence[Chain]) -> dict:
     first = chains[0]
     record = {
         "question": first.question,
-        "image_path": first.image,
+        "image_path": image_path(first.images),
         "candidates": [chain.response for chain in chains],
         "true_false": [bool(chain.right) for chain in chains],
         "dataset": first.domain,

@@ -12,7 +12,7 @@ from ...records.problems import Tally
 from ...system import terminal
 from ...system.files import FileError, remove, write_records
 from ...system.terminal import whole
-from ..notes import count
+from ..notes import count, text_only
 from . import formats, texts_only
 from .chains import Chain, candidates_record, meta_record, train_records
 from .choice import META, TRAIN, VALIDATION, Choice
@@ -26,14 +26,14 @@ class Layout(NamedTuple):
 
     Args:
         help: what it is.
-        convert: the chains of a row; with the path of the image too if the set has none.
+        convert: the chains of a row.
         columns: that are read, where it is a parquet file.
         images: whether its rows have images of their own.
         pairs: whether it gives meta records and nothing to train on.
     """
 
     help: str
-    convert: Callable[..., list[Chain]]
+    convert: Callable[[Row], list[Chain]]
     columns: tuple[str, ...] = ()
     images: bool = True
     pairs: bool = False
@@ -83,8 +83,6 @@ def add_commands(directions: Any, layout: dict[str, Any]) -> None:
         )
         if published.images:
             add("--image_dir", type=Path, help="is put before all image paths (default: nothing)")
-        else:
-            add("--image", required=True, help="the image that all records name, as a plain one")
         add("--domains", nargs="+", help="convert rows of these only (default: all)")
         add("--per_domain", type=whole(1), help="draw this many rows of each (default: all)")
         add("--limit", type=whole(1), help="draw this many rows of all in all (default: all)")
@@ -114,6 +112,7 @@ class Conversion:
         self.wanted = set(arguments.domains or ())
         self.written: Counter[str] = Counter()  # rows of each domain
         self.rows = self.records = 0  # rows that were wanted and not refused
+        self.bare = 0  # records without an image
         self.met: set[str] = set()
         self.held_out: dict[int, list[Chain]] = {}
 
@@ -129,6 +128,9 @@ class Conversion:
             if refused.number:
                 refusals = f"{count(refused.number, 'row')} of {self.rows + refused.number} refused"
                 terminal.warning(f"{refusals}:\n{refused.text()}")
+        if self.layout.images:
+            for note in text_only(self._place(), self.bare, "record"):
+                terminal.warning(note)
         told = [self._summary()]
         for use, chains in self.held_out.items():
             told.append(self._write_held_out(use, chains, lines))
@@ -142,7 +144,7 @@ class Conversion:
         for source in self.sources:
             for row in rows(source, list(self.layout.columns), refused):
                 try:
-                    chains = self._convert(row)
+                    chains = self.layout.convert(row)
                 except Refused as error:
                     refused.add(error.problem)
                     continue
@@ -150,11 +152,6 @@ class Conversion:
                     self.met.add(chains[0].domain)
                     yield number, chains
                     number += 1
-
-    def _convert(self, row: Row) -> list[Chain]:
-        if self.layout.images:
-            return self.layout.convert(row)
-        return self.layout.convert(row, self.arguments.image)
 
     def _uses(self) -> bytearray | None:
         """What each chain is used for; None if all are trained on, which takes no reading."""
@@ -193,6 +190,7 @@ class Conversion:
                     ids += 1
                     for record in made:
                         self.records += 1
+                        self.bare += not chain.images
                         yield record
                 elif use in self.held_out:
                     self.held_out[use].append(chain)

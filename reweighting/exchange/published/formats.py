@@ -45,7 +45,7 @@ def labelled_chain(
         response = row.clean(GAP.join(steps), name)
         ends = ends_of(steps, response)
     response, prefixes = prefixes_of(row, name, response, ends, labels)
-    return Chain(domain, question, row.image(), response, prefixes, ended_right(labels), truth)
+    return Chain(domain, question, row.images(), response, prefixes, ended_right(labels), truth)
 
 
 def _scored_steps(row: Row) -> tuple[list[str], list[Label]]:
@@ -221,11 +221,11 @@ def _content(value: Any) -> str:
 
 def from_mmpr(row: Row) -> list[Chain]:
     """MMPR: the chosen response counts as right and the rejected one as wrong."""
-    question, image = row.text("question"), row.image()
+    question, images = row.text("question"), row.images()
     chains = []
     for name, right in (("chosen", True), ("rejected", False)):
         response = row.text(name)
-        chains.append(Chain(row.source.domain, question, image, response, [], right))
+        chains.append(Chain(row.source.domain, question, images, response, [], right))
     if chains[0].response == chains[1].response:
         row.refuse("rejected", "is the same as the chosen response")
     return chains

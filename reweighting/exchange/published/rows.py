@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...records.fields import NOTHING
 from ...records.problems import Problem, Tally
 from ...records.texts import shown, text_fault, without_image_tags
 from ...system.files import FileError, is_number, read_json, read_json_lines
@@ -102,14 +103,11 @@ class Row:
             self.refuse(name, "must be a number from 0 to 1, is {}", shown(value))
         return float(value)
 
-    def image(self, name: str = "image") -> str:
-        """The only image, as a path; our records have one each, so no more and no fewer fit."""
+    def images(self, name: str = "image") -> tuple[str, ...]:
+        """The paths of the images, in order; none of a row without."""
         value = self.value.get(name)
-        images = value if isinstance(value, list) else [] if value in (None, "") else [value]
-        if len(images) != 1:
-            kind = "holds {} images, a record has one" if images else "holds no image"
-            self.refuse(name, kind, *[len(images)] * bool(images))
-        return os.path.join(self.source.root, self.clean(images[0], name))
+        images = [] if value in NOTHING else value if isinstance(value, list) else [value]
+        return tuple(os.path.join(self.source.root, self.clean(path, name)) for path in images)
 
 
 def sources(paths: Iterable[Path], image_dir: Path | None) -> list[Source]:

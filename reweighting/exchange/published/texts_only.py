@@ -1,7 +1,4 @@
-"""Sets without images: what a row of each of them says.
-
-Every record needs an image, so all of them name the same one, which the user gives.
-"""
+"""Sets without images: what a row of each of them says."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class _Completion(NamedTuple):
     rating: int
 
 
-def from_prm800k(row: Row, image: str) -> list[Chain]:
+def from_prm800k(row: Row) -> list[Chain]:
     """PRM800K: the chain of the chosen completions, and the other completions that branch off it.
 
     A neutral rating counts as right, as it leads astray nowhere. A branch has one record, that of
@@ -48,7 +45,7 @@ def from_prm800k(row: Row, image: str) -> list[Chain]:
         response, prefixes = prefixes_of(row, "label.steps", response, ends, shown_labels)
         judged = not branch and label.get("finish_reason") in _JUDGED
         right = ended_right(labels) if judged else None
-        return Chain(row.source.domain, problem, image, response, prefixes, right)
+        return Chain(row.source.domain, problem, (), response, prefixes, right)
 
     for number, step in enumerate(row.objects(label.get("steps"), "label.steps"), start=1):
         main, others = _completions(row, step, number)
@@ -96,7 +93,7 @@ def _completions(row: Row, step: dict, number: int) -> tuple[_Completion | None,
     return main, rated
 
 
-def from_math_shepherd(row: Row, image: str) -> list[Chain]:
+def from_math_shepherd(row: Row) -> list[Chain]:
     """Math-Shepherd: ``ки`` ends every step of ``input``, and in ``label`` a + or - is there."""
     text, marked = row.text("input"), row.text("label")
     pieces = text.split(_MARKER)
@@ -119,4 +116,4 @@ def from_math_shepherd(row: Row, image: str) -> list[Chain]:
     response, prefixes = prefixes_of(row, "input", response, ends, labels)
     question = row.clean(question.strip(), "input")
     domain = row.text("task")
-    return [Chain(domain, question, image, response, prefixes, ended_right(labels))]
+    return [Chain(domain, question, (), response, prefixes, ended_right(labels))]
