@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import make_encoder
 from reweighting.training.dry_run import largest_batches
 from tests.conftest import command
+from tests.support.backbones import make_backbone
 from tests.support.mixed import write_mixed
 from tests.training.test_training import assert_same_run, metrics_of, train
 
@@ -31,6 +34,15 @@ def mixed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(mixed, tmp_path_factory):
     return train(mixed, tmp_path_factory.mktemp("finished") / "run")
+
+
+def texts_of(dataset: Path, folder: Path) -> Path:
+    """The records of a data set without their images."""
+    for file in ("train.json", "meta.json"):
+        records = json.loads((dataset / file).read_text())
+        records = [{**record, "image_path": ""} for record in records]
+        (folder / file).write_text(json.dumps(records))
+    return folder
 
 
 def test_a_run_learns_and_resumes(mixed, finished, tmp_path):
@@ -57,12 +69,21 @@ def test_other_kinds_of_runs(mixed, tmp_path, flags):
     assert lines[-1]["hypergradient_norm"] > 0
 
 
+@pytest.mark.parametrize(
+    "name", ["qwen3_vl", "internvl", "llava_onevision", "llava_onevision-llama"]
+)
+def test_other_backbones(mixed, tmp_path, name):
+    """Forward mode of each, that of the last one prompt by prompt."""
+    model = make_backbone(name, tmp_path / "model")
+    flags = ["--reward_model", str(model), "--iteration_num", "4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of separate forwards
+        lines = metrics_of(train(mixed, tmp_path / "run", *flags))
+    assert lines[-1]["hypergradient_norm"] > 0 and lines[-1]["parameters_moved"] > 0.5
+
+
 def test_texts_alone_train_too(mixed, tmp_path, capsys):
-    for file in ("train.json", "meta.json"):
-        records = json.loads((mixed / file).read_text())
-        texts = [{**record, "image_path": ""} for record in records]
-        (tmp_path / file).write_text(json.dumps(texts))
-    lines = metrics_of(train(tmp_path, tmp_path / "run", "--iteration_num", "4"))
+    lines = metrics_of(train(texts_of(mixed, tmp_path), tmp_path / "run", "--iteration_num", "4"))
     assert lines[-1]["hypergradient_norm"] > 0
     said = capsys.readouterr().err
     number = len(json.loads((mixed / "train.json").read_text()))
@@ -96,23 +117,16 @@ def test_the_largest_batches_are_sought_by_tokens_and_by_pixels(mixed, dataset, 
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("texts", "flags"),
     [
-        ["--batch_size", "1"],
-        ["--batch_size", "8", "--meta_batch_size", "4"],
-        ["--batch_by", "cot", "--batch_size", "6", "--gradient_checkpointing"],
+        (False, ["--batch_size", "8", "--meta_batch_size", "4"]),
+        (False, ["--batch_by", "cot", "--batch_size", "6", "--gradient_checkpointing"]),
+        (True, ["--batch_size", "8", "--meta_batch_size", "4"]),
     ],
-    ids=["batch-1", "batch-8", "checkpointed"],
+    ids=["mixed", "mixed-checkpointed", "texts"],
 )
-@pytest.mark.parametrize("texts", [False, True], ids=["mixed", "texts"])
-def test_estimated_memory_is_the_measured_peak(mixed, tmp_path, flags, texts):
-    folder = mixed
-    if texts:
-        folder = tmp_path
-        for file in ("train.json", "meta.json"):
-            records = json.loads((mixed / file).read_text())
-            records = [{**record, "image_path": None} for record in records]
-            (folder / file).write_text(json.dumps(records))
+def test_estimated_memory_is_the_measured_peak(mixed, tmp_path, texts, flags):
+    folder = texts_of(mixed, tmp_path) if texts else mixed
     estimate, measured = estimated_and_measured(command(folder, tmp_path / "run", *flags), 4)
     assert estimate == pytest.approx(measured, rel=0.15)
 
