@@ -6,10 +6,9 @@ The layouts of VisualProcessBench (arXiv 2503.10291), ProcessBench (arXiv 2412.0
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..records.reader import RecordReader
 from ..records.samples import CandidatesSample
@@ -28,14 +27,9 @@ class StepRecord:
     record: int  # number in the file, from 1
     source: str  # the part of the benchmark that it belongs to
     question: str
-    images: list[str]  # none, one or several
-    chains: list[str | list[str]]  # texts that are cut into steps, or lists of their steps
+    images: tuple[str, ...]  # none, one or several
+    chains: Sequence[str | list[str]]  # texts that are cut into steps, or lists of their steps
     labels: list[Labels]  # of the steps of every chain
-
-    @property
-    def image(self) -> Any:
-        """What a reward model is given: None, one image, or a list of several."""
-        return self.images if len(self.images) > 1 else next(iter(self.images), None)
 
     @property
     def sample(self) -> CandidatesSample:
@@ -44,7 +38,7 @@ class StepRecord:
             record=self.record,
             question=self.question,
             candidates=self.chains,  # type: ignore[arg-type]  # or lists of steps
-            image=self.image,
+            images=self.images,
             true_false=None,
             answer=None,
             dataset=self.source,
@@ -63,7 +57,9 @@ class StepReader(RecordReader):
         """A response to an image question; every step is right (1), wrong (-1) or neutral (0)."""
         question = self.text(record, number, "question")
         source = self.text(record, number, "data_source")
-        images = self._images(record, number, "image")
+        images = self.images(record, number, "image")
+        if "image" not in record and number not in self.problems:
+            self.problem(number, "image", "is missing")
         response = record.get("response")
         if not isinstance(response, dict):
             self.problem(number, "response", "must be an object, is {}", shown(response))
@@ -90,7 +86,7 @@ class StepReader(RecordReader):
         labels: Labels = [True] * len(steps)
         if first >= 0:
             labels[first:] = [False] + [None] * (len(steps) - first - 1)
-        return StepRecord(number, Path(self.file).stem, question, [], [steps], [labels])
+        return StepRecord(number, Path(self.file).stem, question, (), [steps], [labels])
 
     def prmbench(self, record: dict, number: int) -> StepRecord:
         """A modified solution of a text question, and the numbers, from 1, of its wrong steps."""
@@ -99,7 +95,7 @@ class StepReader(RecordReader):
         steps = self._steps(record, number, "modified_process")
         wrong = set(self._numbers(record, number, "error_steps", 1, len(steps)))
         labels: Labels = [place not in wrong for place in range(1, len(steps) + 1)]
-        return StepRecord(number, source, question, [], [steps], [labels])
+        return StepRecord(number, source, question, (), [steps], [labels])
 
     def candidates(self, record: dict, number: int) -> StepRecord | None:
         """Our own candidates record with ``step_correct``, true or false for every step."""
@@ -123,10 +119,8 @@ class StepReader(RecordReader):
                 kind = "holds {} labels for {} steps"
                 where = f"response {place}"
                 self.problem(number, name, kind, str(len(chain)), str(steps), where=where)
-        image: Any = sample.image  # None, one or several
-        images = [image] if isinstance(image, str) else list(image or [])
         source = sample.dataset or Path(self.file).stem
-        return StepRecord(number, source, sample.question, images, [*sample.candidates], labels)
+        return StepRecord(number, source, sample.question, sample.images, sample.candidates, labels)
 
     def _steps(self, record: dict, number: int, name: str) -> list[str]:
         """A list of texts, at least one."""
@@ -154,12 +148,6 @@ class StepReader(RecordReader):
             self.problem(number, name, kind, str(most), shown(odd[0]))
         return []
 
-    def _images(self, record: dict, number: int, name: str) -> list[str]:
-        """A path, or a list of paths."""
-        value = record.get(name)
-        paths = value if isinstance(value, list) else [value] if name in record else []
-        return [self.image({name: path}, number, name) for path in paths]
-
 
 LAYOUTS: dict[str, Callable[[StepReader, dict, int], StepRecord | None]] = {
     "visualprocessbench": StepReader.visualprocessbench,
@@ -184,10 +172,7 @@ def load_steps(reader: StepReader, layout: str, or_candidates: bool = False) -> 
         layout = "candidates"
     records = reader.samples(lambda *record: LAYOUTS[layout](reader, *record), items)
     for record in records:
-        if len(record.images) != 1:  # the encoder takes one image so far
-            kind = "{} images: only records with exactly one can be scored so far"
-            reader.problem(record.record, None, kind, str(len(record.images)))
         if record.source in (ALL, BY_STEPS, BY_SOURCES):
             reader.problem(record.record, None, "its source has a reserved name, {}", record.source)
-    reader.check_images((r for r in records if len(r.images) == 1), progress=True)
+    reader.check_images(records, progress=True)
     return reader.usable(records)

@@ -10,6 +10,7 @@ import pytest
 from reweighting.evaluate import __main__ as evaluation
 from reweighting.evaluate import results
 from reweighting.records.steps import split_steps
+from reweighting.reward_model import RewardModel
 from reweighting.selection import __main__ as selection
 from tests.conftest import REPOSITORY
 
@@ -207,18 +208,37 @@ def test_several_files_are_one_benchmark(run, tmp_path):
 
 
 @pytest.mark.parametrize("benchmark", ["processbench", "prmbench"])
-def test_records_without_an_image_are_refused_so_far(run, tmp_path, capsys, benchmark):
-    record = {
-        **{"problem": "2 + 3?", "steps": ["2 + 3 = 5"], "label": -1},
-        **{"modified_question": "2 + 3?", "modified_process": ["2 + 3 = 5"]},
-        **{"error_steps": [], "classification": "circular"},
-    }
-    data = write(tmp_path / "gsm8k.jsonl", [record])
-    assert evaluation.main(flags(run, benchmark, data, tmp_path / "out")) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {data}: record 1: 0 images: only records with exactly one")
-    assert said.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_text_alone_is_scored_as_python_scores_it(run, tmp_path, benchmark):
+    texts = [["2 + 3 = 5", "5 + 1 = 7"], ["2 + 3 = 5"]]
+    records = [
+        {
+            **{"problem": f"{k}: 2 + 3?", "steps": steps, "label": len(steps) - 2},
+            **{"modified_question": f"{k}: 2 + 3?", "modified_process": steps},
+            **{"error_steps": [2][: len(steps) - 1], "classification": "circular"},
+        }
+        for k, steps in enumerate(texts)
+    ]
+    data, out = write(tmp_path / "gsm8k.jsonl", records), tmp_path / "out"
+    assert evaluation.main(flags(run, benchmark, data, out)) == 0
+    lines = (out / "gsm8k" / "samples.jsonl").read_text().splitlines()
+    model = RewardModel.from_pretrained(run)
+    for k, (line, steps) in enumerate(zip(lines, texts, strict=True)):
+        [found] = json.loads(line)["step_scores"]
+        assert found == pytest.approx(model.score(None, f"{k}: 2 + 3?", steps), abs=1e-6)
+    found = json.loads((out / "results.json").read_text())["rows"]["model"]
+    assert found["all steps"]["auroc"]["value"] in (0.0, 0.5, 1.0)  # two right steps, one wrong
+
+
+def test_several_images_of_a_record_are_all_seen(run, tmp_path):
+    one, other = visual_records(own_records("test_mix", 2))
+    several = {**one, "image": one["image"] + other["image"]}
+    data, out = write(tmp_path / "test.jsonl", [several]), tmp_path / "out"
+    assert evaluation.main(flags(run, "visualprocessbench", data, out)) == 0
+    [found] = json.loads((out / "test" / "samples.jsonl").read_text())["step_scores"]
+    model, steps = RewardModel.from_pretrained(run), one["response"]["steps"]
+    images = [str(REPOSITORY / "data" / name) for name in several["image"]]
+    assert found == pytest.approx(model.score(images, one["question"], steps), abs=1e-6)
+    assert found != pytest.approx(model.score(images[:1], one["question"], steps), abs=1e-6)
 
 
 def test_unusable_flags_are_one_line(run, tmp_path, capsys):

@@ -93,7 +93,8 @@ def test_visualprocessbench(folder):
     assert one.question == "Which bar is the tallest?"
     assert one.chains == [VISUAL["response"]["steps"]]
     paths = [str(folder / "images" / f"{name}.png") for name in "12"]
-    assert one.image == path.image == paths[0] and two.image == paths and none.image is None
+    assert one.images == path.images == tuple(paths[:1]) and two.images == tuple(paths)
+    assert none.images == ()
     assert sizes([one, path])["MathVision"] == {
         **{"records": 2, "right": 4, "wrong": 2, "not judged": 2}
     }
@@ -104,7 +105,7 @@ def test_processbench(folder):
         folder, "processbench", PROCESS, PROCESS | {"label": -1}, name="olympiadbench.json"
     )
     assert wrong.labels == [[True, False, None]] and right.labels == [[True, True, True]]
-    assert wrong.image is None and wrong.images == [] and wrong.source == "olympiadbench"
+    assert wrong.images == () and wrong.source == "olympiadbench"
     assert wrong.question == PROCESS["problem"] and wrong.chains == [PROCESS["steps"]]
 
 
@@ -133,7 +134,7 @@ def response(**fields) -> dict:
         ("visualprocessbench", {"image": 7}, "image", "must be text, is 7"),
         ("visualprocessbench", {"image": ["images/9.png"]}, "image", "does not exist"),
         ("visualprocessbench", {"image": ["../1.png"]}, "image", "lies outside the image root"),
-        ("visualprocessbench", {"image": ...}, None, "0 images"),
+        ("visualprocessbench", {"image": ...}, "image", "is missing"),
         ("visualprocessbench", {"data_source": ...}, "data_source", "is missing"),
         ("visualprocessbench", {"data_source": "all steps"}, None, "reserved name, all steps"),
         ("visualprocessbench", {"response": ...}, "response", "must be an object, is null"),
@@ -153,7 +154,6 @@ def response(**fields) -> dict:
         ("processbench", {"label": ...}, "label", "is missing"),
         ("processbench", {"steps": "a"}, "steps", "must be a list of steps"),
         ("processbench", {"problem": ...}, "problem", "is missing"),
-        ("processbench", {}, None, "0 images: only records with exactly one can be scored so far"),
         ("prmbench", {"error_steps": [0]}, "error_steps", "from 1 to 3, not 0"),
         ("prmbench", {"error_steps": 2}, "error_steps", "must be a list of whole numbers, is 2"),
         ("prmbench", {"modified_process": ...}, "modified_process", "is missing"),
