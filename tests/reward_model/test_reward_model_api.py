@@ -97,7 +97,7 @@ def test_tokens_that_the_tokenizer_alone_knows_are_named_too():
 
 def test_wrong_arguments_are_told_what_is_accepted(reward_model):
     with pytest.raises(TypeError, match="NoneType: an image is a path, an http"):
-        reward_model.score(None, QUESTION, RESPONSES[0])
+        reward_model.score([None], QUESTION, RESPONSES[0])
     with pytest.raises(ValueError, match="there are no responses to select from"):
         reward_model.select(PICTURE, QUESTION, [])
     with pytest.raises(TypeError, match="responses must be a list of responses, is str"):
