@@ -319,7 +319,7 @@ def selection(arguments: argparse.Namespace) -> dict:
     for number in range(4):
         image, question, _ = texts[8 * number]
         candidates = ["\n".join(steps) for _, _, steps in texts[8 * number : 8 * number + 8]]
-        samples.append(CandidatesSample(number, question, candidates, image, None, None, None))
+        samples.append(CandidatesSample(number, question, candidates, (image,), None, None, None))
     found: dict[str, float] = {}
     scores = []
     for name, method in {"separate": separately, "trees": by_trees}.items():
