@@ -12,11 +12,12 @@ QUESTION = "Question: How many bars are higher than 5?"
 STEPS = ("Step 1: The bars are 3, 6 and 8 high.", "Step 2: Two of them are higher than 5.")
 _TURNS = {
     "linear": [
-        "One user turn: the image, then the question, a blank line and steps 1 to i, one a line.",
+        "One user turn: the images, if any, then the question, a blank line and steps 1 to i, one a "
+        "line.",
     ],
     "plus_minus": [
         "The system turn.",
-        "A user turn: the image, then the question, a blank line and step 1.",
+        "A user turn: the images, if any, then the question, a blank line and step 1.",
         f"For each of the steps 2 to i: an assistant turn that is '{LABELS[0]}', the label of the "
         "step before it, and a user turn that is the step.",
     ],
