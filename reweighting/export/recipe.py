@@ -12,8 +12,8 @@ QUESTION = "Question: How many bars are higher than 5?"
 STEPS = ("Step 1: The bars are 3, 6 and 8 high.", "Step 2: Two of them are higher than 5.")
 _TURNS = {
     "linear": [
-        "One user turn: the images, if any, then the question, a blank line and steps 1 to i, one a "
-        "line.",
+        "One user turn: the images, if any, then the question, a blank line and steps 1 to i, "
+        "each on a line of its own.",
     ],
     "plus_minus": [
         "The system turn.",
