@@ -25,7 +25,7 @@ from ..system import terminal
 from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, FileError, write_json
 from ..system.terminal import Parser, printable, quiet
-from .layouts import LAYOUTS, StepReader, StepRecord, load_steps
+from .layouts import LAYOUTS, StepReader, StepRecord, has_both, load_steps
 
 RESULTS_FILE = "results.json"
 FIGURE_FILE = "evaluation.png"
@@ -105,8 +105,7 @@ def _check_validation(
     shared = len({*map(content, records)} & {*map(content, tests)})
     if shared:
         raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
-    known = {label for record in records for labels in record.labels for label in labels}
-    if not {True, False} <= known:
+    if not has_both(records):
         raise FileError(f"--threshold_from {path} needs both right and wrong steps")
 
 

@@ -465,9 +465,16 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
         "the best checkpoint is kept in best/ beside the last",
     )
     add(
+        "--eval_steps",
+        metavar="FILE",
+        help="validation chains with labelled steps (never a test set), in any layout that "
+        "reweighting.evaluate reads: AUROC and F1 at 0.5 of the steps are logged; without "
+        "--eval_candidates the checkpoint with the best AUROC is kept in best/",
+    )
+    add(
         "--eval_image_root",
         metavar="DIR",
-        help="directory of the candidates' images (default: --image_root)",
+        help="directory of the images of both (default: --image_root)",
     )
     add("--eval_every", type=whole(1), default=1000, help="lower steps between two evaluations")
     add("--logging_steps", type=whole(1), default=10, help="lower steps per line of metrics.jsonl")
