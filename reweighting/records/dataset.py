@@ -93,8 +93,10 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     kept = len({sample.record for sample in train}) if arguments.upsample_wrong > 1 else len(train)
     _check_subset(arguments, train_reader.name, read, kept, found)
     if len(train) > kept:
-        times = arguments.upsample_wrong
-        found.notes.append(f"--upsample_wrong {times}: {len(train):,} records an epoch, not {kept:,}")
+        found.notes.append(
+            f"--upsample_wrong {arguments.upsample_wrong}: {len(train):,} records an epoch, "
+            f"not {kept:,}"
+        )
     if arguments.history == "gold":
         train = with_labels(train)
     system = _system_turn(arguments, train_reader.name, train, found)

@@ -22,14 +22,14 @@ SMOOTHING = 0.05  # α of the balanced-information score
 
 
 def choose(
-    samples: Sequence[TrainSample],
+    samples: list[TrainSample],
     rule: str,
     size: int | None,
     step_length: Sequence[float],
     seed: int,
     share: float | None = None,
     wrong_times: int = 1,
-) -> Sequence[TrainSample]:
+) -> list[TrainSample]:
     """The records that a rule keeps, in the order of the file.
 
     Args:
@@ -41,7 +41,8 @@ def choose(
         size: records to keep, exactly for ``random``, about for rules that take whole chains; for
             ``s1`` records per step index. None: ``share`` says it.
         step_length: least and greatest number of characters per step, for ``s1``.
-        share: part of all records, or for ``s1`` of those with each step index, instead of ``size``.
+        share: part of all records, or for ``s1`` of those with each step index; ``size`` is
+            None then.
         wrong_times: how often a record counts whose steps went wrong, see :func:`repeated`.
     """
     if not samples or (rule == "all" and wrong_times == 1):
@@ -169,8 +170,8 @@ def s1_filter(
             kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
             groups[len(steps)][kind].append(index)
     kept: set[int] = set()
-    for steps, kinds in groups.items():
-        wanted = size if share is None else max(1, int(share * all_of[steps]))
+    for number, kinds in groups.items():
+        wanted = size if share is None else max(1, int(share * all_of[number]))
         for indices in kinds.values():
             rng.shuffle(indices)
         fractional = kinds["fractional"][:wanted]

@@ -1,7 +1,7 @@
 """The field's own data: from VisualPRM's 38 source files to weights to steps that are judged.
 
     python -m reweighting.reproduce --config domains_38 --annotations raw/annotations \
-        --train_images raw --benchmark test.jsonl --benchmark_images VisualProcessBench --out weights/38
+        --train_images raw --benchmark test.jsonl --benchmark_images bench --out weights/38
 
 VisualPRM400K-v1.1-Raw (arXiv 2503.10291) is converted, with a meta set and a validation set held
 out by question; four rows are trained on it; and each is judged on VisualProcessBench, at the
@@ -216,7 +216,7 @@ def text(study: Study, found: dict[str, list[dict]], command: str) -> str:
         "All rows start from one base and take the same number of steps; the last checkpoint is "
         "judged. The threshold of each was chosen on the validation set, which shares no question "
         "with training. Per cent; brackets are 95 % bootstrap intervals over the benchmark's "
-        f"records. F1 is the mean over sources weighted by steps, the rest is over all steps.",
+        "records. F1 is the mean over sources weighted by steps, the rest is over all steps.",
         "\n".join(rows(found, study.seeds)),
         f"Published: {values} ({published['source']}).",
         f"## {_title(MAIN)} by source",

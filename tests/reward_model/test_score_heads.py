@@ -14,11 +14,11 @@ from transformers import AutoModelForImageTextToText
 import main as program
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
+from reweighting.export.recipe import recipe
 from reweighting.records.chains import with_labels
 from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
-from reweighting.export.recipe import recipe
 from reweighting.reward_model.encoder import INSTRUCTION, PromptEncoder
 from reweighting.reward_model.prefix_tree import pack
 from reweighting.selection import __main__ as selection

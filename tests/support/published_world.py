@@ -24,7 +24,11 @@ SOURCES = ("MMMU", "MathVision", "MathVerse-VO", "DynaMath", "WeMath")
 
 
 def write_raw(
-    folder: Path, questions: int, domains: Sequence[Domain] = DOMAINS, chains: int = 4, seed: int = 1
+    folder: Path,
+    questions: int,
+    domains: Sequence[Domain] = DOMAINS,
+    chains: int = 4,
+    seed: int = 1,
 ) -> Path:
     """Write ``annotations/<domain>.jsonl`` with ``chains`` solutions of each question, and images.
 

@@ -160,9 +160,9 @@ def step_correct(chain: Chain) -> list[bool | None]:
 
 
 def candidates_record(chains: Sequence[Chain]) -> dict:
-    """All these chains of one question as a candidates record, with what is known of their steps."""
+    """All these chains of one question as a candidates record, with the labels of their steps."""
     first = chains[0]
-    record = {
+    record: dict = {
         "question": first.question,
         "image_path": image_path(first.images),
         "candidates": [chain.response for chain in chains],
