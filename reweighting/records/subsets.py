@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from .chains import chains_of
-from .clusters import cluster
 from .samples import TrainSample
 
 RULES = ("all", "random", "random_chains", "s1", "bis", "car", "outcome")
@@ -126,6 +125,8 @@ def clustered_and_ranked(
     on instructions that experts have revised, which chains with labels do not have: the quality of
     a question is the mean :func:`balanced_information` of its chains.
     """
+    from .clusters import cluster  # imports numpy, which --help does without
+
     chains: dict[tuple, list[list[int]]] = defaultdict(list)
     for chain in chains_of(samples):
         chains[samples[chain[0]].chain].append(chain)
