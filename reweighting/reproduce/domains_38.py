@@ -191,6 +191,10 @@ def unsuitable(arguments: argparse.Namespace) -> str | None:
     for path in paths:
         if not path.exists():
             return f"{path} does not exist"
+    try:
+        shlex.split(arguments.train_flags or "")
+    except ValueError as error:
+        return f"--train_flags: {error}"
     if reason := unusable(arguments.device or "cuda"):
         return f"--device {arguments.device or 'cuda'}: {reason}"
     return None

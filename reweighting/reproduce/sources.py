@@ -63,7 +63,7 @@ ROWS: dict[str, list[str]] = {
         f"{name} {size // 100} %": [
             *("--baseline", "--train_subset", rule, "--subset_size", str(size))
         ]
-        for name, rule in (("random", "random"), ("BIS", "bis"))
+        for name, rule in (("random", "random"), ("BIS", "bis"), ("CaR", "car"))
         for size in (1000, 2500)
     },
     "s1-PRM": [

@@ -474,7 +474,8 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
     add(
         "--eval_image_root",
         metavar="DIR",
-        help="directory of the images of both (default: --image_root)",
+        help="directory of the images of --eval_candidates and --eval_steps (default: "
+        "--image_root)",
     )
     add("--eval_every", type=whole(1), default=1000, help="lower steps between two evaluations")
     add("--logging_steps", type=whole(1), default=10, help="lower steps per line of metrics.jsonl")

@@ -140,6 +140,7 @@ def test_an_interrupted_training_goes_on(tmp_path, commands, monkeypatch):
     [
         (["--benchmark", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["--device", "cuda:99"], "--device cuda:99"),
+        (["--train_flags", "--lr '1e-3"], "--train_flags: No closing quotation"),
         (["--misled", "0.2"], "--misled is for --config sources"),
         (["--leave_out", "ORM"], "--leave_out is not for --config domains_38"),
         (["--config", "demo"], "--annotations is for --config domains_38"),
