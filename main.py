@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from reweighting.records.dataset import Data
     from reweighting.reward_model.encoder import PromptEncoder
     from reweighting.training.engine import ReweightingEngine
+    from reweighting.training.validation import LabelledSteps
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -71,8 +72,10 @@ def run(arguments: argparse.Namespace) -> int:
     from reweighting.training.build import check_start, make_encoder
     from reweighting.training.dry_run import advice, print_plan
     from reweighting.training.resume import check_resume, checkpoint_to_resume
+    from reweighting.training.validation import load_eval_steps
 
     data = load_data(arguments)
+    steps = load_eval_steps(arguments)
     for note in [*data.warnings, *advice(arguments, data)]:
         terminal.warning(note)
     encoder = make_encoder(arguments, data.system)
@@ -86,11 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     if data.meta:
         print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
     with DirectoryLock(arguments.weights_path):
-        return make_engine(arguments, data, encoder).run()
+        return make_engine(arguments, data, encoder, steps).run()
 
 
 def make_engine(
-    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
+    arguments: argparse.Namespace,
+    data: Data,
+    encoder: PromptEncoder,
+    steps: LabelledSteps | None = None,
 ) -> ReweightingEngine:
     """The two-level problem (DreamPRM, section 3) as a pair of Betty problems, in their engine."""
     import torch
@@ -128,7 +134,7 @@ def make_engine(
         compiled=a.compile,
     )
     if not a.learn_weights:
-        return ReweightingEngine(a, data, progress, lower, None, state)
+        return ReweightingEngine(a, data, progress, lower, None, state, steps)
 
     # Upper level: α* = argmin_α mean_m ℓ_meta( σ( mean_i z_{m,i}(φ*(α)) ), true_false_m )
     weighting = build.make_weighting(a, data, model)
@@ -146,7 +152,7 @@ def make_engine(
         precision=a.precision,
     )
     # The two meet here: α weighs the losses of `lower`, and `upper` judges the φ that follows.
-    return ReweightingEngine(a, data, progress, lower, upper, state)
+    return ReweightingEngine(a, data, progress, lower, upper, state, steps)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..system import terminal
 from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, FileError, write_json
 from ..system.terminal import Parser, printable, quiet
-from .layouts import LAYOUTS, StepReader, StepRecord, load_steps
+from .layouts import LAYOUTS, StepReader, StepRecord, has_both, load_steps
 
 RESULTS_FILE = "results.json"
 FIGURE_FILE = "evaluation.png"
@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threshold_from", type=Path, metavar="FILE",
         help="validation file, in the same layout or our own, on which the threshold between right "
         "and wrong steps is chosen; without one it is 0.5")  # fmt: skip
+    add("--threshold_image_root", metavar="DIR",
+        help="directory of the images of --threshold_from, instead of --image_root")  # fmt: skip
     add_scoring_flags(add)
     return parser
 
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     quiet()
+    if arguments.threshold_image_root is not None and arguments.threshold_from is None:
+        parser.error("--threshold_image_root is for --threshold_from")
     check_scoring_flags(parser, arguments, "--data", arguments.data)
     return exit_code(lambda: _run(arguments), arguments.output_dir)
 
@@ -67,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
     tests = {output / path.stem: (path, _load(arguments, path)) for path in arguments.data}
     validation = {}
     if (path := arguments.threshold_from) is not None:
-        records = _load(arguments, path, or_candidates=True)
+        records = _load(arguments, path, arguments.threshold_image_root, or_candidates=True)
         _check_validation(path, records, [r for _, own in tests.values() for r in own])
         validation[output / THRESHOLD_FOLDER / path.stem] = (path, records)
     model_fingerprint = fingerprint(arguments.weights_path)
@@ -79,10 +83,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _load(
-    arguments: argparse.Namespace, path: Path, or_candidates: bool = False
+    arguments: argparse.Namespace,
+    path: Path,
+    image_root: str | None = None,
+    or_candidates: bool = False,
 ) -> list[StepRecord]:
     """The labelled records of a file."""
-    reader = StepReader.of(arguments, path)
+    reader = StepReader.of(arguments, path, image_root)
     records = load_steps(reader, arguments.benchmark, or_candidates)
     if note := reader.left_out():
         terminal.warning(note)
@@ -105,8 +112,7 @@ def _check_validation(
     shared = len({*map(content, records)} & {*map(content, tests)})
     if shared:
         raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
-    known = {label for record in records for labels in record.labels for label in labels}
-    if not {True, False} <= known:
+    if not has_both(records):
         raise FileError(f"--threshold_from {path} needs both right and wrong steps")
 
 

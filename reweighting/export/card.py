@@ -26,7 +26,8 @@ from .recipe import QUESTION, RECIPE_FILE, STEPS
 CARD_FILE = "README.md"
 _TAGS = ["process-reward-model", "reward-model", "multimodal", "dreamprm"]
 # Arguments of the run that name its data, and numbers of its last step.
-_DATA = ("train_json_file", "meta_json_file", "eval_candidates")
+_DATA = ("train_json_file", "meta_json_file", "eval_candidates", "eval_steps")
+_STEP_METRICS = {"auroc": "AUROC", "macro_f1": "macro-F1 at 0.5"}
 _METRICS = ("iteration", "epoch", "loss", "meta_loss", "meta_loss_at_chance")
 _MEANING = "how much each counted in training; 1 is the average"
 
@@ -292,15 +293,19 @@ def _number(value: float | None) -> str:
 
 
 def _metrics(run: Path) -> str:
-    """Those of the last training step, and the last accuracy on validation candidates."""
+    """Those of the last training step, and the last on validation candidates and steps."""
     steps = complete_lines(run / METRICS_FILE)
     evaluations = complete_lines(run / EVALUATIONS_FILE)
     last = steps[-1] if steps else {}
     rows = [[f"`{name}`", f"{last[name]:.4g}"] for name in _METRICS if is_number(last.get(name))]
     if evaluations:
         found = evaluations[-1]
-        share = f"share of right picks on {found['questions']} validation questions"
-        rows.append([share, f"{found['accuracy']:.4g}"])
+        if "accuracy" in found:
+            share = f"share of right picks on {found['questions']} validation questions"
+            rows.append([share, f"{found['accuracy']:.4g}"])
+        for name, value in found.get("steps", {}).items():
+            if name in _STEP_METRICS and is_number(value):
+                rows.append([f"{_STEP_METRICS[name]} of validation steps", f"{value:.4g}"])
     if not rows:
         return "None were recorded."
     return f"At the end of training, not of a benchmark.\n\n{_table(['metric', 'value'], rows)}"

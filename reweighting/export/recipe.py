@@ -34,9 +34,13 @@ def recipe(encoder: PromptEncoder) -> dict[str, Any]:
             "min_pixels": encoder.min_pixels,
             "max_pixels": encoder.max_pixels,
         }
+    text_alone = {}
+    if encoder.score_head == "plus_minus" and encoder.system_turn(0) != encoder.system:
+        text_alone = {"system_without_image": encoder.system_turn(0)}
     return {
         "score_head": encoder.score_head,
         "system": encoder.system if encoder.score_head == "plus_minus" else None,
+        **text_alone,
         "turns_of_step_i": _TURNS[encoder.score_head],
         "add_generation_prompt": True,
         "step_pattern": encoder.step_pattern,

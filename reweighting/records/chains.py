@@ -13,7 +13,7 @@ from .steps import cut_steps
 MOST_SHOWN = 8  # step counts told apart in a description
 
 
-def chains_of(samples: list[TrainSample]) -> list[list[int]]:
+def chains_of(samples: Sequence[TrainSample]) -> list[list[int]]:
     """Indices of the samples that are prefixes of one chain, chains in order of appearance.
 
     Records of one question and the same images belong to one chain as long as each prefix extends

@@ -70,6 +70,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         arguments.subset_size,
         arguments.step_length,
         arguments.seed,
+        arguments.subset_share,
+        arguments.upsample_wrong,
     )
     _update(digest, [sample.record for sample in train])
     meta, readers = [], [train_reader]
@@ -88,7 +90,13 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             found.notes.append(note)
     text_only = [train_reader.text_only(train), *(r.text_only(meta) for r in readers[1:])]
     found.notes += filter(None, text_only)
-    _check_subset(arguments, train_reader.name, read, len(train), found)
+    kept = len({sample.record for sample in train}) if arguments.upsample_wrong > 1 else len(train)
+    _check_subset(arguments, train_reader.name, read, kept, found)
+    if len(train) > kept:
+        found.notes.append(
+            f"--upsample_wrong {arguments.upsample_wrong}: {len(train):,} records an epoch, "
+            f"not {kept:,}"
+        )
     if arguments.history == "gold":
         train = with_labels(train)
     system = _system_turn(arguments, train_reader.name, train, found)

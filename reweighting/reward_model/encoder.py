@@ -33,11 +33,12 @@ from ..records.images import (
 )
 from ..records.steps import LABELS, Prompt, chain_prompts, check_count, join, step_prompts
 
-# The system turn of the head plus_minus if the data have none.
+# The system turn of the head plus_minus if the data have none, with images and without.
 INSTRUCTION = (
     "You are given a question about an image and a solution of it, step by step. After each step "
     "say whether the solution is right so far: answer + if it is and - if it is not, nothing else."
 )
+TEXT_INSTRUCTION = INSTRUCTION.replace(" about an image", "")
 # What a processor returns in addition to the inputs of the image.
 _TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
 _BETWEEN = "#"  # tells the placeholders of several images apart; no processor has it within one
@@ -104,7 +105,8 @@ class PromptEncoder:
         cache_bytes: processed images kept in memory; the least recently used are dropped first.
         score_head: ``linear``, a prompt is one user turn; ``plus_minus``, one turn per step with a
             label after each, up to where the last label would be.
-        system: first turn of every ``plus_minus`` prompt.
+        system: first turn of every ``plus_minus`` prompt; :data:`INSTRUCTION` speaks of no image
+            where there is none.
         step_pattern: what starts a step, see :func:`~..records.steps.layout`; saved with the model,
             because its scores depend on it.
 
@@ -276,7 +278,7 @@ class PromptEncoder:
             return [_turn("user", prompt.text, images)]
         first, *later = [step.strip() for step in prompt.steps] or [""]
         turns = [
-            _turn("system", self.system),
+            _turn("system", self.system_turn(images)),
             _turn("user", join(prompt.question, first), images),
         ]
         # Steps that nobody has labelled count as right.
@@ -284,6 +286,10 @@ class PromptEncoder:
         for step, label in zip(later, labels, strict=False):
             turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
         return turns
+
+    def system_turn(self, images: int) -> str:
+        """What a ``plus_minus`` prompt with so many images opens with."""
+        return TEXT_INSTRUCTION if not images and self.system == INSTRUCTION else self.system
 
 
 def _turn(role: str, text: str, images: int = 0) -> dict:

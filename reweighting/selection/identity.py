@@ -19,7 +19,8 @@ IDENTITY_FILE = "run.json"
 # Where files are does not matter: their contents do.
 _PLACES = {
     *("weights_path", "candidates", "output_dir", "image_root", "allow_external_images"),
-    *("data", "threshold_from"),  # of reweighting.evaluate; a threshold changes no score
+    # Of reweighting.evaluate; a threshold changes no score.
+    *("data", "threshold_from", "threshold_image_root"),
 }
 
 

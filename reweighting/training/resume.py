@@ -32,6 +32,7 @@ FREE_ON_RESUME = {
     "allow_external_images",
     "allow_image_urls",
     "eval_candidates",
+    "eval_steps",
     "eval_image_root",
     "eval_every",
     "train_json_file",  # the records are compared by content
