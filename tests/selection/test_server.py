@@ -109,6 +109,9 @@ def test_a_selection_is_the_same_as_on_this_machine(runs, recipes, tmp_path, cap
     assert "make sure" not in capsys.readouterr().err
     whole = files_of(tmp_path / "there")
     # The example of the recipe, then every prefix once, however many candidates begin with it.
+    example = json.loads(recipes[head].read_text())["example"]
+    for body, z in zip(scores.asked[:2], example["log_odds"], strict=True):
+        assert read_score(json.dumps(scores.answer(body)).encode())[0] == pytest.approx(z, abs=1e-5)
     assert len({json.dumps(body) for body in scores.asked}) == len(scores.asked)
     assert selection.main(command) == 0  # the server is gone, and not needed
     assert files_of(tmp_path / "there") == whole
@@ -438,7 +441,7 @@ def test_a_damaged_recipe_is_named(recipes, tmp_path, capsys, change, expected):
 
 def test_an_unusable_address_is_named_before_anything_is_sent(recipes, tmp_path, capsys):
     data = write_candidates(tmp_path / "few.json", 2)
-    for address in ("localhost:8000", "ftp://a", "http://me:hunter2@a"):
+    for address in ("", "localhost:8000", "ftp://a", "http://me:hunter2@a"):
         command = [*common(data, tmp_path / "out"), *through(address, recipes["linear"])]
         assert selection.main(command) == 2
         said = capsys.readouterr().err

@@ -38,10 +38,16 @@ class Scores:
         self.asked: list[dict] = []  # every request that was scored
         self._lock = threading.Lock()
 
-    @torch.no_grad()
     def __call__(self, path: str, body: dict) -> dict:
-        """The answer to a request."""
+        """The answer to a request, which is noted."""
         assert path == self.path
+        found = self.answer(body)
+        self.asked.append(body)
+        return found
+
+    @torch.no_grad()
+    def answer(self, body: dict) -> dict:
+        """The answer to a request."""
         assert body["add_generation_prompt"] and not body["use_activation"] and "task" not in body
         images, turns = [], []
         for message in body["messages"]:
@@ -61,8 +67,7 @@ class Scores:
             )
             hidden = self.base.model(**inputs, use_cache=False).last_hidden_state[0, -1]
             z = float(self.row[0] @ hidden.double() + self.bias)
-            self.asked.append(body)
-        return score_answer(path, z, inputs["input_ids"].shape[1])
+        return score_answer(self.path, z, inputs["input_ids"].shape[1])
 
 
 @contextmanager

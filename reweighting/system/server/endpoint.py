@@ -102,7 +102,7 @@ class Endpoint:
         key = os.environ.get(key_variable, "").strip()
         if not (key.isascii() and key.isprintable()):  # it could not be sent
             raise UnusableServerError(f"{key_variable} holds characters that no key has")
-        address = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+        address = os.environ.get("OPENAI_BASE_URL", "") if base_url is None else base_url
         if "@" in address.partition("?")[0]:  # wherever a mistyped address has it; not shown
             raise UnusableServerError(
                 "a server's address holds no @, no name and no password; "
@@ -113,7 +113,8 @@ class Endpoint:
             scrubber(secret for secret in secrets if len(secret) >= least)
             for least in (SECRET_IN_MESSAGES, SECRET_IN_TEXTS)
         )
-        if address and not re.match("https?://[^/]", address):
+        given = base_url is not None or address  # otherwise it is OpenAI itself
+        if given and not re.match("https?://[^/]", address):
             raise UnusableServerError(f"{self.quoted(address)}: not http://HOST or https://HOST")
         try:
             import openai
