@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ..records.images import data_url, is_data_uri, load_pixels
+from ..records.images import data_url, image_problem, is_data_uri, load_pixels
 from ..records.patterns import compiled
 from ..records.steps import LABELS, Prompt
 from ..reward_model import RewardModel
@@ -152,7 +152,7 @@ def _recipe(made: Any, digest: str) -> Recipe:
         return field(_is_size, "image", name, optional="whole_tokens" not in made["image"])
 
     longest_side = field(_is_size, "image", "longest_side")
-    score_head = field(lambda value: value in _TURNS, "score_head")
+    score_head = field(lambda value: value in list(_TURNS), "score_head")
     steps = field(_all(_is_text), "example", "steps")
     return Recipe(
         score_head=score_head,
@@ -164,7 +164,7 @@ def _recipe(made: Any, digest: str) -> Recipe:
         },
         question=field(_is_text, "example", "question"),
         steps=steps,
-        image=field(lambda value: _is_text(value) and is_data_uri(value), "example", "image"),
+        image=field(_is_image, "example", "image"),
         log_odds=field(
             lambda value: _all(is_number)(value) and len(value) == len(steps), "example", "log_odds"
         ),
@@ -174,6 +174,10 @@ def _recipe(made: Any, digest: str) -> Recipe:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_image(value: Any) -> bool:
+    return _is_text(value) and is_data_uri(value) and image_problem(value) is None
 
 
 def _is_size(value: Any) -> bool:

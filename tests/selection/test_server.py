@@ -427,6 +427,8 @@ def test_flags_that_do_not_go_together_are_named(runs, recipes, tmp_path, capsys
         (lambda made: made["example"].pop("log_odds"), "example.log_odds"),
         (lambda made: made["example"].update(log_odds=[1.0]), "example.log_odds"),
         (lambda made: made["example"].update(image="https://a/b.png"), "example.image"),
+        (lambda made: made["example"].update(image="data:image/png;base64,AAAA"), "example.image"),
+        (lambda made: made.update(score_head=["linear"]), "score_head"),
     ],
 )
 def test_a_damaged_recipe_is_named(recipes, tmp_path, capsys, change, expected):
