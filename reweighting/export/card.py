@@ -22,6 +22,7 @@ from ..system.checkpoints.opening import load_object
 from ..system.checkpoints.weight_tables import read_named_weights
 from ..system.files import complete_lines, is_number
 from .recipe import QUESTION, RECIPE_FILE, STEPS
+from .vllm import request
 
 CARD_FILE = "README.md"
 _TAGS = ["process-reward-model", "reward-model", "multimodal", "dreamprm"]
@@ -108,10 +109,11 @@ folder of the run.
 vllm serve RUN/base_model --runner pooling --convert classify --hf-overrides "$(cat {overrides})"
 ```
 
-`POST /pooling` with `"task": "token_classify"` gives a score for every token of a prompt, of which
-the last one counts. With `"use_activation": false` it is z, otherwise V = sigmoid(z). Where
-`min_pixels` and `max_pixels` in `reward.json` are not those of the processor in `RUN/base_model`,
-the server must be told them.
+`POST /pooling` takes the turns of a prompt. In the answer `data` holds z, and with `use_activation`
+true or left out V = sigmoid(z). The score is read at the last token. (A server that is started with
+`--pooler-config.task token_classify` gives a score for every token, of which the last one counts,
+but computes every prompt anew.) Where `min_pixels` and `max_pixels` in `reward.json` are not those
+of the processor in `RUN/base_model`, the server must be told them.
 
 ```json
 {request}
@@ -230,17 +232,11 @@ def use_in_vllm(made: dict[str, Any], version: str, overrides: str) -> str:
         version: of vLLM.
         overrides: the file that holds them, which only ``plus_minus`` needs.
     """
-    messages = json.loads(json.dumps(made["example"]["prompts"][-1]["messages"]))
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == "image":
-                part.update(type="image_url", image_url={"url": "https://example.org/image.png"})
-    request = {"messages": messages, "add_generation_prompt": True, "use_activation": False}
-    text = _VLLM_LINEAR
-    if made["score_head"] == "plus_minus":
-        request["task"] = "token_classify"
-        text = _VLLM_LABELS
-    request_text = json.dumps(request, indent=2, ensure_ascii=False)
+    turns = made["example"]["prompts"][-1]["messages"]
+    text = _VLLM_LABELS if made["score_head"] == "plus_minus" else _VLLM_LINEAR
+    request_text = json.dumps(
+        request(turns, ["https://example.org/image.png"]), indent=2, ensure_ascii=False
+    )
     return text.format(version=version, overrides=overrides, request=request_text)
 
 

@@ -29,13 +29,15 @@ from ..records.reader import RecordReader, load_candidates, load_questions
 from ..records.samples import QuestionSample
 from ..system import terminal
 from ..system.files import FileError, remove, write_records
+from ..system.journal import Journal
+from ..system.server.errors import ItemError, ServerError, UnusableServerError
 from ..system.terminal import HelpFormatter, Parser, printable, quiet, real, whole
+from ..system.workers import Item, Result, for_each
 from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner
-from .journal import Journal
 from .labels import Prefix, count_right, limit_per_domain, prefixes_of, train_records
-from .reasoner import ItemError, MissingReasonerError, Query, ReasonerError
-from .sampler import Item, Result, Sampler, for_each
+from .reasoner import MissingReasonerError, Query
+from .sampler import Sampler
 from .schedules import Adaptive, Published, Schedule
 
 MAX_LISTED = 20  # lost items that are listed at the end of a run
@@ -292,10 +294,10 @@ def main(argv: list[str] | None = None) -> int:
     run = {"chains": make_chains, "label": make_labels, "select": limit_prefixes}
     try:
         return run[arguments.command](arguments)
-    except (DataError, FileError, MissingReasonerError) as error:
+    except (DataError, FileError, MissingReasonerError, UnusableServerError) as error:
         terminal.error(error)
         return 2
-    except ReasonerError as error:
+    except ServerError as error:
         terminal.error(f"{error}\nthe same command goes on from the journal")
         return 1
     except KeyboardInterrupt:

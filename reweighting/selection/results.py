@@ -13,13 +13,20 @@ from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds, aggregate, select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
-from ..system.files import FileError, complete_lines, is_number, json_line, replacing
+from ..system.files import (
+    FileError,
+    complete_lines,
+    is_number,
+    json_line,
+    replacing,
+    write_records,
+)
 from .best_of_n import Pool, evaluate, interval
 
 
 def score_questions(
     model: RewardModel,
-    samples: list[CandidatesSample],
+    samples: Sequence[CandidatesSample],
     path: Path,
     aggregations: Sequence[str],
     max_tokens_per_batch: int,
@@ -62,6 +69,28 @@ def score_questions(
             lines += new
             batch_number += 1
             bar.update(len(new))
+    return lines
+
+
+def write_lines(
+    samples: Sequence[CandidatesSample],
+    log_odds: Sequence[LogOdds],
+    path: Path,
+    aggregations: Sequence[str],
+) -> list[dict]:
+    """Choose among the candidates of all questions, whose scores are there.
+
+    Args:
+        path: gets one JSON line per question, in place of those that it has.
+
+    Returns:
+        All lines of the file.
+    """
+    lines = [
+        {"batch": [number, 1], **line_of(sample, found, aggregations)}
+        for number, (sample, found) in enumerate(zip(samples, log_odds, strict=True))
+    ]
+    write_records(path, lines, lines=True)
     return lines
 
 

@@ -36,7 +36,7 @@ def output(lora_run, tmp_path_factory) -> Path:
 
 
 def card_of(run: Path) -> str:
-    made = recipe(open_run(run).encoder)
+    made = recipe(open_run(run))
     return card.model_card(run, made, "transformers", card.use_in_transformers(made))
 
 
