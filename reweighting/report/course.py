@@ -38,7 +38,7 @@ def course_of(run: Path, pictures: Pictures) -> dict[str, Any]:
     metrics = read_metrics(run)
     folder = locate(run)
     samples = read_train_samples(folder)
-    domains = _domains(folder, samples)
+    domains = _domains(folder, metrics[-1].get("weights") or {}, samples)
     figures = [_figure("Losses", draw_losses, metrics)]
     if metrics[-1].get("weights"):
         figures.append(_figure("Weights of the domains over time", draw_weight_history, metrics))
@@ -68,13 +68,19 @@ def _figure(title: str, draw: Callable[[Any, Path], None], values: Any) -> dict[
         return {"title": title, "url": png_url(path.read_bytes())}
 
 
-def _domains(folder: Path, samples: dict[int, TrainSample]) -> list[dict[str, Any]]:
-    """Every domain's weight, if domains have one, mean label and number of records, the largest
-    weight first; what is not known is None."""
+def _domains(
+    folder: Path, logged: dict[str, float], samples: dict[int, TrainSample]
+) -> list[dict[str, Any]]:
+    """Every domain's weight, mean label and number of records, the largest weight first.
+
+    What is not known is None. Where records have weights of their own, a domain's weight is their
+    mean, as ``logged`` at the last step.
+    """
     last, average = (
         read_named_weights(folder / name) if (folder / name).is_file() else {}
         for name in (DOMAIN_JSON, AVERAGE_JSON)
     )
+    last = last or logged
     by_domain: dict[str, list[float]] = {}
     for sample in samples.values():
         by_domain.setdefault(sample.domain, []).append(fmean(sample.accuracies))

@@ -197,7 +197,7 @@ function showSelection({ sets, questions }) {
 }
 
 const number = (value) => (value === null || value === undefined ? "–" : String(
-  Number.isInteger(value) ? value : Number(value.toFixed(3))));
+  Number.isInteger(value) ? value : value.toFixed(3)));
 
 function table(head, rows) {
   const line = (tag, cells) => element("tr", "",
