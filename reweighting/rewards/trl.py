@@ -20,8 +20,9 @@ def trl_reward(
 ) -> Callable[..., list[float | None]]:
     """A function that TRL calls with a batch of completions and the columns of its data set.
 
-    Of the columns it reads ``image`` or ``images``, ``question`` (without it the text of the last
-    user turn is the question, instructions and all), ``answer`` and ``choices``. Besides the
+    Of the columns it reads ``image`` or ``images`` (without them the images of the prompt count),
+    ``question`` (without it the text of the last user turn is the question, instructions and all),
+    ``answer`` and ``choices``. Besides the
     rewards it gives TRL the scores of all steps for its table of completions, and for its log the
     mean aggregate, the share of chains with a drop and, with answers, the share of right ones.
 
@@ -48,7 +49,7 @@ def trl_reward(
             raise ValueError("rule 'ps_grpo' needs a column 'answer' in the data set")
         asked = [
             Asked(
-                _images(columns, row),
+                _images(columns, row, prompt),
                 _cell(columns, "question", row) or _text(_last_turn(prompt)),
                 _text(_last_turn(completion)),
                 _cell(columns, "answer", row),
@@ -74,13 +75,16 @@ def _cell(columns: dict[str, Any], name: str, row: int) -> Any:
     return columns[name][row] if name in columns else None
 
 
-def _images(columns: dict[str, Any], row: int) -> list[Any]:
-    images = _cell(columns, "images", row)
-    return list(images or ()) if "images" in columns else _present(_cell(columns, "image", row))
-
-
-def _present(image: Any) -> list[Any]:
-    return [] if image is None else [image]
+def _images(columns: dict[str, Any], row: int, prompt: Any) -> list[Any]:
+    """Those of the columns, or without such columns those that stand in the prompt."""
+    if "images" in columns:
+        return list(columns["images"][row] or ())
+    if "image" in columns:
+        image = columns["image"][row]
+        return [] if image is None else [image]
+    turns = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    parts = [part for content in turns if not isinstance(content, str) for part in content]
+    return [part["image"] for part in parts if part["type"] == "image"]
 
 
 def _last_turn(said: Any) -> Any:
