@@ -76,6 +76,7 @@ def make_trainer(
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],
+        "log_completions": True,  # to the folder of the trainer
         "disable_tqdm": True,
         "seed": 1,
     }
@@ -119,8 +120,7 @@ def main() -> int:
         seed=arguments.seed,
     )
     trainer.train()
-    history = trainer.state.log_history
-    write_records(arguments.work / "history.jsonl", history, lines=True)
+    write_records(arguments.work / "history.jsonl", trainer.state.log_history, lines=True)
     return 0
 
 
