@@ -5,9 +5,9 @@
 One seed of :mod:`benchmarks.small_world` with fewer steps: a reward model trained on the demo data
 as it is and one with learned domain weights, the choices of both, the figures, and the tables of
 the experiment. Then, in the world of sources and on a base that cannot judge yet, two short runs:
-what do weights follow that are learned by the published meta loss, and by ranking? The last line names
-a page to look at: every question with its candidates, coloured by the reweighted model's scores.
-Each printed command can be typed by itself in the repository's folder.
+what do weights follow that are learned by the published meta loss, and by ranking? The last line
+names a page to look at: every question with its candidates, coloured by the reweighted model's
+scores. Each printed command can be typed by itself in the repository's folder.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@
 TRL's ``GRPOTrainer`` (``pip install trl``) trains the tiny reasoner on fresh questions of the demo
 world. The reward is :func:`reweighting.rewards.trl_reward`; right and wrong are only watched, with
 ``--rule ps_grpo`` they are a part of the reward. Every ``--eval_steps`` steps the policy answers
-held-out questions, several times each, at temperature 1. ``curve.jsonl`` in ``--work`` has a line for each of
-these evaluations, and ``--output`` draws the curves.
+held-out questions, several times each, at temperature 1. ``--work`` gets ``history.jsonl``, what
+the trainer logs at every step and evaluation, and all responses of the training
+(``trainer/completions``).
 """
 
 from __future__ import annotations

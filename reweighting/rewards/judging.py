@@ -65,7 +65,8 @@ class Rule:
 
     Args:
         name: ``aggregate``, the score of the whole chain, or ``ps_grpo``, see :func:`ps_grpo`.
-        aggregation: of the steps' scores, a name in :data:`~..reward_model.aggregation.AGGREGATIONS`.
+        aggregation: of the steps' scores, a name in
+            :data:`~..reward_model.aggregation.AGGREGATIONS`.
         drop: what ``ps_grpo`` takes for the fall of a score.
 
     Raises:

@@ -45,7 +45,9 @@ def write_candidates(folder: Path) -> None:
         picture = pixels.integers(0, 255, (84, 1200 if number == 1 else 112, 3), dtype=np.uint8)
         if number < 40:
             Image.fromarray(picture).save(folder / image)
-        steps = f"Step 1: look at {number}.\nStep 2: it may be {rng.choice(COLOURS)}.\nStep 3: done."
+        steps = (
+            f"Step 1: look at {number}.\nStep 2: it may be {rng.choice(COLOURS)}.\nStep 3: done."
+        )
         records.append(
             {
                 "question": f"Which colour has object {number}?",
@@ -159,7 +161,9 @@ def test_the_run_has_figures_domains_and_records(page):
     found = data_of(page)["run"]
     titles = [figure["title"] for figure in found["figures"]]
     assert titles[0] == "Losses" and titles[-1] == "Weights of the records" and len(titles) == 4
-    assert all(row["weight"] and row["records"] and 0 <= row["mean_label"] <= 1 for row in found["domains"])
+    assert all(
+        row["weight"] and row["records"] and 0 <= row["mean_label"] <= 1 for row in found["domains"]
+    )
     most, least = (found["records"][name] for name in ("most", "least"))
     weights = [record["weight"] for record in [*most, *least[::-1]]]
     assert weights == sorted(weights, reverse=True) and len(most) == len(least) > 3
@@ -349,8 +353,8 @@ class TestBrowser:
         browser.open(tmp_path / "long.html")
         assert len(cards(browser)) <= 40
         assert browser.run("return document.querySelectorAll('.card img').length") <= 40
-        took = browser.run("""const start = performance.now(), box = document.getElementById('search');
-            box.value = 'object 7?'; box.dispatchEvent(new Event('input'));
-            return performance.now() - start""")
-        assert took < 2000, "milliseconds, on a busy machine"
-        assert len(cards(browser)) == 20 and browser.console() == []
+        assert browser.run("return document.querySelectorAll('*').length") < 10_000
+        set_control(browser, "search", "object 7?")
+        count = browser.run("return document.getElementById('count').textContent")
+        assert count == "23 of 1000 questions" and len(cards(browser)) in (20, 23)
+        assert browser.console() == []

@@ -56,7 +56,9 @@ def open_browser() -> Iterator[Browser]:
     )
     try:
         port = next(
-            line.rsplit(" ", 1)[1].strip(".\n") for line in driver.stdout if "successfully on port" in line
+            line.rsplit(" ", 1)[1].strip(".\n")
+            for line in driver.stdout
+            if "successfully on port" in line
         )
         address = f"http://127.0.0.1:{port}/session"
         capabilities = {
