@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data.make_questions import write_questions
+from reweighting.records.images import load_pixels
 from reweighting.records.reader import RecordReader, load_questions
 from reweighting.rewards import trl_reward
 from reweighting.system.files import write_records
@@ -30,15 +31,13 @@ ANSWERS = 8  # to each question
 
 def rows(folder: Path, name: str, count: int) -> list[dict[str, Any]]:
     """Questions of the demo world as the rows of a data set for ``GRPOTrainer``."""
-    from PIL import Image
-
     path = write_questions(folder, name, count)
     instruction = (REASONER / "instruction.txt").read_text(encoding="utf-8").strip()
     reader = RecordReader(str(path), str(folder))
     return [
         {
             "prompt": [{"role": "user", "content": f"{one.question}\n\n{instruction}"}],
-            "image": Image.open(one.image),
+            "image": load_pixels(one.image),
             "question": one.question,
             "answer": one.answer,
         }
