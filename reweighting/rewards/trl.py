@@ -22,9 +22,9 @@ def trl_reward(
 
     Of the columns it reads ``image`` or ``images`` (without them the images of the prompt count),
     ``question`` (without it the text of the last user turn is the question, instructions and all),
-    ``answer`` and ``choices``. Besides the
-    rewards it gives TRL the scores of all steps for its table of completions, and for its log the
-    mean aggregate, the share of chains with a drop and, with answers, the share of right ones.
+    ``answer`` and ``choices``. Besides the rewards it gives TRL the scores of all steps for its
+    table of completions, and for its log the mean aggregate, the share of chains with a drop and,
+    with answers, the share of right ones.
 
     Args:
         model: a reward model or the directory of a run.
