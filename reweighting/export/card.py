@@ -21,6 +21,7 @@ from ..system.checkpoints.finding import (
 from ..system.checkpoints.opening import load_object
 from ..system.checkpoints.weight_tables import read_named_weights
 from ..system.files import complete_lines, is_number
+from ..system.markdown import cell, table
 from .recipe import QUESTION, RECIPE_FILE, STEPS
 from .vllm import request
 
@@ -251,8 +252,8 @@ def _is_hub_name(base: Any) -> bool:
 
 
 def _data(arguments: dict[str, Any]) -> str:
-    rows = [[f"`{name}`", _shown(arguments[name])] for name in _DATA if arguments.get(name)]
-    return _table(["data", "file"], rows) if rows else "The run does not say on which data."
+    rows = [[f"`{name}`", cell(arguments[name])] for name in _DATA if arguments.get(name)]
+    return table(["data", "file"], rows) if rows else "The run does not say on which data."
 
 
 def _weights(folder: Path) -> str:
@@ -262,23 +263,23 @@ def _weights(folder: Path) -> str:
         average = folder / AVERAGE_JSON
         means = read_named_weights(average) if average.is_file() else {}
         rows = [
-            [_shown(name), _number(weight), _number(means.get(name))]
+            [cell(name), _number(weight), _number(means.get(name))]
             for name, weight in sorted(last.items(), key=lambda item: -item[1])
         ]
         head = ["domain", "weight", "average over the last quarter of training"]
-        return f"Of domains: {_MEANING}.\n\n{_table(head, rows)}"
+        return f"Of domains: {_MEANING}.\n\n{table(head, rows)}"
     if (folder / INSTANCE_PARQUET).is_file():
         from pyarrow import parquet
 
         records = parquet.read_table(folder / INSTANCE_PARQUET, columns=["domain", "weight"])
         kinds = ("count", "mean", "min", "max")
-        table = records.group_by("domain").aggregate([("weight", kind) for kind in kinds])
+        grouped = records.group_by("domain").aggregate([("weight", kind) for kind in kinds])
         rows = [
-            [_shown(row["domain"])] + [_number(row[f"weight_{kind}"]) for kind in kinds]
-            for row in sorted(table.to_pylist(), key=lambda row: row["domain"])
+            [cell(row["domain"])] + [_number(row[f"weight_{kind}"]) for kind in kinds]
+            for row in sorted(grouped.to_pylist(), key=lambda row: row["domain"])
         ]
         head = ["domain", "records trained with", "mean weight", "smallest", "largest"]
-        return f"Of records: {_MEANING}.\n\n{_table(head, rows)}"
+        return f"Of records: {_MEANING}.\n\n{table(head, rows)}"
     return "None: every record counted the same, or the run does not say."
 
 
@@ -304,24 +305,9 @@ def _metrics(run: Path) -> str:
                 rows.append([f"{_STEP_METRICS[name]} of validation steps", f"{value:.4g}"])
     if not rows:
         return "None were recorded."
-    return f"At the end of training, not of a benchmark.\n\n{_table(['metric', 'value'], rows)}"
+    return f"At the end of training, not of a benchmark.\n\n{table(['metric', 'value'], rows)}"
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    rows = [[f"`{name}`", _shown(value)] for name, value in arguments.items() if value is not None]
-    return _table(["argument", "value"], rows) if rows else "The run does not say."
-
-
-def _shown(value: Any) -> str:
-    """A value on one line of a table; of a path only its name, as others have other folders."""
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    text = str(value)
-    if isinstance(value, str) and Path(value).is_absolute():
-        text = Path(value).name
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[f"`{name}`", cell(value)] for name, value in arguments.items() if value is not None]
+    return table(["argument", "value"], rows) if rows else "The run does not say."

@@ -142,8 +142,8 @@ def _is_line_of(line: object, sample: CandidatesSample) -> bool:
     )
 
 
-def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
-    """The lines of all whole batches in ``path``.
+def read_lines(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of ``path``, one for each of the first ``samples``.
 
     Raises:
         FileError: a line is not what was written for its question.
@@ -152,6 +152,12 @@ def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[d
     for number, line in enumerate(lines, start=1):
         if number > len(samples) or not _is_line_of(line, samples[number - 1]):
             raise FileError(f"{path}: line {number} is damaged; delete the file to start anew")
+    return lines
+
+
+def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of all whole batches in ``path``; raises what :func:`read_lines` raises."""
+    lines = read_lines(path, samples)
     if lines:
         number, size = lines[-1]["batch"]
         last = [line for line in lines if line["batch"][0] == number]
