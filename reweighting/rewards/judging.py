@@ -101,7 +101,7 @@ def drops(scores: Sequence[float], drop: float = DROP) -> bool:
 
 
 def ps_grpo(right: bool | None, dropped: bool) -> float | None:
-    """PS-GRPO's reward (arXiv 2501.04686, section 3.3): 1 if right, half of it if the process
+    """PS-GRPO's reward (arXiv 2501.04686): 1 if right, half of it if the process
     reward model doubts a step on the way, 0 if wrong; ``None`` if that is not known."""
     if right is None:
         return None
