@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from ..system.files import FileError, read_records
+from ..system.files import FileError
+from ..system.record_files import read_records
 from ..system.terminal import MAX_LINE, printable
 from .images import allow_megapixels, image_problem, is_data_uri
 from .problems import DataError, Problem, summary
@@ -94,7 +95,7 @@ class FieldReader:
             DataError: the file is missing, unreadable, not JSON or holds no list of records.
         """
         try:
-            records = read_records(self.file, self.digest.update if self.digest else None)
+            records = read_records(self.file)
         except FileError as error:
             raise DataError([printable(error, MAX_LINE)]) from error
         if not records:
