@@ -29,7 +29,7 @@ from .files import (
 )
 
 PIECE = 4 * 2**20  # characters of an array, or bytes of lines, in a piece
-_CUT = 16  # characters before the end of a text in which an error may come from the cut
+_CUT = 16  # characters before the end of a text that may mean something else with more text
 _WHOLE = 2**28  # bytes of a file that may be read whole to explain what is wrong with it
 _SPACE = re.compile(r"[ \t\r\n]*")  # white space in JSON
 _DECODER = json.JSONDecoder()
@@ -244,7 +244,7 @@ class _Window:
                 if self.ended or not cut:
                     raise self.error(error.msg, error.pos) from None
             else:
-                if end < len(self.text) or self.ended:  # else digits may follow
+                if self.ended or end <= len(self.text) - _CUT:  # else digits may follow
                     self.position = end
                     return
             self._read_on()
