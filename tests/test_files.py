@@ -143,7 +143,8 @@ def test_lines_are_read_in_pieces(tmp_path):
     for size in (PIECE, *range(1, 60)):
         assert in_pieces(path, size) == [{}, [2], "é" * 40, 4]
     *_, last = record_pieces(path, 1)
-    assert (last.content, last.first, last.end) == (b"4", 6, path.stat().st_size)
+    assert (last.content, last.first, last.line) == (b"4", 4, 6)
+    assert last.end == path.stat().st_size
 
 
 def test_a_file_is_not_held_in_memory(tmp_path):

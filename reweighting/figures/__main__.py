@@ -106,9 +106,8 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
             arguments["allow_external_images"],
             arguments.get("allow_image_urls", False),
         )
-        samples = {sample.record: sample for sample in load_train(reader, progress=False)}
         drawn.append(output / "contact_sheet.png")
-        draw_contact_sheet(table, samples, drawn[1])
+        draw_contact_sheet(table, load_train(reader, progress=False), drawn[1])
     return drawn
 
 

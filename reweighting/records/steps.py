@@ -256,7 +256,7 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     that is nothing but a verdict.
 
     Raises:
-        ValueError: there are more than :data:`MAX_STEPS`.
+        TooManySteps: there are more than :data:`MAX_STEPS`.
     """
     found = layout(response, pattern)
     check_count(len(found.steps))
@@ -272,14 +272,22 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     return tuple(pieces) or (whole,)
 
 
+class TooManySteps(ValueError):
+    """A chain has more than :data:`MAX_STEPS` steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(f"has {steps:,} steps, at most {MAX_STEPS:,} can be scored")
+        self.steps = steps
+
+
 def check_count(steps: int) -> None:
     """Refuse too many steps: each score reads all earlier steps, so the work is quadratic.
 
     Raises:
-        ValueError: there are more than :data:`MAX_STEPS`.
+        TooManySteps: there are more than :data:`MAX_STEPS`.
     """
     if steps > MAX_STEPS:
-        raise ValueError(f"has {steps:,} steps, at most {MAX_STEPS:,} can be scored")
+        raise TooManySteps(steps)
 
 
 def split_steps(response: str, pattern: str | None = None) -> list[str]:
@@ -342,7 +350,7 @@ def chain_prompts(question: str, response: str, pattern: str | None = None) -> l
     """A prompt for every step prefix of ``response``, shortest first.
 
     Raises:
-        ValueError: it has more than :data:`MAX_STEPS`.
+        TooManySteps: it has more than :data:`MAX_STEPS`.
     """
     return step_prompts(question, cut_steps(response, pattern))
 
@@ -351,7 +359,7 @@ def record_prompt(question: str, prefix: str, pattern: str | None = None) -> Pro
     """The prompt of a train record's ``prefix``, unchanged but for a thought that is left out.
 
     Raises:
-        ValueError: it has more than :data:`MAX_STEPS`.
+        TooManySteps: it has more than :data:`MAX_STEPS`.
     """
     steps = cut_steps(prefix, pattern)[:-1]
     prefix = prefix[response_start(prefix) :]

@@ -9,20 +9,25 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
 
 from .chains import chains_of
 from .samples import TrainSample
+from .tables import TrainRecords
 
+AnySamples = TypeVar("AnySamples", list[TrainSample], TrainRecords)
 SMOOTHING = 0.05  # α of the balanced-information score
 
 
 def choose(
-    samples: list[TrainSample],
+    samples: AnySamples,
     rule: str,
     size: int,
     step_length: Sequence[float],
     seed: int,
-) -> list[TrainSample]:
+) -> AnySamples:
     """The records that a rule keeps, in the order of the file.
 
     Args:
@@ -41,30 +46,26 @@ def choose(
     elif rule == "bis":
         kept = most_informative(samples, size / len(samples)) if samples else set()
     elif rule == "outcome":
-        lengths = [len(sample.text) for sample in samples]
+        lengths = facts_of(samples).characters()
         kept = {max(chain, key=lengths.__getitem__) for chain in chains_of(samples)}
-        samples = [
-            replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
-            for sample in samples
-        ]
+        samples = last_prompts(samples)
     else:
         return samples
-    return [sample for index, sample in enumerate(samples) if index in kept]
+    return taken(samples, sorted(kept))
 
 
-def most_informative(samples: list[TrainSample], share: float) -> set[int]:
+def most_informative(samples: Sequence[TrainSample], share: float) -> set[int]:
     """Indices of the records of the best chains of every domain, at least one chain each."""
-    by_domain: dict[str, list[list[int]]] = defaultdict(list)
-    for chain in chains_of(samples):
-        by_domain[samples[chain[0]].domain].append(chain)
-
-    def score(chain: list[int]) -> float:
-        return balanced_information([a for index in chain for a in samples[index].accuracies])
-
+    chains, facts = chains_of(samples), facts_of(samples)
+    by_domain: dict[str, list[int]] = defaultdict(list)  # numbers of chains
+    scores = []
+    for number, chain in enumerate(chains):
+        by_domain[facts.domain(chain[0])].append(number)
+        scores.append(balanced_information([a for index in chain for a in facts.accuracies(index)]))
     kept: set[int] = set()
-    for chains in by_domain.values():
-        best = sorted(chains, key=score, reverse=True)
-        kept.update(*best[: max(1, int(share * len(chains)))])
+    for numbers in by_domain.values():
+        best = sorted(numbers, key=scores.__getitem__, reverse=True)
+        kept.update(*(chains[number] for number in best[: max(1, int(share * len(numbers)))]))
     return kept
 
 
@@ -81,7 +82,7 @@ def balanced_information(accuracies: Sequence[float]) -> float:
 
 
 def s1_filter(
-    samples: list[TrainSample], per_step: int, step_length: Sequence[float], rng: random.Random
+    samples: Sequence[TrainSample], per_step: int, step_length: Sequence[float], rng: random.Random
 ) -> set[int]:
     """Indices of the records that the published s1-style filter keeps (s1-PRM of the paper).
 
@@ -91,14 +92,15 @@ def s1_filter(
     last.
     """
     low, high = step_length
+    facts = facts_of(samples)
+    steps = facts.steps()
+    fitting = (low <= facts.characters() / steps) & (facts.characters() / steps <= high)
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, sample in enumerate(samples):
-        steps = sample.prompts[-1].steps
-        characters = len("".join(steps)) / len(steps)
-        if low <= characters <= high:
-            accuracy = sum(sample.accuracies) / len(sample.accuracies)
-            kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
-            groups[len(steps)][kind].append(index)
+    for index in np.flatnonzero(fitting).tolist():
+        accuracies = facts.accuracies(index)
+        accuracy = sum(accuracies) / len(accuracies)
+        kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
+        groups[int(steps[index])][kind].append(index)
     kept: set[int] = set()
     for kinds in groups.values():
         for indices in kinds.values():
@@ -113,3 +115,44 @@ def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     fewer, more = sorted((right, wrong), key=len)
     from_fewer = min(len(fewer), count // 2)
     return fewer[:from_fewer] + more[: count - from_fewer]
+
+
+class _Facts:
+    """What rules ask of a list of samples, as :class:`~.tables.TrainRecords` answer it."""
+
+    def __init__(self, samples: Sequence[TrainSample]) -> None:
+        self.samples = samples
+
+    def domain(self, index: int) -> str:
+        return self.samples[index].domain
+
+    def accuracies(self, index: int) -> list[float]:
+        return self.samples[index].accuracies
+
+    def steps(self) -> np.ndarray:
+        return np.array([len(sample.prompts[-1].steps) for sample in self.samples])
+
+    def characters(self) -> np.ndarray:
+        return np.array([sum(map(len, sample.prompts[-1].steps)) for sample in self.samples])
+
+
+def facts_of(samples: Sequence[TrainSample]) -> TrainRecords | _Facts:
+    """What rules ask of samples, without building each sample of a table."""
+    return samples if isinstance(samples, TrainRecords) else _Facts(samples)
+
+
+def taken(samples: AnySamples, indices: Sequence[int]) -> AnySamples:
+    """These of the samples, in the order of ``indices``."""
+    if isinstance(samples, TrainRecords):
+        return samples.take(indices)
+    return [samples[index] for index in indices]
+
+
+def last_prompts(samples: AnySamples) -> AnySamples:
+    """The samples with their last prompt and label only."""
+    if isinstance(samples, TrainRecords):
+        return samples.last_prompts()
+    return [
+        replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
+        for sample in samples
+    ]

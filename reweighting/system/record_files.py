@@ -41,7 +41,8 @@ class Piece:
 
     Args:
         content: items of an array with commas between them, or whole lines.
-        first: the number of the first record, or of the first line, from 1.
+        first: the number of the first record, from 1.
+        line: the number of the first line, from 1, where the content is lines.
         end: bytes of the file that were read when this piece was cut, to show progress.
     """
 
@@ -49,6 +50,7 @@ class Piece:
     content: str | bytes
     first: int
     end: int
+    line: int = 1
 
     def records(self) -> Iterator[Any]:
         """The records; :func:`~.files.check_json` is left to a caller who can name the field.
@@ -57,7 +59,7 @@ class Piece:
             BrokenLine: a line cannot be read.
         """
         if isinstance(self.content, bytes):
-            for _, _, value in parse_lines(self.path, io.BytesIO(self.content), self.first, False):
+            for _, _, value in parse_lines(self.path, io.BytesIO(self.content), self.line, False):
                 yield value
             return
         position, end = 0, len(self.content)
@@ -150,11 +152,14 @@ def _is_json(path: Path) -> bool:
 
 
 def _line_pieces(path: Path, size: int) -> Iterator[Piece]:
-    first = 1
+    first = line = 1
     with named(path), path.open("rb") as file:
         while lines := file.readlines(size):
-            yield Piece(str(path), b"".join(lines), first, file.tell())
-            first += len(lines)
+            if line == 1:
+                lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+            yield Piece(str(path), b"".join(lines), first, file.tell(), line)
+            line += len(lines)
+            first += sum(map(bool, map(bytes.strip, lines)))
 
 
 def _array_pieces(path: Path, size: int) -> Iterator[Piece]:

@@ -14,7 +14,6 @@ from transformers import AutoModelForImageTextToText
 import main as program
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
-from reweighting.records.chains import with_labels
 from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
@@ -126,7 +125,7 @@ def test_the_hypergradient_of_conversations_equals_float64_autograd(conversation
     torch.manual_seed(0)
     model = RewardModel.from_pretrained(TINY, device="cpu", score_head="plus_minus")
     options = {"image_root": str(conversations)}
-    samples = with_labels(load_train(RecordReader(str(conversations / "train.json"), **options)))
+    samples = load_train(RecordReader(str(conversations / "train.json"), **options)).with_labels()
     chains, _ = load_meta(RecordReader(str(conversations / "meta.json"), **options))
     domains = list(dict.fromkeys(sample.domain for sample in samples))
     train_set = EncodedDataset([[sample] for sample in samples], model.encoder)
