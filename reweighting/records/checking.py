@@ -58,7 +58,7 @@ class _Part:
     images: list[str]
     names: dict[str, list[str]]
     keys: np.ndarray  # [rows, 2], of 64 bits each: a hash of the question and its images
-    problems: dict[int, list[str]]
+    problems: dict[int, list[Problem]]
     responses: Counter[tuple[bool, bool]]
     records: int
     end: int
@@ -68,7 +68,7 @@ class _Part:
 class _Findings:
     """What was found in a file, apart from its table."""
 
-    problems: dict[int, list[str]] = field(default_factory=dict)
+    problems: dict[int, list[Problem]] = field(default_factory=dict)
     responses: Counter[tuple[bool, bool]] = field(default_factory=Counter)
     records: int = 0
     bad_images: list[int] = field(default_factory=list)  # their numbers
@@ -233,11 +233,11 @@ def _build(
             keys.append(part.keys)
             yield _renumbered(part, numbers, names)
 
-    def table(*links: pa.Table) -> Table:
+    def table(links: pa.Table | None = None) -> Table:
         listed = {name: list(found) for name, found in names.items()}
         if folder is not None:
             return Table.open(folder, listed)
-        return Table(rows, pictures, *(links or [pa.table({})]), listed)
+        return Table(rows, pictures, links or pa.table({}), listed)
 
     rows = _stored(rows_of_parts(), SCHEMAS[kind], folder, ROWS)
     images = list(numbers)
@@ -297,7 +297,7 @@ def _check_images(
     """Decode every image once; broken ones become problems of their records."""
     used, starts = table.lists("images")
     order, records = np.argsort(used, kind="stable"), table.column("record")
-    first = np.searchsorted(used, np.arange(len(images) + 1), sorter=order)
+    first: np.ndarray = np.searchsorted(used, np.arange(len(images) + 1), sorter=order)
     fields, names = table.column("image_field"), table.names["image_field"]
     for number, trouble in image_problems(images, progress):
         findings.bad_images.append(number)
@@ -406,9 +406,12 @@ def _images_hold(reader: RecordReader, table: Table, bad: set[int], progress: bo
     outside = not reader.allow_external_images and not all(map(reader.inside, images))
     if outside or not bad.isdisjoint(changed) or any(image_problems(images, progress)):
         return False  # and all is checked anew, which says what is wrong with which record
-    with contextlib.suppress(FileError), replacing(table.file(IMAGES), "wb") as file:
-        with pa.ipc.new_file(file, IMAGE_SCHEMA) as writer:
-            writer.write_table(now)
+    with (
+        contextlib.suppress(FileError),  # a cache that is only read
+        replacing(table.file(IMAGES), "wb") as file,
+        pa.ipc.new_file(file, IMAGE_SCHEMA) as writer,
+    ):
+        writer.write_table(now)
     return True
 
 
@@ -419,7 +422,10 @@ def image_rows(images: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for part, statuses in zip(parts, pool.map(_statuses, parts), strict=True):
             columns = [part, *zip(*statuses, strict=True)]
             yield pa.RecordBatch.from_arrays(
-                [pa.array(values, kind.type) for values, kind in zip(columns, IMAGE_SCHEMA)],
+                [
+                    pa.array(values, kind.type)
+                    for values, kind in zip(columns, IMAGE_SCHEMA, strict=True)
+                ],
                 schema=IMAGE_SCHEMA,
             )
 

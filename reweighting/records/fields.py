@@ -55,7 +55,7 @@ class FieldReader:
     skip_bad_records: bool = False
     step_pattern: str | None = None
     digest: hashlib._Hash | None = None
-    problems: dict[int, list[str]] = field(default_factory=dict)
+    problems: dict[int, list[Problem]] = field(default_factory=dict)
     image_fields: dict[int, str] = field(default_factory=dict)  # record -> where its image stands
     _inside: dict[str, bool] = field(default_factory=dict, init=False)  # image path -> see inside()
 

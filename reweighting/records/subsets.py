@@ -9,7 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -141,14 +141,14 @@ def facts_of(samples: Sequence[TrainSample]) -> TrainRecords | _Facts:
     return samples if isinstance(samples, TrainRecords) else _Facts(samples)
 
 
-def taken(samples: AnySamples, indices: Sequence[int]) -> AnySamples:
+def taken(samples: Sequence[TrainSample], indices: Sequence[int]) -> Any:
     """These of the samples, in the order of ``indices``."""
     if isinstance(samples, TrainRecords):
         return samples.take(indices)
     return [samples[index] for index in indices]
 
 
-def last_prompts(samples: AnySamples) -> AnySamples:
+def last_prompts(samples: Sequence[TrainSample]) -> Any:
     """The samples with their last prompt and label only."""
     if isinstance(samples, TrainRecords):
         return samples.last_prompts()

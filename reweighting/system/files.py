@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
@@ -122,7 +123,7 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def opened_text(path: Path) -> Iterator[IO[str]]:
+def opened_text(path: Path) -> Iterator[io.TextIOWrapper]:
     """The text of a UTF-8 file as a stream, see :func:`read_text`.
 
     Raises:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from .files import (
     BrokenLine,
@@ -199,7 +199,7 @@ def _array_pieces(path: Path, size: int) -> Iterator[Piece]:
 class _Window:
     """The part of a JSON text that is in memory, with a position that moves forward in it."""
 
-    def __init__(self, file: IO[str], size: int) -> None:
+    def __init__(self, file: io.TextIOWrapper, size: int) -> None:
         self.file = file
         self.size = size
         self.text = ""

@@ -247,8 +247,8 @@ def _tokens(
     chosen = random.Random(0).sample(range(len(samples)), min(len(samples), TOKENISED))
     return [
         len(ids)
-        for sample in map(samples.__getitem__, chosen)
-        for ids in encoder.encode(sample.images, sample.prompts[-1:]).token_ids
+        for index in chosen
+        for ids in encoder.encode(samples[index].images, samples[index].prompts[-1:]).token_ids
     ]
 
 
