@@ -297,7 +297,7 @@ def _check_images(
     """Decode every image once; broken ones become problems of their records."""
     used, starts = table.lists("images")
     order, records = np.argsort(used, kind="stable"), table.column("record")
-    first: np.ndarray = np.searchsorted(used, np.arange(len(images) + 1), sorter=order)
+    first: Any = np.searchsorted(used, np.arange(len(images) + 1), sorter=order)
     fields, names = table.column("image_field"), table.names["image_field"]
     for number, trouble in image_problems(images, progress):
         findings.bad_images.append(number)
@@ -420,14 +420,9 @@ def image_rows(images: Sequence[str]) -> Iterator[pa.RecordBatch]:
     parts = [images[start : start + 500] for start in range(0, len(images), 500)]
     with ThreadPoolExecutor(16) as pool:  # a file system on a network makes one wait
         for part, statuses in zip(parts, pool.map(_statuses, parts), strict=True):
-            columns = [part, *zip(*statuses, strict=True)]
-            yield pa.RecordBatch.from_arrays(
-                [
-                    pa.array(values, kind.type)
-                    for values, kind in zip(columns, IMAGE_SCHEMA, strict=True)
-                ],
-                schema=IMAGE_SCHEMA,
-            )
+            modified, size = zip(*statuses, strict=True)
+            columns = {"image": part, "modified": modified, "size": size}
+            yield pa.RecordBatch.from_pydict(columns, IMAGE_SCHEMA)
 
 
 def _statuses(images: Sequence[str]) -> list[tuple[int, int]]:

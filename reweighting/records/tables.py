@@ -136,7 +136,7 @@ class Table:
 
     def texts(self, rows: np.ndarray) -> list[str]:
         """The steps of ``rows``, which are sorted."""
-        ends: np.ndarray = np.searchsorted(rows, self._starts)
+        ends: Any = np.searchsorted(rows, self._starts)
         found: list[str] = []
         for k in np.flatnonzero(np.diff(ends)).tolist():
             local = rows[ends[k] : ends[k + 1]] - self._starts[k]
@@ -154,7 +154,7 @@ class Table:
         return table.column(name).to_numpy()
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of lists: all values in one array, and where each list begins, ``[rows + 1]``."""
+        """A column of lists: all values, ``[n]``, and where each list begins, ``[rows + 1]``."""
         column = self.rows.column(name)
         counts = pc.list_value_length(column).to_numpy()
         return pc.list_flatten(column).to_numpy(), np.concatenate([[0], np.cumsum(counts)])

@@ -10,6 +10,7 @@ import codecs
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def _array_pieces(path: Path, size: int) -> Iterator[Piece]:
                 window.position += 1
                 window.character()
                 if window.position - start >= size:
-                    yield Piece(str(path), window.text[start:end], first, file.buffer.tell())
+                    yield Piece(str(path), window.text[start:end], first, window.bytes_read())
                     window.forget()
                     start, first = 0, done + 1
             rest = window.text[start : window.position]
@@ -193,7 +194,7 @@ def _array_pieces(path: Path, size: int) -> Iterator[Piece]:
                 raise
             raise FileError(f"{path}: record {done + 1}: not JSON: {error}") from error
         if done >= first:
-            yield Piece(str(path), rest, first, file.buffer.tell())
+            yield Piece(str(path), rest, first, window.bytes_read())
 
 
 class _Window:
@@ -208,6 +209,10 @@ class _Window:
         self._characters = self._lines = self._column = 0  # before the window
         while "[" not in self.text:
             self._read_on()
+
+    def bytes_read(self) -> int:
+        """The bytes of the file that have been read."""
+        return os.lseek(self.file.fileno(), 0, os.SEEK_CUR)
 
     def _read_on(self) -> None:
         """Make the window longer; by its length, so that a long value takes linear time."""
