@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..system.files import FileError, named, read_json, replacing, write_json
-from ..system.record_files import Piece, hash_file, record_pieces
+from ..system.record_files import PIECE, Piece, hash_file, record_pieces
 from ..system.terminal import MAX_LINE, printable
 from ..system.workers import ordered_map, processors
 from . import cache
@@ -270,7 +270,7 @@ def _parts(reader: RecordReader, kind: type, progress: bool) -> Iterator[_Part]:
         leave=False,
         disable=None if progress else True,  # None: a bar in a terminal only
     ) as bar:
-        for part in ordered_map(work, record_pieces(reader.file), processors()):
+        for part in ordered_map(work, record_pieces(reader.file, PIECE), processors()):
             bar.update(part.end - bar.n)
             yield part
 
@@ -370,7 +370,7 @@ def _write_about(reader: RecordReader, table: Table, findings: _Findings, folder
 def _kept(reader: RecordReader, key: str, progress: bool) -> tuple[Table, _Findings] | None:
     """What is kept under ``key`` and still holds, or None."""
     folder = cache.entry(key)
-    if not (folder / ABOUT).exists():
+    if not folder.exists():
         return None
     try:
         about = read_json(folder / ABOUT)
