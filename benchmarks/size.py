@@ -61,22 +61,18 @@ def chains(count: int, seed: int) -> Iterator[tuple[str, str, str, list[str]]]:
 
 def write_files(folder: Path, records: int) -> None:
     """The train and meta files and their images."""
-    images, written = set(), 0
+    images, written, rng = set(), 0, random.Random(2)
     with (folder / "train.jsonl").open("w") as file:
         for text, image, domain, steps in chains(records, 0):
             images.add(image)
-            for count in range(1, len(steps) + 1):
-                record = {
-                    "input": text,
-                    "add": "\n".join(steps[:count]),
-                    "image_path": image,
-                    "dataset": domain,
-                    "accuracy": round(random.Random(written).random(), 4),
-                    "id": f"{domain}-{written}",
-                }
-                if written < records:
-                    file.write(json.dumps(record) + "\n")
-                    written += 1
+            prefix = ""
+            for step in steps[: records - written]:
+                prefix += ("\\n" if prefix else "") + step  # as JSON writes a line feed
+                file.write(
+                    f'{{"input": "{text}", "add": "{prefix}", "image_path": "{image}", '
+                    f'"dataset": "{domain}", "accuracy": {rng.random():.4f}, "id": "{written}"}}\n'
+                )
+                written += 1
             if written == records:
                 break
     with (folder / "meta.json").open("w") as file:
