@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reweighting.records import checking
+from reweighting.records import building, checking
 from reweighting.records.cache import cache_folder
 from reweighting.records.chains import chains_of, questions_of
 from reweighting.records.problems import DataError
@@ -27,7 +27,7 @@ from tests.training.test_training import metrics_of, train
 def kept(monkeypatch, tmp_path):
     """Every file is taken for a large one; the folder of the cache."""
     monkeypatch.setattr(checking, "SMALL", 0)
-    monkeypatch.setattr(checking, "PIECE", 1500)  # characters: a few records
+    monkeypatch.setattr(building, "PIECE", 1500)  # characters: a few records
     monkeypatch.setenv("DREAMPRM_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "records"
 
@@ -48,7 +48,7 @@ def not_read(*_):
 def test_a_kept_table_gives_the_samples_that_the_file_gives(data, kept, monkeypatch):
     first, (meta, _) = list(load_train(reader(data))), load_meta(reader(data, "meta.json"))
     assert len(list(kept.iterdir())) == 2
-    monkeypatch.setattr(checking, "record_pieces", not_read)
+    monkeypatch.setattr(building, "record_pieces", not_read)
     again, (meta_again, _) = load_train(reader(data)), load_meta(reader(data, "meta.json"))
     assert list(again) == first and list(meta_again) == list(meta)
     assert list(pickle.loads(pickle.dumps(again))) == first  # as a worker that is no fork gets it
@@ -134,7 +134,7 @@ def test_images_that_change_later_are_looked_at_again(data, kept, monkeypatch):
     assert len(load_train(reader(data))) == whole  # it is back
     Image.new("RGB", (84, 84)).save(picture)
     opened = []
-    monkeypatch.setattr(checking, "record_pieces", not_read)
+    monkeypatch.setattr(building, "record_pieces", not_read)
     monkeypatch.setattr(checking, "image_problems", lambda paths, _: opened.append(paths) or [])
     for _ in range(2):
         assert len(load_train(reader(data))) == whole
