@@ -69,7 +69,7 @@ def build(
         listed = {name: list(found) for name, found in names.items()}
         if folder is not None:
             return Table.open(folder, listed)
-        return Table(rows, pictures, links or pa.table({}), listed)
+        return Table(rows, pictures, pa.table({}) if links is None else links, listed)
 
     rows = _stored(rows_of_parts(), SCHEMAS[kind], folder, ROWS)
     images = list(numbers)
