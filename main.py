@@ -66,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything that can be checked before training, then train."""
-    from reweighting.records.chains import describe_meta
     from reweighting.records.dataset import load_data
     from reweighting.system.files import DirectoryLock
     from reweighting.training.build import check_start, make_encoder
@@ -87,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_plan(arguments, data, encoder)
         return 0
     if data.meta:
-        print(f"{terminal.printable(arguments.meta_json_file)}: {describe_meta(data.meta)}")
+        print(f"{terminal.printable(arguments.meta_json_file)}: {data.meta.description()}")
     with DirectoryLock(arguments.weights_path):
         return make_engine(arguments, data, encoder, steps).run()
 

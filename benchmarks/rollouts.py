@@ -47,7 +47,7 @@ from reweighting.rollouts.sampler import Sampler
 from reweighting.rollouts.schedules import Adaptive, Schedule
 from reweighting.system.files import write_records
 from reweighting.system.journal import Journal
-from reweighting.system.workers import for_each
+from reweighting.system.tasks import for_each
 from tests.rollouts.commands import write_questions
 from tests.support.model_server import model_server
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
@@ -23,13 +24,13 @@ from reweighting.system.files import (
     parse_json,
     read_json,
     read_json_lines,
-    read_records,
     read_text,
     replacing,
     write_json,
     write_records,
     write_text,
 )
+from reweighting.system.record_files import PIECE, read_records, record_pieces
 from reweighting.system.terminal import printable
 from tests.conftest import REPOSITORY
 
@@ -118,11 +119,44 @@ def test_what_a_kill_leaves_of_a_line_is_not_read(tmp_path, torn):
     assert complete_lines(path) == [1]
 
 
-@pytest.mark.parametrize("text", ["[]", "[1]", ' [1, "a]" ,\n[2], {"b": [3]}]\n', "\ufeff\n[1]"])
+def in_pieces(path, size: int = PIECE) -> list:
+    return [record for piece in record_pieces(path, size) for record in piece.records()]
+
+
+ARRAYS = [
+    *("[]", "[1]", ' [1, "a]" ,\n[2], {"b": [3]}]\n', "\ufeff\n[1]", "[ 123456789 , 2 ]"),
+    '[{"a": "é\\u00e9\\\\\\"]"}, true,\r\n-1.25e-7, null ,"' + 90 * "x" + '"\n]\r\n ',
+]
+
+
+@pytest.mark.parametrize("text", ARRAYS)
 def test_an_array_is_read_as_json_reads_it(tmp_path, text):
     path = tmp_path / "f.json"
-    path.write_text(text)
-    assert read_records(path) == json.loads(text.removeprefix("\ufeff"))
+    path.write_bytes(text.encode())
+    for size in (PIECE, *range(1, 50)):
+        assert in_pieces(path, size) == json.loads(text.removeprefix("\ufeff"))
+
+
+def test_lines_are_read_in_pieces(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf{}\r\n\n[2]\n \n" + json_line("é" * 40).encode() + b"4")
+    for size in (PIECE, *range(1, 60)):
+        assert in_pieces(path, size) == [{}, [2], "é" * 40, 4]
+    *_, last = record_pieces(path, 1)
+    assert (last.content, last.first, last.line) == (b"4", 4, 6)
+    assert last.end == path.stat().st_size
+
+
+def test_a_file_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "f.json"
+    write_records(path, ({"a": "x" * 1000, "b": number} for number in range(20_000)))
+    tracemalloc.start()
+    try:
+        numbers = [record["b"] for p in record_pieces(path, 2**16) for record in p.records()]
+        assert tracemalloc.get_traced_memory()[1] < 4e6  # the file has 20 MB
+    finally:
+        tracemalloc.stop()
+    assert numbers == list(range(20_000))
 
 
 @pytest.mark.parametrize(
@@ -146,6 +180,10 @@ def test_a_broken_list_of_records_says_where(tmp_path, text, expected):
     with pytest.raises(FileError) as error:
         read_records(path)
     assert f"{path}: {expected}" in str(error.value)
+    for size in range(1, 20):
+        with pytest.raises(FileError) as again:
+            in_pieces(path, size)
+        assert str(again.value) == str(error.value)
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path):

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,10 +10,11 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ..records.chains import questions_of
+from ..records.chains import questions_of, truth_of
 from ..records.samples import MetaSample, TrainSample
 from ..reward_model.encoder import EncodedPrompts, PromptEncoder
 from ..reward_model.prefix_tree import ByValue, PackedTrees, pack
+from ..system.workers import end_with_parent
 
 T = TypeVar("T")
 
@@ -198,19 +194,19 @@ class ShuffledStream(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         position = self.start * self.batch_size
-        epoch, order = -1, []
+        epoch, order = -1, torch.empty(0)
         while True:
             batch = []
             for index in range(position, position + self.batch_size):
                 if index // self.size != epoch:
                     epoch = index // self.size
                     order = self._permutation(epoch)
-                batch.append(order[index % self.size])
+                batch.append(int(order[index % self.size]))
             position += self.batch_size
             yield batch
 
-    def _permutation(self, epoch: int) -> list[int]:
-        return torch.randperm(self.size, generator=_generator(self.seed, epoch)).tolist()
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        return torch.randperm(self.size, generator=_generator(self.seed, epoch))
 
 
 class QuestionStream(Sampler[list[tuple[int, ...]]]):
@@ -229,7 +225,7 @@ class QuestionStream(Sampler[list[tuple[int, ...]]]):
     def __init__(
         self, samples: Sequence[MetaSample], batch_size: int, seed: int, start: int = 0
     ) -> None:
-        self.true_false = [sample.true_false for sample in samples]
+        self.true_false = truth_of(samples)
         self.questions = questions_of(samples)
         self.batch_size = batch_size
         self.seed = seed
@@ -295,28 +291,4 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     info = get_worker_info()
     info.dataset.encoder.cache_bytes //= info.num_workers
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, and on a SIGTERM of its parent only.
-
-    A SIGTERM to the whole process group is for the training process: it finishes its step, for
-    which it needs the workers, saves, and ends them. And a parent that was killed cannot end
-    anybody; its workers would wait for good for someone to read what they made.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C likewise
-    above, parent = os.getppid(), multiprocessing.parent_process()
-    waits = parent is not None and hasattr(signal, "sigtimedwait")  # Linux
-    if waits:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def watch() -> None:
-        while os.getppid() == above:
-            if not waits:
-                time.sleep(1.0)
-            elif (sent := signal.sigtimedwait({signal.SIGTERM}, 1.0)) and sent.si_pid == parent.pid:
-                break
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()

@@ -130,11 +130,9 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         FileError: the file cannot be read, or lacks something.
     """
-    seen = hashlib.sha256()
-    text = read_text(path, seen.update)
+    text = read_text(path)
     try:
-        made = parse_json(text)
-        return _recipe(made, seen.hexdigest())
+        return _recipe(parse_json(text), hashlib.sha256(text.encode()).hexdigest())
     except KeyError as error:
         raise FileError(f"{path}: field {error} is missing or unusable; export again") from error
     except ValueError as error:

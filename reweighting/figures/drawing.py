@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # files only: no display is needed
 import matplotlib.pyplot as plt
 
 from ..records.images import load_pixels
-from ..records.samples import TrainSample
+from ..records.tables import TrainRecords
 from ..system.files import replacing
 
 # Names of domains and texts of records are shown as they are: "$" does not begin a formula.
@@ -167,12 +167,12 @@ def draw_instance_weights(table: dict[str, list], path: Path) -> None:
     save(figure, right, path)
 
 
-def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], path: Path) -> None:
+def draw_contact_sheet(table: dict[str, list], samples: TrainRecords, path: Path) -> None:
     """The records with the largest and the smallest weights: first image, question and steps.
 
     Args:
         table: columns of ``instance_weights.parquet``.
-        samples: by record number.
+        samples: the train records of the run.
     """
     rows = [row for row, weight in enumerate(table["weight"]) if weight is not None]
     rows.sort(key=lambda row: -table["weight"][row])
@@ -182,7 +182,7 @@ def draw_contact_sheet(table: dict[str, list], samples: dict[int, TrainSample], 
         ("trusted most", "trusted least"), (rows[:count], rows[::-1][:count]), panels, strict=True
     ):
         for row, axes in zip(chosen, row_of_panels, strict=True):
-            sample = samples[table["record"][row]]
+            sample = samples.numbered(table["record"][row])
             if sample.images:
                 axes.imshow(load_pixels(sample.images[0]))
             axes.axis("off")

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..records.flags import MEGAPIXELS
 from ..records.images import allow_megapixels
-from ..records.reader import RecordReader
-from ..records.samples import TrainSample
+from ..records.reader import RecordReader, load_train
+from ..records.tables import TrainRecords
 from ..system import terminal
 from ..system.checkpoints.finding import ARGUMENTS_FILE, METRICS_FILE
 from ..system.files import FileError, complete_lines, is_number, read_json
@@ -47,10 +47,8 @@ def _is_metrics(line: Any) -> bool:
     )
 
 
-def read_train_samples(checkpoint: Path) -> dict[int, TrainSample]:
-    """The records that a run was trained on, by number; none if their file is no longer there.
-
-    Images are not looked at: training has checked them.
+def read_train_samples(checkpoint: Path) -> TrainRecords:
+    """The records of the file that a run was trained on; none if it is no longer there.
 
     Args:
         checkpoint: the folder that holds the run's arguments.
@@ -62,7 +60,7 @@ def read_train_samples(checkpoint: Path) -> dict[int, TrainSample]:
     arguments = read_json(known) if known.is_file() else {}
     file = arguments.get("train_json_file")
     if not file or not Path(file).is_file():
-        return {}
+        return TrainRecords.none()
     allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
     reader = RecordReader(
         file,
@@ -71,4 +69,4 @@ def read_train_samples(checkpoint: Path) -> dict[int, TrainSample]:
         arguments.get("allow_image_urls", False),
         step_pattern=arguments.get("step_pattern"),
     )
-    return {sample.record: sample for sample in reader.samples(reader.train_sample)}
+    return load_train(reader)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from typing import overload
+
+import numpy as np
 
 from .answers.extraction import extract
 from .samples import CandidatesSample, MetaSample, TrainSample
@@ -13,7 +15,46 @@ from .steps import cut_steps
 MOST_SHOWN = 8  # step counts told apart in a description
 
 
-def chains_of(samples: Sequence[TrainSample]) -> list[list[int]]:
+class Groups(Sequence[list[int]]):
+    """Lists of indices, kept as two arrays: millions of Python lists would fill the memory.
+
+    Args:
+        members: the lists one after the other, ``[n]``.
+        starts: where each of them begins in ``members``, and ``n``.
+    """
+
+    def __init__(self, members: np.ndarray, starts: np.ndarray) -> None:
+        self.members = members
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return self.members[self.starts[number] : self.starts[number + 1]].tolist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def by(cls, keys: np.ndarray, *order: np.ndarray) -> Groups:
+        """Indices of equal ``keys`` ``[n]``, groups by rising key, each sorted by ``order``."""
+        members = np.lexsort((np.arange(len(keys)), *reversed(order), keys)).astype(np.int32)
+        changes = np.flatnonzero(np.diff(keys[members])) + 1
+        ends = [len(keys)] if len(keys) else []
+        return cls(members, np.concatenate([[0], changes, ends]).astype(np.int64))
+
+
+def chains_of(samples: Sequence[TrainSample]) -> Sequence[list[int]]:
     """Indices of the samples that are prefixes of one chain, chains in order of appearance.
 
     Records of one question and the same images belong to one chain as long as each prefix extends
@@ -21,69 +62,85 @@ def chains_of(samples: Sequence[TrainSample]) -> list[list[int]]:
     text alone decides, so records without ``id`` and ``sid`` are matched as well. Where several
     extend the same prefix, the shortest goes on with its chain and the others open new ones.
     """
-    by_question: dict[tuple, dict[str, list[int]]] = {}
+    if (known := getattr(samples, "chains", None)) is not None:  # TrainRecords
+        return known
+    by_question: dict[tuple, list[int]] = {}
     for index, sample in enumerate(samples):
-        by_text = by_question.setdefault(sample.chain, {})
-        by_text.setdefault(sample.text, []).append(index)
-    chains: list[list[int]] = []
-    for by_text in by_question.values():
-        # In alphabetical order a text comes after all its prefixes and directly before all its
-        # extensions, so the stack holds the prefixes of the text at hand.
-        longest_prefix: dict[str, str | None] = {}
-        stack: list[str] = []
-        for text in sorted(by_text):
-            while stack and not text.startswith(stack[-1]):
-                stack.pop()
-            longest_prefix[text] = stack[-1] if stack else None
-            stack.append(text)
-        by_end: dict[str | None, list[int]] = {}
-        for text in sorted(by_text, key=len):
-            chain = by_end.pop(longest_prefix[text], None)
-            if chain is None:
-                chains.append(chain := [])
-            chain += by_text[text]
-            by_end[text] = chain
-    return sorted(chains)
+        by_question.setdefault(sample.chain, []).append(index)
+    same, extends = np.empty((2, len(samples)), np.int32)
+    texts = [sample.text for sample in samples]
+    for members in by_question.values():
+        same[members], extends[members] = linked(members, [texts[index] for index in members])
+    return chains_from(same, extends, np.array([len(text) for text in texts], np.int64))
 
 
-def questions_of(samples: Sequence[MetaSample]) -> list[list[int]]:
+def linked(numbers: Sequence[int], texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """How texts of one question hang together.
+
+    Args:
+        numbers: of the texts, one for each.
+
+    Returns:
+        for each text the number of the first text that equals it, and the number of the first text
+        that is its longest proper prefix, -1 where there is none.
+    """
+    first: dict[str, int] = {}
+    for number, text in zip(numbers, texts, strict=True):
+        first.setdefault(text, number)
+    # In alphabetical order a text comes after all its prefixes and directly before all its
+    # extensions, so the stack holds the prefixes of the text at hand.
+    longest_prefix: dict[str, int] = {}
+    stack: list[str] = []
+    for text in sorted(first):
+        while stack and not text.startswith(stack[-1]):
+            stack.pop()
+        longest_prefix[text] = first[stack[-1]] if stack else -1
+        stack.append(text)
+    return [first[text] for text in texts], [longest_prefix[text] for text in texts]
+
+
+def chains_from(text: np.ndarray, extends: np.ndarray, lengths: np.ndarray) -> Groups:
+    """The chains of n samples, see :func:`chains_of`.
+
+    Args:
+        text: the number of each sample's text, ``[n]``, see :func:`linked`.
+        extends: for all numbers of texts that of the longest prefix, or -1, ``[t]``. It may be a
+            text that no sample has; its own prefix counts then.
+        lengths: of the samples' texts, ``[n]``.
+    """
+    numbers, first, own = np.unique(text, return_index=True, return_inverse=True)
+    place = np.full(len(extends) + 1, -1)  # among ``numbers``; the last one is for -1
+    place[numbers] = np.arange(len(numbers))
+    prefix = extends[numbers]
+    while (absent := (prefix >= 0) & (place[prefix] < 0)).any():
+        prefix[absent] = extends[prefix[absent]]
+    prefix = place[prefix]
+    # Of the texts that extend a prefix, the first in this order goes on with its chain.
+    order = np.lexsort((first, lengths[first]))
+    order = order[prefix[order] >= 0]
+    going_on = order[np.unique(prefix[order], return_index=True)[1]]
+    root = np.arange(len(numbers))
+    root[going_on] = prefix[going_on]
+    while (above := root[root]).tobytes() != root.tobytes():
+        root = above
+    return Groups.by(first[root[own]], lengths)
+
+
+def questions_of(samples: Sequence[MetaSample]) -> Sequence[list[int]]:
     """Indices of the meta chains that answer one question about the same images, by question."""
+    if (known := getattr(samples, "questions", None)) is not None:  # MetaRecords
+        return known
     found: dict[tuple, list[int]] = {}
     for index, sample in enumerate(samples):
         found.setdefault((sample.images, sample.prompts[0].question), []).append(index)
     return list(found.values())
 
 
-def with_labels(samples: list[TrainSample]) -> list[TrainSample]:
-    """The samples with prompts that know the labels of their earlier steps (``--history gold``).
-
-    A step is right if the prefix that ends with it has an accuracy above 1/2. That prefix is an
-    earlier step of the same conversation or another record of the same chain; a step that no record
-    judges counts as right, as it does in selection.
-    """
-    labelled = list(samples)
-    for chain in chains_of(samples):
-        known = _labels(samples[index] for index in chain)
-        for index in chain:
-            sample = samples[index]
-            labels = known | _labels([sample])  # a record's own labels come first
-            prompts = [
-                replace(
-                    prompt, labels=tuple(labels.get(k, True) for k in range(1, len(prompt.steps)))
-                )
-                for prompt in sample.prompts
-            ]
-            labelled[index] = replace(sample, prompts=prompts)
-    return labelled
-
-
-def _labels(samples: Iterable[TrainSample]) -> dict[int, bool]:
-    """Step number -> whether the prefix that ends with it is more often right than wrong."""
-    return {
-        len(prompt.steps): accuracy > 0.5
-        for sample in samples
-        for prompt, accuracy in zip(sample.prompts, sample.accuracies, strict=True)
-    }
+def truth_of(samples: Sequence[MetaSample]) -> Sequence[bool]:
+    """Whether each meta chain is right."""
+    if (known := getattr(samples, "truth", None)) is not None:  # MetaRecords
+        return known
+    return [sample.true_false for sample in samples]
 
 
 def describe_chains(chains: Iterable[tuple[int, bool]]) -> str:
@@ -100,11 +157,6 @@ def describe_chains(chains: Iterable[tuple[int, bool]]) -> str:
         parts.append(f"{sum(count for _, count in rest):,} of more")
     without = sum(not answered for _, answered in chains)
     return f"{len(chains):,} chains: {', '.join(parts)}; {without:,} without a final answer"
-
-
-def describe_meta(samples: Iterable[MetaSample]) -> str:
-    """One line about the steps and final answers of the meta samples."""
-    return describe_chains((len(s.prompts), extract(s.response) != "") for s in samples)
 
 
 def describe_candidates(samples: Iterable[CandidatesSample], pattern: str | None) -> str:

@@ -7,27 +7,29 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, overload
 
 from ..system.files import FileError, read_json
 from ..system.terminal import printable
-from .chains import chains_of, questions_of, with_labels
+from .chains import chains_of, questions_of
 from .problems import DataError
 from .reader import RecordReader, load_candidates, load_meta, load_train
-from .samples import CandidatesSample, MetaSample, TrainSample
+from .samples import CandidatesSample, TrainSample
 from .subsets import choose
+from .tables import MetaRecords, Sample, TrainRecords
 
 T = TypeVar("T")
+AT_ONCE = 100_000  # numbers of records in a text
 
 
 @dataclass
 class Data:
     """The checked data of a run."""
 
-    train: list[TrainSample]
-    meta: list[MetaSample]
+    train: TrainRecords
+    meta: MetaRecords
     domains: list[str]  # in order of first appearance, as published
     warnings: list[str]
     fingerprint: str  # of the train and meta files, the records in use and the fixed weights
@@ -61,8 +63,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
     found = _Findings()
     digest = hashlib.sha256()  # of both files as they are read, and of what is used of them
     train_reader = RecordReader.of(arguments, arguments.train_json_file, digest=digest)
-    no_train: list[TrainSample] = []
-    train = found.collect(lambda: load_train(train_reader, progress), no_train)
+    none = TrainRecords.none()
+    train = found.collect(lambda: load_train(train_reader, progress), none)
     read = len(train)
     train = choose(
         train,
@@ -73,16 +75,16 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         arguments.subset_share,
         arguments.upsample_wrong,
     )
-    _update(digest, [sample.record for sample in train])
-    meta, readers = [], [train_reader]
+    _update_numbers(digest, train)
+    meta, readers = MetaRecords.none(), [train_reader]
     if arguments.learn_weights:
         file, root = arguments.meta_json_file, arguments.meta_image_root
         readers.append(RecordReader.of(arguments, file, root, digest))
-        nothing: tuple[list[MetaSample], list[str]] = ([], [])
+        nothing: tuple[MetaRecords, list[str]] = (meta, [])
         meta, found.notes = found.collect(lambda: load_meta(readers[1], progress), nothing)
         if arguments.meta_loss == "rank" and meta:
             meta = _rankable(file, meta, found)
-        _update(digest, [sample.record for sample in meta])
+        _update_numbers(digest, meta)
     for reader in readers:
         if not arguments.skip_bad_records:
             found.problems += reader.all_problems()
@@ -90,7 +92,7 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             found.notes.append(note)
     text_only = [train_reader.text_only(train), *(r.text_only(meta) for r in readers[1:])]
     found.notes += filter(None, text_only)
-    kept = len({sample.record for sample in train}) if arguments.upsample_wrong > 1 else len(train)
+    kept = len(set(train.numbers.tolist()))  # --upsample_wrong repeats some
     _check_subset(arguments, train_reader.name, read, kept, found)
     if len(train) > kept:
         found.notes.append(
@@ -98,9 +100,9 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             f"not {kept:,}"
         )
     if arguments.history == "gold":
-        train = with_labels(train)
+        train = train.with_labels()
     system = _system_turn(arguments, train_reader.name, train, found)
-    domains = list(dict.fromkeys(sample.domain for sample in train))
+    domains = list(train.named("domain"))
     _check_labels(arguments, train_reader.name, train, domains, meta, found)
     validation = _load_validation(arguments, progress, found)
     fixed_weights = None
@@ -112,14 +114,18 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         error = DataError(found.problems)
         error.notes = found.notes
         raise error
-    _update(digest, fixed_weights)
+    digest.update(json.dumps(fixed_weights).encode())
     return Data(
         train, meta, domains, found.notes, digest.hexdigest(), fixed_weights, validation, system
     )
 
 
-def _update(digest: hashlib._Hash, value: object) -> None:
-    digest.update(json.dumps(value).encode())
+def _update_numbers(digest: hashlib._Hash, records: TrainRecords | MetaRecords) -> None:
+    """Add the list of the numbers of the records, as JSON, which old checkpoints know."""
+    for start in range(0, max(1, len(records)), AT_ONCE):
+        text = ("" if start else "[") + ", " * (start > 0)
+        text += ", ".join(map(str, records.numbers[start : start + AT_ONCE].tolist()))
+        digest.update((text + "]" * (start + AT_ONCE >= len(records))).encode())
 
 
 def _check_subset(
@@ -135,10 +141,11 @@ def _check_subset(
         found.notes.append(f"--train_subset {arguments.train_subset}: {kept} of {read} records")
 
 
-def _rankable(name: str, meta: list[MetaSample], found: _Findings) -> list[MetaSample]:
+def _rankable(name: str, meta: MetaRecords, found: _Findings) -> MetaRecords:
     """The chains that ``--meta_loss rank`` can use: their questions have right and wrong ones."""
     questions = questions_of(meta)
-    labels = [{meta[index].true_false for index in question} for question in questions]
+    truth = meta.truth
+    labels = [set(truth[question].tolist()) for question in questions]
     kept = [index for question, both in zip(questions, labels, strict=True) if len(both) == 2
             for index in question]  # fmt: skip
     right, wrong = labels.count({True}), labels.count({False})
@@ -151,14 +158,15 @@ def _rankable(name: str, meta: list[MetaSample], found: _Findings) -> list[MetaS
             f"{name}: --meta_loss rank leaves out {right:,} of {len(questions):,} questions that "
             f"have right chains only, and {wrong:,} that have wrong ones only"
         )
-    return [meta[index] for index in sorted(kept)]
+    return meta.take(sorted(kept))
 
 
 def _system_turn(
-    arguments: argparse.Namespace, name: str, train: list[TrainSample], found: _Findings
+    arguments: argparse.Namespace, name: str, train: TrainRecords, found: _Findings
 ) -> str:
     """The most common system turn of the train conversations, "" if there is none."""
-    systems = Counter(sample.system for sample in train if sample.system)
+    systems = Counter(train.named("system"))
+    systems.pop("", None)
     if len(systems) > 1 and arguments.score_head == "plus_minus":
         found.notes.append(
             f"{name}: {len(systems)} different system turns; all prompts get the most common one"
@@ -169,9 +177,9 @@ def _system_turn(
 def _check_labels(
     arguments: argparse.Namespace,
     name: str,
-    train: list[TrainSample],
+    train: TrainRecords,
     domains: list[str],
-    meta: list[MetaSample],
+    meta: MetaRecords,
     found: _Findings,
 ) -> None:
     """Both files must have usable records, and what weights are learned from must differ."""
@@ -185,7 +193,7 @@ def _check_labels(
             "reweighting has nothing to weigh (--baseline trains without it, --reweighting "
             "instance_table weighs single records)"
         )
-    labels = {sample.true_false for sample in meta}
+    labels = set(meta.truth.tolist())
     if len(labels) == 1:
         found.problems.append(
             f"{arguments.meta_json_file}: every usable record is labelled "
@@ -244,11 +252,40 @@ def load_fixed_weights(file: str, domains: list[str]) -> list[float]:
     return [weights[domain] / mean for domain in domains]
 
 
-def train_units(arguments: argparse.Namespace, train: list[TrainSample]) -> list[list[TrainSample]]:
+class Units(Sequence[list[Sample]]):
+    """What is drawn together, built when it is drawn.
+
+    Args:
+        samples: of which the units consist.
+        groups: indices of the samples of each unit; None: each sample is a unit.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], groups: Sequence[Sequence[int]] | None = None
+    ) -> None:
+        self.samples = samples
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.samples if self.groups is None else self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Sample]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Sample]]: ...
+    def __getitem__(self, index: int | slice) -> list[Sample] | list[list[Sample]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return [self.samples[member] for member in self.members(index)]
+
+    def members(self, index: int) -> Sequence[int]:
+        """Indices of the samples of unit ``index``."""
+        return (index,) if self.groups is None else self.groups[index]
+
+
+def train_units(arguments: argparse.Namespace, train: Sequence[TrainSample]) -> Units[TrainSample]:
     """The units that ``--batch_size`` counts: single records, or all records of one chain."""
-    if arguments.batch_by == "cot":
-        return [[train[index] for index in chain] for chain in chains_of(train)]
-    return [[sample] for sample in train]
+    return Units(train, chains_of(train) if arguments.batch_by == "cot" else None)
 
 
 def total_steps(arguments: argparse.Namespace, units: int) -> int:

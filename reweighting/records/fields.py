@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from ..system.files import FileError, read_records
+from ..system.files import FileError
+from ..system.record_files import read_records
 from ..system.terminal import MAX_LINE, printable
 from .images import allow_megapixels, image_problem, is_data_uri
 from .problems import DataError, Problem, summary
 from .steps import MAX_STEPS, step_starts
+from .tables import Records
 from .texts import json_fault, shown, text_fault, without_image_tags
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 Reader = TypeVar("Reader", bound="FieldReader")
 
 NOTHING: tuple = (None, "", [])  # what a field holds that names no image
+IN_HAND = 10_000  # images that are handed to threads at once
 
 
 @dataclass
@@ -42,7 +45,7 @@ class FieldReader:
         allow_image_urls: accept http(s) URLs of images.
         skip_bad_records: leave out records with problems instead of raising.
         step_pattern: what starts a step, see :func:`~.steps.layout`.
-        digest: is updated with the bytes of the file whenever the file is read.
+        digest: is updated with the bytes of the file when :mod:`.checking` reads it.
     """
 
     file: str
@@ -52,8 +55,9 @@ class FieldReader:
     skip_bad_records: bool = False
     step_pattern: str | None = None
     digest: hashlib._Hash | None = None
-    problems: dict[int, list[str]] = field(default_factory=dict)
+    problems: dict[int, list[Problem]] = field(default_factory=dict)
     image_fields: dict[int, str] = field(default_factory=dict)  # record -> where its image stands
+    _inside: dict[str, bool] = field(default_factory=dict, init=False)  # image path -> see inside()
 
     @classmethod
     def of(
@@ -94,7 +98,7 @@ class FieldReader:
             DataError: the file is missing, unreadable, not JSON or holds no list of records.
         """
         try:
-            records = read_records(self.file, self.digest.update if self.digest else None)
+            records = read_records(self.file)
         except FileError as error:
             raise DataError([printable(error, MAX_LINE)]) from error
         if not records:
@@ -102,16 +106,20 @@ class FieldReader:
         return records
 
     def samples(
-        self, parse: Callable[[dict, int], Any], records: list[Any] | None = None
+        self,
+        parse: Callable[[dict, int], Any],
+        records: list[Any] | None = None,
+        first: int = 1,
     ) -> list[Any]:
         """What ``parse(record, number)`` makes of every record that has no problem.
 
         Args:
             parse: what it returns is dropped if it notes a problem of the record.
             records: of the file, where they have been read already.
+            first: the number of the first of them.
         """
         samples = []
-        for number, record in enumerate(records or self.read(), start=1):
+        for number, record in enumerate(self.read() if records is None else records, start=first):
             if not isinstance(record, dict):
                 self.problem(number, None, "must be an object, is {}", shown(record))
                 continue
@@ -124,6 +132,8 @@ class FieldReader:
     def _can_be_written(self, record: dict, number: int) -> bool:
         """Check every field, even those without a meaning here: they are copied to other files."""
         for name, value in record.items():
+            if name.isascii() and isinstance(value, str) and value.isascii():
+                continue  # what most fields hold
             if fault := json_fault([name, value]):
                 self.problem(number, name, *fault)
         return number not in self.problems
@@ -182,7 +192,10 @@ class FieldReader:
 
         Nobody should train without images for want of a field unawares.
         """
-        count = sum(not sample.images for sample in samples)
+        if isinstance(samples, Records):
+            count = int((samples.counts("images") == 0).sum())
+        else:
+            count = sum(not sample.images for sample in samples)
         if not count:
             return None
         return f"{self.name}: {count:,} of {len(samples):,} records name no image: text alone"
@@ -280,9 +293,7 @@ class FieldReader:
                 self.problem(number, name, kind, value, where=where)
             return scheme + value[len(scheme) :]
         path = os.path.join(self.image_root, value)
-        root = os.path.realpath(self.image_root)
-        inside = os.path.commonpath([root, os.path.realpath(path)]) == root
-        if not inside and not self.allow_external_images:
+        if not self.allow_external_images and not self.inside(path):
             self.problem(
                 number,
                 name,
@@ -293,24 +304,46 @@ class FieldReader:
             )
         return path
 
+    def inside(self, path: str) -> bool:
+        """Whether an image lies inside the image root."""
+        if path not in self._inside:
+            root = os.path.realpath(self.image_root)
+            self._inside[path] = os.path.commonpath([root, os.path.realpath(path)]) == root
+        return self._inside[path]
+
     def check_images(self, samples: Iterable[Any], progress: bool) -> None:
         """Decode every distinct image once; broken ones become problems of their records."""
         records: dict[str, list[int]] = {}
         for sample in samples:
             for image in dict.fromkeys(sample.images):
                 records.setdefault(image, []).append(sample.record)
-        silent = {"disable": None if progress else True}  # None: a bar in a terminal only
-        # All threads share Python's list of ignored warnings, so it is changed here, outside them.
-        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-            warnings.simplefilter("ignore")
-            results = pool.map(image_problem, records)
-            bar = tqdm(results, "checking images", len(records), leave=False, **silent)
-            for image, trouble in zip(records, bar, strict=True):
+        images = list(records)
+        for place, trouble in image_problems(images, progress):
+            for number in records[images[place]]:
+                self.image_problem(number, self.image_fields[number], images[place], trouble)
+
+    def image_problem(self, number: int, name: str, image: str, trouble: str) -> None:
+        """Note what :func:`~.images.image_problem` says of an image of record ``number``."""
+        kind = trouble.replace(image, "…").partition(":")[0]
+        self._note(number, name, printable(trouble, MAX_LINE), kind, (image,))
+
+
+def image_problems(images: Sequence[str], progress: bool) -> Iterator[tuple[int, str]]:
+    """The places of the images that cannot be used, and why (:func:`~.images.image_problem`)."""
+    silent = {"disable": None if progress else True}  # None: a bar in a terminal only
+    # All threads share Python's list of ignored warnings, so it is changed here, outside them.
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor() as pool,
+        tqdm(desc="checking images", total=len(images), leave=False, **silent) as bar,
+    ):
+        warnings.simplefilter("ignore")
+        for start in range(0, len(images), IN_HAND):  # a task of the pool takes a kilobyte
+            part = images[start : start + IN_HAND]
+            for place, trouble in enumerate(pool.map(image_problem, part), start):
+                bar.update()
                 if trouble:
-                    kind = trouble.replace(image, "…").partition(":")[0]
-                    for number in records[image]:
-                        name = self.image_fields[number]
-                        self._note(number, name, printable(trouble, MAX_LINE), kind, (image,))
+                    yield place, trouble
 
 
 def _other_image_field(record: dict) -> str | None:

@@ -183,6 +183,11 @@ def is_data_uri(source: str) -> bool:
     return source[:5].lower() == "data:"
 
 
+def is_url(source: str) -> bool:
+    """Whether the text is an http(s) URL."""
+    return source.startswith(("http://", "https://"))
+
+
 def source_name(source: str) -> str:
     """A source as messages name it: its path or URL, but never the image itself."""
     if is_data_uri(source):
@@ -224,7 +229,7 @@ def _stream(source: Source) -> Path | BytesIO:
     text = str(source)
     if is_data_uri(text):
         return BytesIO(_decoded(text))
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         return BytesIO(_fetched(text))
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):

@@ -6,19 +6,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..system.terminal import printable
 from .answers.comparison import is_right
+from .checking import checked
 from .conversations import conversation
 from .fields import FieldReader
+from .rows import meta_warnings
 from .samples import CandidatesSample, MetaSample, QuestionSample, TrainSample
-from .steps import Prompt, chain_prompts, record_prompt, split_question
-from .texts import MAX_CHARACTERS, shown
-
-MANY_BARE = 10  # bare questions in a meta set from which on they are no oversight
+from .steps import Prompt, TooManySteps, chain_prompts, record_prompt, split_question
+from .tables import MetaRecords, TrainRecords
+from .texts import shown
 
 
 class RecordReader(FieldReader):
@@ -43,9 +43,13 @@ class RecordReader(FieldReader):
             self.problem(number, "accuracy", "must be a number, is {}", shown(accuracy))
         elif not math.isfinite(accuracy) or not 0 <= accuracy <= 1:
             self.problem(number, "accuracy", "must lie in [0, 1], is {}", printable(accuracy, 40))
-        if number in self.problems or not self.check_steps(prefix, number, "add"):
+        if number in self.problems:
             return None
-        prompts = [record_prompt(question, prefix, self.step_pattern)]
+        try:
+            prompts = [record_prompt(question, prefix, self.step_pattern)]
+        except TooManySteps as error:
+            self.check_count(error.steps, number, "add")
+            return None
         chain = (domain, images, question)
         name = str(record.get("id", ""))
         return TrainSample(number, prompts, images, domain, [accuracy], chain, id=name)
@@ -97,9 +101,13 @@ class RecordReader(FieldReader):
 
     def _prompts(self, question: str, response: str, number: int, name: str) -> list[Prompt]:
         """The prompts of a chain; none if the record has a problem, or the chain too many steps."""
-        if number in self.problems or not self.check_steps(response, number, name):
+        if number in self.problems:
             return []
-        return chain_prompts(question, response, self.step_pattern)
+        try:
+            return chain_prompts(question, response, self.step_pattern)
+        except TooManySteps as error:
+            self.check_count(error.steps, number, name)
+            return []
 
     def candidates_sample(self, record: dict, number: int) -> CandidatesSample | None:
         """A question with its candidate chains, of which some may be known to be right."""
@@ -173,20 +181,24 @@ class RecordReader(FieldReader):
         )
 
 
-def load_train(reader: RecordReader, progress: bool = False) -> list[TrainSample]:
-    """The usable train samples; the reader's ``problems`` says what is wrong with the others."""
-    samples = reader.samples(reader.train_sample)
-    reader.check_images(samples, progress)
-    return [sample for sample in samples if sample.record not in reader.problems]
+def load_train(reader: RecordReader, progress: bool = False) -> TrainRecords:
+    """The usable train samples; the reader's ``problems`` says what is wrong with the others.
+
+    Raises:
+        DataError: the file is missing, unreadable, not JSON or holds no list of records.
+    """
+    table, rows, _ = checked(reader, TrainSample, progress)
+    return TrainRecords(table, rows)
 
 
-def load_meta(reader: RecordReader, progress: bool = False) -> tuple[list[MetaSample], list[str]]:
-    """The usable meta samples, and warnings about what they can teach."""
-    records = reader.read()
-    samples = reader.samples(reader.meta_sample, records)
-    notes = meta_warnings(reader, records)
-    reader.check_images(samples, progress)
-    return [sample for sample in samples if sample.record not in reader.problems], notes
+def load_meta(reader: RecordReader, progress: bool = False) -> tuple[MetaRecords, list[str]]:
+    """The usable meta samples, and warnings about what they can teach.
+
+    Raises:
+        DataError: as for :func:`load_train`.
+    """
+    table, rows, responses = checked(reader, MetaSample, progress)
+    return MetaRecords(table, rows), meta_warnings(reader.name, responses)
 
 
 def load_candidates(reader: RecordReader, progress: bool = False) -> list[CandidatesSample]:
@@ -209,34 +221,3 @@ def load_questions(reader: RecordReader, progress: bool = False) -> list[Questio
     samples = reader.samples(reader.question_sample)
     reader.check_images(samples, progress)
     return reader.usable(samples)
-
-
-def meta_warnings(reader: RecordReader, records: list[Any]) -> list[str]:
-    """A warning if the label can be told from the mere presence of a response.
-
-    The published meta set is the example: all its chains are right and every wrong record is a
-    bare question, so it can only teach the weights that text is good.
-    """
-    labels = {True: Counter(), False: Counter()}  # whether there is a response -> labels
-    for record in records:
-        text = record.get("input") if isinstance(record, dict) else None
-        if isinstance(text, str) and len(text) <= MAX_CHARACTERS:
-            label = record.get("true_false")
-            if isinstance(label, (bool, int)):
-                own = "response" in record
-                has_response = own or bool(split_question(text, reader.step_pattern)[1])
-                labels[has_response][bool(label)] += 1
-    with_response, without = labels[True], labels[False]
-    if (
-        not with_response
-        or without.total() < MANY_BARE
-        or 1 not in (len(with_response), len(without))
-    ):
-        return []
-    return [
-        f"{reader.name}: {without.total()} of {with_response.total() + without.total()} records "
-        f"hold no response at all, and {with_response[True]} of the {with_response.total()} "
-        f"responses are labelled true ({without[True]} of the {without.total()} bare questions "
-        "are): the label can be read from the presence of text, so such a set can only teach the "
-        "weights that text is good"
-    ]

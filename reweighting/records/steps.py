@@ -47,6 +47,8 @@ _LINE_START = rf"(?<![^{_BREAK}])[{_DECORATION}]*"
 # Inside a line a marker counts only where a sentence opens and with a delimiter, so that "as seen
 # in Step 2, ..." does not cut a step in two. Chinese sentences end without a space.
 _SENTENCE_START = rf"(?:(?<=[.!?])[{_SPACE}]+|(?<=[。！？])[{_SPACE}]*)[*_#]*"
+# What stands before both: looked at first, as it rules out nearly every character of a text.
+_START = rf"(?<![^{_BREAK}.!?。！？])"
 _DELIMITER = rf"[*_]*[{_SPACE}]*[:.)\-：．）、]"
 _NUMBER = r"(\d{1,5}(?!\d)|[二三四五六七八九]?十[一二三四五六七八九]?|[一二三四五六七八九])"
 _NUMERALS = "一二三四五六七八九"
@@ -71,10 +73,10 @@ def _name(template: str) -> str:
 _NAME = "(?:" + "|".join(map(_name, STEP_NAMES)) + ")"
 _MARKER = re.compile(
     # "### Step 1:", "**Step 1**", "1) Step 1.", "$\textbf{Step 1}$"
-    rf"{_LINE_START}(?:\d{{1,5}}[.)][{_SPACE}*_]*)?(?:\$?\\text(?:bf|it)?\{{)?{_NAME}"
+    rf"{_START}(?:{_LINE_START}(?:\d{{1,5}}[.)][{_SPACE}*_]*)?(?:\$?\\text(?:bf|it)?\{{)?{_NAME}"
     # "[Step 1]", "<step 1>", '"Step 1"'
     rf"|{_LINE_START}[(\[<{{【（\"“'`]{_NAME}[{_SPACE}*_]*[:.)\]>}}】）\"”'`]"
-    rf"|{_SENTENCE_START}{_NAME}{_DELIMITER}",
+    rf"|{_SENTENCE_START}{_NAME}{_DELIMITER})",
     re.IGNORECASE,
 )
 # "1.", "1)", "(1)", "1、" with what stands before it on its line.
@@ -93,10 +95,10 @@ _COPULA = (
 _THEREFORE = rf"(?:therefore|thus|hence|so|所以|因此)[,，{_SPACE}]*"
 _STATED = rf"(?:(?:the|our|my)[{_SPACE}]+)?{_VERDICT_NAME}{_COPULA}"
 _VERDICT = re.compile(
-    rf"(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
+    rf"{_START}(?:(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
+    rf"|{_LINE_START}{_VERDICT_NAME}(?!\w))"
     # "it reads 3, so the final answer is 3": the first part is reasoning.
-    rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}"
-    rf"|{_LINE_START}{_VERDICT_NAME}(?!\w)",
+    rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}",
     re.IGNORECASE,
 )
 # After a marker that opens the verdict instead of a step: "Step 3: Final answer: 3",
@@ -256,7 +258,7 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     that is nothing but a verdict.
 
     Raises:
-        ValueError: there are more than :data:`MAX_STEPS`.
+        TooManySteps: there are more than :data:`MAX_STEPS`.
     """
     found = layout(response, pattern)
     check_count(len(found.steps))
@@ -272,14 +274,22 @@ def cut_steps(response: str, pattern: str | None = None) -> tuple[str, ...]:
     return tuple(pieces) or (whole,)
 
 
+class TooManySteps(ValueError):
+    """A chain has more than :data:`MAX_STEPS` steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(f"has {steps:,} steps, at most {MAX_STEPS:,} can be scored")
+        self.steps = steps
+
+
 def check_count(steps: int) -> None:
     """Refuse too many steps: each score reads all earlier steps, so the work is quadratic.
 
     Raises:
-        ValueError: there are more than :data:`MAX_STEPS`.
+        TooManySteps: there are more than :data:`MAX_STEPS`.
     """
     if steps > MAX_STEPS:
-        raise ValueError(f"has {steps:,} steps, at most {MAX_STEPS:,} can be scored")
+        raise TooManySteps(steps)
 
 
 def split_steps(response: str, pattern: str | None = None) -> list[str]:
@@ -342,7 +352,7 @@ def chain_prompts(question: str, response: str, pattern: str | None = None) -> l
     """A prompt for every step prefix of ``response``, shortest first.
 
     Raises:
-        ValueError: it has more than :data:`MAX_STEPS`.
+        TooManySteps: it has more than :data:`MAX_STEPS`.
     """
     return step_prompts(question, cut_steps(response, pattern))
 
@@ -351,7 +361,7 @@ def record_prompt(question: str, prefix: str, pattern: str | None = None) -> Pro
     """The prompt of a train record's ``prefix``, unchanged but for a thought that is left out.
 
     Raises:
-        ValueError: it has more than :data:`MAX_STEPS`.
+        TooManySteps: it has more than :data:`MAX_STEPS`.
     """
     steps = cut_steps(prefix, pattern)[:-1]
     prefix = prefix[response_start(prefix) :]

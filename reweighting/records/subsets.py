@@ -1,7 +1,7 @@
 """Rivals of reweighting: train on a part of the records, or on some more often, all weighted 1.
 
-They train on the same file and are compared with learned weights (DreamPRM, table 1). Each takes
-indices of records and gives indices back, so that nothing is copied before it is chosen.
+They train on the same file and are compared with learned weights (DreamPRM, table 1). Each gives
+indices back, so that no sample is built before it is chosen.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
 
 from .chains import chains_of
+from .clusters import cluster
 from .samples import TrainSample
+from .tables import TrainRecords
 
-RULES = ("all", "random", "random_chains", "s1", "bis", "car", "outcome")
-SIZED = ("random", "random_chains", "s1", "bis", "car")  # those that need a size or a share
-DEFAULT_SIZE = 2000  # records, where neither a size nor a share is given
+AnySamples = TypeVar("AnySamples", list[TrainSample], TrainRecords)
 SMOOTHING = 0.05  # α of the balanced-information score
 
 
 def choose(
-    samples: list[TrainSample],
+    samples: AnySamples,
     rule: str,
     size: int | None,
     step_length: Sequence[float],
     seed: int,
     share: float | None = None,
     wrong_times: int = 1,
-) -> list[TrainSample]:
+) -> AnySamples:
     """The records that a rule keeps, in the order of the file.
 
     Args:
@@ -44,14 +47,12 @@ def choose(
             None then.
         wrong_times: how often a record counts whose steps went wrong, see :func:`repeated`.
     """
-    if not samples or (rule == "all" and wrong_times == 1):
-        return samples
-    kept: Iterable[int] = range(len(samples))
-    if rule != "all":
-        kept = sorted(_kept(samples, rule, size, step_length, random.Random(seed), share))
-    last = -1 if rule == "outcome" else 0  # of the labels of a conversation the last one
-    chosen = [samples[index] for index in repeated(samples, kept, wrong_times, last)]
-    return [_last_label(sample) for sample in chosen] if rule == "outcome" else chosen
+    if rule != "all" and len(samples):
+        rng = random.Random(seed)
+        samples = taken(samples, sorted(_kept(samples, rule, size, step_length, rng, share)))
+        if rule == "outcome":
+            samples = last_prompts(samples)
+    return taken(samples, repeated(samples, wrong_times)) if wrong_times > 1 else samples
 
 
 def _kept(
@@ -64,7 +65,7 @@ def _kept(
 ) -> Iterable[int]:
     """Indices of the records that a rule keeps; there is at least one record."""
     if rule == "outcome":
-        lengths = [len(sample.text) for sample in samples]
+        lengths = facts_of(samples).characters()
         return (max(chain, key=lengths.__getitem__) for chain in chains_of(samples))
     if rule == "s1":
         return s1_filter(samples, size, step_length, rng, share)
@@ -76,7 +77,8 @@ def _kept(
     share = min(1.0, wanted / len(samples)) if share is None else share
     if rule == "random_chains":
         return best_chains(samples, share, lambda chain: rng.random())
-    return best_chains(samples, share, lambda chain: _information(samples, chain))
+    facts = facts_of(samples)
+    return best_chains(samples, share, lambda chain: _information(facts, chain))
 
 
 def best_chains(
@@ -87,13 +89,16 @@ def best_chains(
     As in the code of BIS (arXiv 2602.04145) every domain keeps the same share of its chains,
     rounded down, and at least one chain.
     """
-    by_domain: dict[str, list[list[int]]] = defaultdict(list)
-    for chain in chains_of(samples):
-        by_domain[samples[chain[0]].domain].append(chain)
+    chains, facts = chains_of(samples), facts_of(samples)
+    by_domain: dict[str, list[int]] = defaultdict(list)  # numbers of chains
+    scores = []
+    for number, chain in enumerate(chains):
+        by_domain[facts.domain(chain[0])].append(number)
+        scores.append(score(chain))
     kept: set[int] = set()
-    for chains in by_domain.values():
-        best = sorted(chains, key=score, reverse=True)
-        kept.update(*best[: max(1, int(share * len(chains)))])
+    for numbers in by_domain.values():
+        best = sorted(numbers, key=scores.__getitem__, reverse=True)
+        kept.update(*(chains[number] for number in best[: max(1, int(share * len(numbers)))]))
     return kept
 
 
@@ -109,8 +114,8 @@ def balanced_information(accuracies: Sequence[float]) -> float:
     return (p * (1 - p) + SMOOTHING) * mean
 
 
-def _information(samples: Sequence[TrainSample], chain: list[int]) -> float:
-    return balanced_information([a for index in chain for a in samples[index].accuracies])
+def _information(facts: TrainRecords | _Facts, chain: list[int]) -> float:
+    return balanced_information([a for index in chain for a in facts.accuracies(index)])
 
 
 def clustered_and_ranked(
@@ -125,18 +130,19 @@ def clustered_and_ranked(
     on instructions that experts have revised, which chains with labels do not have: the quality of
     a question is the mean :func:`balanced_information` of its chains.
     """
-    from .clusters import cluster  # imports numpy, which --help does without
-
+    facts = facts_of(samples)
     chains: dict[tuple, list[list[int]]] = defaultdict(list)
+    texts = {}
     for chain in chains_of(samples):
-        chains[samples[chain[0]].chain].append(chain)
+        first = samples[chain[0]]
+        chains[first.chain].append(chain)
+        texts[first.chain] = first.prompts[0].question
     questions = list(chains.values())
-    quality = [sum(_information(samples, c) for c in own) / len(own) for own in questions]
-    texts = [samples[own[0][0]].prompts[0].question for own in questions]
-    labels = cluster(texts, max(1, int((len(texts) / 2) ** 0.5)), rng)
+    quality = [sum(_information(facts, c) for c in own) / len(own) for own in questions]
+    labels = cluster(list(texts.values()), max(1, int((len(texts) / 2) ** 0.5)), rng)
     ranked = sorted(range(len(questions)), key=quality.__getitem__, reverse=True)
-    first = {labels[question]: question for question in reversed(ranked)}  # the best of each
-    order = sorted(ranked, key=lambda question: first[labels[question]] != question)
+    first_of = {labels[question]: question for question in reversed(ranked)}  # the best of each
+    order = sorted(ranked, key=lambda question: first_of[labels[question]] != question)
     kept: list[int] = []
     for question in order:
         records = [index for chain in questions[question] for index in chain]
@@ -160,19 +166,18 @@ def s1_filter(
     records, or to ``share`` of all that have it.
     """
     low, high = step_length
+    facts = facts_of(samples)
+    steps = facts.steps()
+    lengths = facts.characters() / steps
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    all_of: dict[int, int] = defaultdict(int)
-    for index, sample in enumerate(samples):
-        steps = sample.prompts[-1].steps
-        all_of[len(steps)] += 1
-        characters = len("".join(steps)) / len(steps)
-        if low <= characters <= high:
-            accuracy = sum(sample.accuracies) / len(sample.accuracies)
-            kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
-            groups[len(steps)][kind].append(index)
+    for index in np.flatnonzero((low <= lengths) & (lengths <= high)).tolist():
+        accuracies = facts.accuracies(index)
+        accuracy = sum(accuracies) / len(accuracies)
+        kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
+        groups[int(steps[index])][kind].append(index)
     kept: set[int] = set()
     for number, kinds in groups.items():
-        wanted = size if share is None else max(1, int(share * all_of[number]))
+        wanted = size if share is None else max(1, int(share * (steps == number).sum()))
         for indices in kinds.values():
             rng.shuffle(indices)
         fractional = kinds["fractional"][:wanted]
@@ -187,18 +192,56 @@ def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     return fewer[:from_fewer] + more[: count - from_fewer]
 
 
-def repeated(
-    samples: Sequence[TrainSample], kept: Iterable[int], times: int, first: int = 0
-) -> list[int]:
-    """``kept`` with every record that went wrong ``times`` times (negative data up-sampled).
+def repeated(samples: Sequence[TrainSample], times: int) -> list[int]:
+    """Indices of all records, of those that went wrong ``times`` times (up-sampled negatives).
 
     Steps are seldom wrong by Monte-Carlo labels; Athena (arXiv 2506.09532) up-samples those that
-    are. A record went wrong if one of its labels, from ``first`` on, is 0: no continuation from
-    there ended right.
+    are. A record went wrong if one of its labels is 0: no continuation from there ended right.
     """
-    went_wrong = lambda index: min(samples[index].accuracies[first:]) == 0  # noqa: E731
-    return [i for i in kept for _ in range(times if times > 1 and went_wrong(i) else 1)]
+    facts = facts_of(samples)
+    return [
+        index
+        for index in range(len(samples))
+        for _ in range(times if min(facts.accuracies(index)) == 0 else 1)
+    ]
 
 
-def _last_label(sample: TrainSample) -> TrainSample:
-    return replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
+class _Facts:
+    """What rules ask of a list of samples, as :class:`~.tables.TrainRecords` answer it."""
+
+    def __init__(self, samples: Sequence[TrainSample]) -> None:
+        self.samples = samples
+
+    def domain(self, index: int) -> str:
+        return self.samples[index].domain
+
+    def accuracies(self, index: int) -> list[float]:
+        return self.samples[index].accuracies
+
+    def steps(self) -> np.ndarray:
+        return np.array([len(sample.prompts[-1].steps) for sample in self.samples])
+
+    def characters(self) -> np.ndarray:
+        return np.array([sum(map(len, sample.prompts[-1].steps)) for sample in self.samples])
+
+
+def facts_of(samples: Sequence[TrainSample]) -> TrainRecords | _Facts:
+    """What rules ask of samples, without building each sample of a table."""
+    return samples if isinstance(samples, TrainRecords) else _Facts(samples)
+
+
+def taken(samples: Sequence[TrainSample], indices: Sequence[int]) -> Any:
+    """These of the samples, in the order of ``indices``."""
+    if isinstance(samples, TrainRecords):
+        return samples.take(indices)
+    return [samples[index] for index in indices]
+
+
+def last_prompts(samples: Sequence[TrainSample]) -> Any:
+    """The samples with their last prompt and label only."""
+    if isinstance(samples, TrainRecords):
+        return samples.last_prompts()
+    return [
+        replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
+        for sample in samples
+    ]

@@ -8,6 +8,8 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from ..figures.drawing import (
     draw_instance_weights,
     draw_losses,
@@ -16,7 +18,7 @@ from ..figures.drawing import (
 )
 from ..figures.reading import read_metrics, read_train_samples
 from ..records.images import image_problem
-from ..records.samples import TrainSample
+from ..records.tables import TrainRecords
 from ..system.checkpoints.finding import AVERAGE_JSON, DOMAIN_JSON, INSTANCE_PARQUET, locate
 from ..system.checkpoints.weight_tables import read_named_weights
 from .page import Pictures, png_url, shown
@@ -68,9 +70,7 @@ def _figure(title: str, draw: Callable[[Any, Path], None], values: Any) -> dict[
         return {"title": title, "url": png_url(path.read_bytes())}
 
 
-def _domains(
-    folder: Path, logged: dict[str, float], samples: dict[int, TrainSample]
-) -> list[dict[str, Any]]:
+def _domains(folder: Path, logged: dict[str, float], samples: TrainRecords) -> list[dict[str, Any]]:
     """Every domain's weight, mean label and number of records, the largest weight first.
 
     What is not known is None. Where records have weights of their own, a domain's weight is their
@@ -81,24 +81,33 @@ def _domains(
         for name in (DOMAIN_JSON, AVERAGE_JSON)
     )
     last = last or logged
-    by_domain: dict[str, list[float]] = {}
-    for sample in samples.values():
-        by_domain.setdefault(sample.domain, []).append(fmean(sample.accuracies))
+    counts, labels = samples.named("domain"), _mean_labels(samples)
     rows = [
         {
             "name": name,
             "weight": last.get(name),
             "average": average.get(name),
-            "mean_label": round(fmean(by_domain[name]), DIGITS) if name in by_domain else None,
-            "records": len(by_domain[name]) if name in by_domain else None,
+            "mean_label": labels.get(name),
+            "records": counts.get(name),
         }
-        for name in dict.fromkeys([*last, *by_domain])
+        for name in dict.fromkeys([*last, *counts])
     ]
     return sorted(rows, key=lambda row: -(row["weight"] or 0.0))
 
 
+def _mean_labels(samples: TrainRecords) -> dict[str, float]:
+    """The mean accuracy of the records of every domain."""
+    numbers, labels = samples.column("domain"), samples.mean_labels()
+    return {
+        samples.table.names["domain"][number]: round(
+            float(labels[numbers == number].mean()), DIGITS
+        )
+        for number in np.unique(numbers)
+    }
+
+
 def _most_and_least(
-    table: dict[str, list], samples: dict[int, TrainSample], pictures: Pictures
+    table: dict[str, list], samples: TrainRecords, pictures: Pictures
 ) -> dict[str, list[dict[str, Any]]]:
     """The records with the largest and with the smallest weights.
 
@@ -110,7 +119,10 @@ def _most_and_least(
     count = min(RECORDS, len(rows) // 2)
 
     def about(row: int) -> dict[str, Any]:
-        sample = samples.get(table["record"][row])
+        try:
+            sample = samples.numbered(table["record"][row])
+        except KeyError:  # it is no longer there, or no longer usable
+            sample = None
         images = [image for image in sample.images if not image_problem(image)] if sample else []
         return {
             "record": table["record"][row],

@@ -31,8 +31,8 @@ from ..system import terminal
 from ..system.files import FileError, remove, write_records, write_text
 from ..system.journal import Journal
 from ..system.server.errors import ItemError, ServerError, UnusableServerError
+from ..system.tasks import Item, Result, for_each
 from ..system.terminal import HelpFormatter, Parser, printable, quiet, real, whole
-from ..system.workers import Item, Result, for_each
 from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner
 from .labels import Prefix, count_right, limit_per_domain, prefixes_of, train_records

@@ -23,7 +23,7 @@ from ..system import terminal
 from ..system.journal import Journal
 from ..system.server.endpoint import Endpoint
 from ..system.server.errors import ItemError, ServerError
-from ..system.workers import for_each
+from ..system.tasks import for_each
 from .identity import SAMPLES_FILE
 from .results import write_lines
 

@@ -17,8 +17,7 @@ from typing import IO, Any
 MAX_DEPTH = 100  # levels of nesting in a JSON value
 MAX_DIGITS = 300  # of a number; floating point ends at 309
 LOCK_FILE = ".lock"
-_NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
-_SPACE = re.compile(r"[ \t\r\n]*")  # white space in JSON
+NOT_UTF8 = "not UTF-8 text; save the file as UTF-8"
 # An escaped surrogate or a long run of digits: values without them need not be walked through.
 _SUSPICIOUS = re.compile(rf"\\u[dD][89a-fA-F]|[0-9]{{{MAX_DIGITS + 1}}}")
 
@@ -38,6 +37,9 @@ class BrokenLine(FileError):
         super().__init__(message)
         self.torn = torn
 
+    def __reduce__(self) -> tuple:  # the way from one process to another
+        return BrokenLine, (str(self), self.torn)
+
 
 def parse_json(text: str | bytes, checked: bool = True) -> Any:
     """The value of a JSON text, with limits that the rest of the program relies on.
@@ -50,7 +52,7 @@ def parse_json(text: str | bytes, checked: bool = True) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
-    with _python_limits():
+    with python_limits():
         value = json.loads(text)
     if checked and (_SUSPICIOUS.search(text) or text.count("[") + text.count("{") > MAX_DEPTH):
         check_json(value)
@@ -58,7 +60,7 @@ def parse_json(text: str | bytes, checked: bool = True) -> Any:
 
 
 @contextlib.contextmanager
-def _python_limits() -> Iterator[None]:
+def python_limits() -> Iterator[None]:
     """Turn the errors of Python's own limits, met while JSON is parsed, into plain ones."""
     try:
         yield
@@ -100,25 +102,14 @@ def check_json(value: Any) -> None:
         level = deeper
 
 
-def read_text(path: str | Path, seen: Callable[[bytes], object] | None = None) -> str:
+def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, without a byte order mark; lines end with a line feed.
-
-    Args:
-        seen: is called with the bytes of the file.
 
     Raises:
         FileError: it is missing, cannot be read or is not UTF-8.
     """
-    path = Path(path)
-    with _named(path):
-        _refuse_pipes(path)
-        content = path.read_bytes()
-        if seen:
-            seen(content)
-        try:
-            return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
-        except UnicodeDecodeError as error:
-            raise FileError(f"{path}: {_NOT_UTF8} ({error.reason})") from error
+    with opened_text(Path(path)) as file:
+        return file.read()
 
 
 def read_json(path: str | Path) -> Any:
@@ -134,7 +125,23 @@ def read_json(path: str | Path) -> Any:
         raise FileError(f"{path}: not JSON: {error}") from error
 
 
-def _refuse_pipes(path: Path) -> None:
+@contextlib.contextmanager
+def opened_text(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The text of a UTF-8 file as a stream, see :func:`read_text`.
+
+    Raises:
+        FileError: it is missing, cannot be read or is not UTF-8, also while the stream is read.
+    """
+    with named(path):
+        refuse_pipes(path)
+        with path.open(encoding="utf-8-sig") as file:
+            try:
+                yield file
+            except UnicodeDecodeError as error:
+                raise FileError(f"{path}: {NOT_UTF8} ({error.reason})") from error
+
+
+def refuse_pipes(path: Path) -> None:
     """Refuse pipes: opening one that nobody writes to waits for ever."""
     if path.exists() and not path.is_file():
         raise FileError(f"{path}: not a file")
@@ -143,7 +150,6 @@ def _refuse_pipes(path: Path) -> None:
 def read_json_lines(
     path: str | Path,
     checked: bool = True,
-    seen: Callable[[bytes], object] | None = None,
     broken: Callable[[BrokenLine], object] | None = None,
 ) -> Iterator[tuple[int, bytes, Any]]:
     """Number (from 1), bytes and value of every line of a JSON Lines file; blank lines are skipped.
@@ -152,7 +158,6 @@ def read_json_lines(
 
     Args:
         checked: as for :func:`parse_json`.
-        seen: is called with the bytes of every line, blank ones included.
         broken: is called with the error of a line that cannot be read, which is then skipped.
 
     Raises:
@@ -161,103 +166,37 @@ def read_json_lines(
             yielded.
     """
     path = Path(path)
-    with _named(path):
-        _refuse_pipes(path)
-    with _named(path), path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if seen:
-                seen(line)
-            body = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not body.strip():
-                continue
-            try:
-                value = parse_json(body, checked)
-            except ValueError as error:
-                reason = f"not JSON: {error}"
-                if isinstance(error, UnicodeDecodeError):
-                    reason = f"{_NOT_UTF8} ({error.reason})"
-                torn = not line.endswith(b"\n")
-                problem = BrokenLine(f"{path}: line {number}: {reason}", torn)
-                if broken is None:
-                    raise problem from error
-                broken(problem)
-                continue
-            yield number, line, value
-
-
-def read_records(path: str | Path, seen: Callable[[bytes], object] | None = None) -> list[Any]:
-    """The items of a JSON array or the values of JSON Lines, told apart by the first character.
-
-    The caller, who can name record and field, calls :func:`check_json`.
-
-    Args:
-        seen: is called with the bytes of the file, piece by piece.
-
-    Raises:
-        FileError: the file cannot be read or is neither.
-    """
-    path = Path(path)
-    if _opens_an_array(path):
-        return _array_items(path, seen)
-    records: list[Any] = []
-    try:
-        for _, _, value in read_json_lines(path, False, seen):
-            records.append(value)
-    except BrokenLine as error:
-        if not records and _is_json(path):  # one value over many lines
-            raise FileError(f"{path}: not a list of records") from error
-        raise
-    if len(records) == 1 and not isinstance(records[0], dict):
-        raise FileError(f"{path}: not a list of records")
-    return records
-
-
-def _opens_an_array(path: Path) -> bool:
-    with _named(path):
-        _refuse_pipes(path)
+    with named(path):
+        refuse_pipes(path)
         with path.open("rb") as file:
-            for line in file:
-                if start := line.removeprefix(codecs.BOM_UTF8).lstrip():
-                    return start.startswith(b"[")
-    return False
+            yield from parse_lines(path, file, 1, checked, broken)
 
 
-def _is_json(path: Path) -> bool:
-    try:
-        read_json(path)
-    except FileError:
-        return False
-    return True
-
-
-def _array_items(path: Path, seen: Callable[[bytes], object] | None) -> list[Any]:
-    """The items of a JSON array, read one by one so that an error can name the broken one."""
-    text = read_text(path, seen)
-    decoder = json.JSONDecoder()
-    items: list[Any] = []
-    try:
-        position = _end_of_space(text, text.index("[") + 1)
-        while items or text[position : position + 1] != "]":
-            with _python_limits():
-                item, position = decoder.raw_decode(text, position)
-            items.append(item)
-            position = _end_of_space(text, position)
-            if text[position : position + 1] == "]":
-                break
-            if text[position : position + 1] != ",":
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-            position = _end_of_space(text, position + 1)
-        position = _end_of_space(text, position + 1)
-        if position < len(text):
-            raise json.JSONDecodeError("Extra data", text, position)
-    except ValueError as error:
-        place = f"{path}: record {len(items) + 1}"
-        raise FileError(f"{place}: not JSON: {error}") from error
-    return items
-
-
-def _end_of_space(text: str, start: int) -> int:
-    return _SPACE.match(text, start).end()
+def parse_lines(
+    path: str | Path,
+    lines: Iterable[bytes],
+    first: int,
+    checked: bool = True,
+    broken: Callable[[BrokenLine], object] | None = None,
+) -> Iterator[tuple[int, bytes, Any]]:
+    """As :func:`read_json_lines`, for some ``lines`` of the file from number ``first`` on."""
+    for number, line in enumerate(lines, start=first):
+        body = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if not body.strip():
+            continue
+        try:
+            value = parse_json(body, checked)
+        except ValueError as error:
+            reason = f"not JSON: {error}"
+            if isinstance(error, UnicodeDecodeError):
+                reason = f"{NOT_UTF8} ({error.reason})"
+            torn = not line.endswith(b"\n")
+            problem = BrokenLine(f"{path}: line {number}: {reason}", torn)
+            if broken is None:
+                raise problem from error
+            broken(problem)
+            continue
+        yield number, line, value
 
 
 def complete_lines(path: str | Path) -> list[Any]:
@@ -302,7 +241,7 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     aside = path.with_name(path.name + ".unfinished")
     encoding = None if "b" in mode else "utf-8"
-    with _named(path):
+    with named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with aside.open(mode, encoding=encoding, newline=None if "b" in mode else "\n") as file:
@@ -348,7 +287,7 @@ def remove(path: str | Path) -> None:
     Raises:
         FileError: it cannot be deleted.
     """
-    with _named(Path(path)):
+    with named(Path(path)):
         Path(path).unlink(missing_ok=True)
 
 
@@ -377,7 +316,7 @@ class DirectoryLock:
 
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / LOCK_FILE
-        with _named(Path(directory)):
+        with named(Path(directory)):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -401,7 +340,7 @@ class DirectoryLock:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Turn errors of the operating system into a :class:`FileError` that names the file."""
     try:
         yield

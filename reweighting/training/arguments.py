@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from ..records.subsets import DEFAULT_SIZE, SIZED
+from ..records.flags import DEFAULT_SIZE, SIZED
 from ..system.files import unwritable
 from ..system.terminal import printable
 from .flags import build_parser

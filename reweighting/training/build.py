@@ -29,7 +29,7 @@ from ..bilevel.weighting import (
     Weighting,
     make_meta_optimizer,
 )
-from ..records.dataset import Data, total_steps, train_units
+from ..records.dataset import Data, Units, total_steps, train_units
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
 from ..system.checkpoints import finding, opening, weight_tables
@@ -98,8 +98,7 @@ def meta_batches(
         stream = QuestionStream(data.meta, size, seed, start)
     else:
         stream = ShuffledStream(len(data.meta), size, seed, start)
-    units = [[sample] for sample in data.meta]
-    return _batches(arguments, units, encoder, collate_meta, stream)
+    return _batches(arguments, Units(data.meta), encoder, collate_meta, stream)
 
 
 def _batches(arguments, units, encoder, collate, stream) -> Iterator:
@@ -114,7 +113,7 @@ def make_weighting(arguments: argparse.Namespace, data: Data, model: RewardModel
 
 def _weighting(arguments: argparse.Namespace, data: Data, model: RewardModel) -> Weighting:
     if arguments.reweighting == "instance_table":
-        rows = max(sample.record for sample in data.train)
+        rows = int(data.train.numbers.max())
         return InstanceTable(
             rows, arguments.weight_bounds, arguments.weight_activation, data.fixed_weights
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import nlargest
 from itertools import islice
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig
 
@@ -21,9 +21,9 @@ from ..bilevel.batches import (
     filled,
 )
 from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
-from ..records.chains import describe_meta, questions_of
-from ..records.dataset import Data, total_steps, train_units
-from ..records.steps import Prompt
+from ..records.chains import questions_of
+from ..records.dataset import Data, Units, total_steps, train_units
+from ..records.samples import MetaSample, TrainSample
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
@@ -109,23 +109,23 @@ def weight_reach(arguments: argparse.Namespace, data: Data) -> tuple[float, floa
 def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
     """Print records per domain, tokens per record, steps, parameters and estimated memory."""
     process = peak_memory_gib(torch.device("cpu"))  # before anything is measured
-    counts = Counter(sample.domain for sample in data.train)
+    counts = data.train.named("domain")
     print("train records by domain")
     for domain in data.domains:
         print(f"  {printable(domain):<24} {counts[domain]:>8,}")
     print(f"  {'all':<24} {len(data.train):>8,}")
 
-    train_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.train], data.train)
+    train_tokens = _tokens(encoder, data.train)
     print(f"tokens a train record      {_summary(train_tokens)}")
     meta_tokens: list[int] = []
     if data.meta:
-        right = sum(sample.true_false for sample in data.meta)
+        right = int(data.meta.truth.sum())
         print(f"meta chains                {len(data.meta):,} ({right:,} right)")
         if arguments.meta_loss == "rank":
             questions = len(questions_of(data.meta))
             print(f"meta questions             {questions:,} with right and wrong chains")
-        print(f"steps of meta chains       {describe_meta(data.meta)}")
-        meta_tokens = _tokens(encoder, [s.prompts[-1:] for s in data.meta], data.meta)
+        print(f"steps of meta chains       {data.meta.description()}")
+        meta_tokens = _tokens(encoder, data.meta)
         print(f"tokens a meta chain        {_summary(meta_tokens)}")
     config = load_config(arguments.reward_model)
     for name, tokens in (("train records", train_tokens), ("meta chains", meta_tokens)):
@@ -184,8 +184,8 @@ def largest_batches(
     Largest is what has the most tokens. Where records differ in their number of images, a batch of
     fewer tokens may take more memory, in the vision tower: that with the most pixels comes second.
     """
-    counts = {len(sample.images) for sample in data.train}
-    counts |= {len(sample.images) for sample in data.meta}
+    counts = {int(count) for records in (data.train, data.meta)
+              for count in np.unique(records.counts("images"))}  # fmt: skip
     sizes = [_tokens_of, _pixels_of] if len(counts) > 1 else [_tokens_of]
     return [_largest_batch(arguments, data, encoder, size) for size in sizes]
 
@@ -210,14 +210,13 @@ def _largest_batch(
         return train, None
     room = arguments.meta_batch_size
     if arguments.meta_loss != "rank":
-        chains = [[sample] for sample in data.meta]
-        return train, collate_meta(_largest(chains, room, encoder, size_of))
-    questions = [[data.meta[index] for index in q[:room]] for q in questions_of(data.meta)]
+        return train, collate_meta(_largest(Units(data.meta), room, encoder, size_of))
+    questions = Units(data.meta, [question[:room] for question in questions_of(data.meta)])
     return train, collate_meta(_largest(questions, room, encoder, size_of, len))
 
 
 def _largest(
-    units: list[list],
+    units: Sequence[list],
     batch_size: int,
     encoder: PromptEncoder,
     size_of: Callable[[PackedTrees], int],
@@ -241,13 +240,15 @@ def _largest(
     return max(found, key=lambda batch: size_of(pack([prompts for _, prompts in batch])))
 
 
-def _tokens(encoder: PromptEncoder, prompts: list[list[Prompt]], samples: list) -> list[int]:
-    """Lengths, in tokens, of the ``prompts`` of some ``samples`` drawn at random."""
+def _tokens(
+    encoder: PromptEncoder, samples: Sequence[TrainSample] | Sequence[MetaSample]
+) -> list[int]:
+    """Lengths, in tokens, of the longest prompts of some ``samples`` drawn at random."""
     chosen = random.Random(0).sample(range(len(samples)), min(len(samples), TOKENISED))
     return [
         len(ids)
         for index in chosen
-        for ids in encoder.encode(samples[index].images, prompts[index]).token_ids
+        for ids in encoder.encode(samples[index].images, samples[index].prompts[-1:]).token_ids
     ]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..records.flags import add_record_flags
-from ..records.subsets import DEFAULT_SIZE, RULES
+from ..records.flags import DEFAULT_SIZE, RULES, add_record_flags
 from ..system.terminal import HelpFormatter, Parser, real, whole
 from .presets import PRESETS
 

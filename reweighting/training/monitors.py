@@ -33,7 +33,7 @@ class _Monitor:
         self.data = data
         self.upper = upper
         self.weighting = upper.module
-        share = sum(sample.true_false for sample in data.meta) / len(data.meta)
+        share = float(data.meta.truth.mean())
         self.meta_losses = MetaLosses(share, upper.loss)
         self.history = WeightHistory()  # stays empty where records are weighed
 
@@ -126,7 +126,7 @@ class InstanceMonitor(_Monitor):
 
     def __init__(self, data: Data, upper: Upper) -> None:
         super().__init__(data, upper)
-        rows = max(sample.record for sample in data.train)
+        rows = int(data.train.numbers.max())
         self.last = torch.full((rows,), float("nan"))  # NaN: never trained on
         self.visits = torch.zeros(rows, dtype=torch.int32)
         self._recent: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Upper
@@ -53,7 +52,7 @@ def outcome(
 
 def _weight_table(monitor: DomainMonitor | InstanceMonitor) -> list[str]:
     data, history = monitor.data, monitor.history
-    records = Counter(sample.domain for sample in data.train)
+    records = data.train.named("domain")
     weights = monitor.by_domain()
     lines = [f"{'domain':<24}{'records':>8}{'weight':>9}"]
     if len(history):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import math
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 from torch import nn
@@ -200,8 +199,8 @@ def base_rates(data: Data, loss: str) -> str | None:
     Where the train labels are right more often than the meta chains, or less often, the cheapest
     way to lower a ``loss`` of single chains is to lower or raise all scores alike.
     """
-    labelled = fmean(fmean(sample.accuracies) for sample in data.train)
-    share = fmean(sample.true_false for sample in data.meta)
+    labelled = float(data.train.mean_labels().mean())
+    share = float(data.meta.truth.mean())
     if loss == "rank" or abs(labelled - share) <= FAR_APART:
         return None
     return (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reweighting.exchange import __main__ as exchange
-from reweighting.system.files import read_records
+from reweighting.system.record_files import read_records
 
 PROMPT = "Give step by step reasoning, and end with 'Final answer: ..'.\n\nQuestion: {}"
 STEPS = ["Step 1: The bar ends at 4.", "Step 2: Twice 4 is 8.", "Final answer: 8"]

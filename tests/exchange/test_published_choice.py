@@ -12,7 +12,7 @@ from reweighting.evaluate.layouts import StepReader, load_told_steps
 from reweighting.exchange import __main__ as exchange
 from reweighting.exchange.published.chains import Chain, Label, candidates_record, step_correct
 from reweighting.records.reader import RecordReader, load_candidates
-from reweighting.system.files import read_records
+from reweighting.system.record_files import read_records
 from tests.exchange.layouts import STEPS, convert, mmpr, visualprm_raw, write_lines
 
 RIGHT, WRONG, OPEN = (16, 16, 16), (16, 0, 0), (16, 16, 8)

@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from reweighting.records.reader import RecordReader, load_meta, load_train
-from reweighting.system.files import read_records, write_records
+from reweighting.system.files import write_records
+from reweighting.system.record_files import read_records
 from tests.conftest import REPOSITORY
 from tests.exchange.layouts import PROMPT, convert, write_lines
 
@@ -190,4 +191,4 @@ def test_mmpr_pairs(tmp_path):
     convert("from-mmpr", source, tmp_path / "meta.json")
     wanted, _ = load_meta(RecordReader(str(tmp_path / "wanted.json"), str(DATA)))
     found, _ = load_meta(RecordReader(str(tmp_path / "meta.json"), str(DATA)))
-    assert found == wanted
+    assert list(found) == list(wanted)

@@ -435,14 +435,15 @@ def test_without_betty_the_command_that_installs_it_is_printed(capsys, data, mon
 
 @pytest.mark.skipif(not PUBLISHED_META.exists(), reason="the published meta set is not here")
 def test_every_record_of_the_published_meta_set_is_accepted_or_refused():
-    from reweighting.records.reader import RecordReader, meta_warnings
+    from reweighting.records.reader import RecordReader
+    from reweighting.records.rows import meta_warnings, response_labels
 
     reader = RecordReader(str(PUBLISHED_META))
     samples = reader.samples(reader.meta_sample)
     assert len(samples) == 129 and len(reader.problems) == 371
     assert sum(len(sample.prompts) == 5 for sample in samples) == 128
     assert all("no response" in text for text in reader.all_problems())
-    [warning] = meta_warnings(reader, reader.read())
+    [warning] = meta_warnings(reader.name, response_labels(reader, reader.read()))
     assert "371 of 500 records hold no response" in warning
     assert "can only teach the weights that text is good" in warning
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset
-from reweighting.records.chains import chains_of, with_labels
+from reweighting.records.chains import chains_of
 from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.samples import TrainSample
 from reweighting.records.steps import Prompt
@@ -128,7 +128,7 @@ def test_labels_of_earlier_steps_come_from_the_same_record_or_chain(tmp_path):
     )
     samples = load_train(reader)
     assert all(prompt.labels == () for sample in samples for prompt in sample.prompts)
-    labels = [[prompt.labels for prompt in sample.prompts] for sample in with_labels(samples)]
+    labels = [[prompt.labels for prompt in sample.prompts] for sample in samples.with_labels()]
     assert labels == [[(False, True)], [()], [(True,)], [(), (False,), (False, True)]]
     assert chains_of(samples) == [[1, 0], [2], [3]]
 

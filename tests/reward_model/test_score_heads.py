@@ -15,7 +15,6 @@ import main as program
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
 from reweighting.export.recipe import recipe
-from reweighting.records.chains import with_labels
 from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
@@ -88,16 +87,17 @@ def test_a_prompt_is_a_conversation_up_to_its_last_label(model, dataset):
     )
 
 
-def test_the_default_instruction_speaks_of_an_image_only_where_there_is_one(model, dataset):
+def test_the_default_instruction_speaks_of_an_image_only_where_there_is_one(model, monkeypatch):
     prompt = Prompt("Q", ("Step 1: a",))
     encoder = model.encoder
     with_image, alone = encoder.turns(prompt)[0], encoder.turns(prompt, images=0)[0]
     assert with_image["content"][0]["text"] == INSTRUCTION
     assert alone["content"][0]["text"] == INSTRUCTION.replace("question about an image", "question")
-    assert recipe(encoder)["system_without_image"] == alone["content"][0]["text"]
+    assert recipe(model)["system_without_image"] == alone["content"][0]["text"]
     own = PromptEncoder(encoder.processor, score_head="plus_minus", system="Judge the image.")
     assert own.turns(prompt, images=0)[0]["content"][0]["text"] == "Judge the image."
-    assert "system_without_image" not in recipe(own)
+    monkeypatch.setattr(model, "encoder", own)
+    assert "system_without_image" not in recipe(model)
 
 
 def test_all_steps_of_a_chain_are_read_from_one_plain_sequence(model, dataset):
@@ -139,7 +139,7 @@ def test_the_hypergradient_of_conversations_equals_float64_autograd(conversation
     torch.manual_seed(0)
     model = RewardModel.from_pretrained(TINY, device="cpu", score_head="plus_minus")
     options = {"image_root": str(conversations)}
-    samples = with_labels(load_train(RecordReader(str(conversations / "train.json"), **options)))
+    samples = load_train(RecordReader(str(conversations / "train.json"), **options)).with_labels()
     chains, _ = load_meta(RecordReader(str(conversations / "meta.json"), **options))
     domains = list(dict.fromkeys(sample.domain for sample in samples))
     train_set = EncodedDataset([[sample] for sample in samples], model.encoder)

@@ -36,7 +36,7 @@ def save_instance_weights(folder: Path, weighting, samples, records) -> None:
     """Write the instance table or net, and every record's weight and visits for other tools.
 
     Args:
-        samples: the train samples.
+        samples: the :class:`~reweighting.records.tables.TrainRecords`.
         records: their :class:`~reweighting.training.monitors.InstanceMonitor`; the weight written
             is the last one a record was trained with, null if it never was.
     """
@@ -44,12 +44,12 @@ def save_instance_weights(folder: Path, weighting, samples, records) -> None:
     from pyarrow import parquet
 
     torch.save({"module": weighting.state_dict()}, folder / INSTANCE_FILE)
-    rows = torch.tensor([sample.record for sample in samples]) - 1
+    rows = torch.from_numpy(samples.numbers) - 1
     weights = records.last[rows].numpy()
     table = {
-        "id": [sample.id for sample in samples],
+        "id": samples.texts("id"),
         "record": pyarrow.array((rows + 1).numpy()),
-        "domain": pyarrow.array([sample.domain for sample in samples]).dictionary_encode(),
+        "domain": samples.texts("domain"),
         "weight": pyarrow.array(weights, mask=weights != weights),
         "visits": pyarrow.array(records.visits[rows].numpy()),
     }

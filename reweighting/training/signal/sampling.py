@@ -52,17 +52,23 @@ class DomainSample:
 
 def sample_domains(arguments: argparse.Namespace, data: Data) -> list[DomainSample]:
     """``--chains_per_domain`` units of every domain, drawn at random without replacement."""
-    by_domain: dict[str, list[list[TrainSample]]] = {domain: [] for domain in data.domains}
-    for unit in train_units(arguments, data.train):
-        by_domain[unit[0].domain].append(unit)
-    total = sum(map(len, by_domain.values()))
+    units, train = train_units(arguments, data.train), data.train
+    by_domain: dict[str, list[int]] = {domain: [] for domain in data.domains}
+    for number in range(len(units)):
+        by_domain[train.domain(units.members(number)[0])].append(number)
     rng, found = random.Random(arguments.seed), []
-    for name, units in by_domain.items():
-        labels = [label for unit in units for sample in unit for label in sample.accuracies]
-        chosen = rng.sample(units, min(arguments.chains_per_domain, len(units)))
-        records = sum(map(len, units))
+    for name, numbers in by_domain.items():
+        members = [index for number in numbers for index in units.members(number)]
+        labels = [label for index in members for label in train.accuracies(index)]
+        chosen = rng.sample(numbers, min(arguments.chains_per_domain, len(numbers)))
         found.append(
-            DomainSample(name, chosen, len(units) / total, records, sum(labels) / len(labels))
+            DomainSample(
+                name,
+                [units[number] for number in chosen],
+                len(numbers) / len(units),
+                len(members),
+                sum(labels) / len(labels),
+            )
         )
     return found
 
@@ -78,8 +84,9 @@ def sample_meta(arguments: argparse.Namespace, data: Data, loss: str) -> MetaQue
     stream: QuestionStream | ShuffledStream
     if loss == "rank":
         questions = questions_of(meta)
-        both = [q for q in questions if len({meta[index].true_false for index in q}) == 2]
-        meta = [meta[index] for index in sorted(index for q in both for index in q)]
+        truth = meta.truth
+        both = [q for q in questions if len(set(truth[q].tolist())) == 2]
+        meta = meta.take(sorted(index for q in both for index in q))
         count, size = len(both), max(2, size)
         if count < 2 * arguments.meta_groups:
             return None
