@@ -16,7 +16,8 @@ from reweighting.exchange import __main__ as exchange
 from reweighting.reproduce import __main__ as reproduce
 from reweighting.reproduce import domains_38
 from reweighting.reproduce.study import run_quietly
-from reweighting.system.files import read_json, read_records
+from reweighting.system.files import read_json
+from reweighting.system.record_files import read_records
 from tests.conftest import REPOSITORY
 from tests.support.published_world import write_benchmark, write_raw
 
