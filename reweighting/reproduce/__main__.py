@@ -57,6 +57,8 @@ def build_parser() -> Parser:
           help=f"rows to train besides vanilla (default: {', '.join(FIRST_ROWS)})")  # fmt: skip
     group("--base", help=f"the reward model's base (default: {sources.BASE}; with --config "
           f"{DOMAINS_38}, main.py's)")  # fmt: skip
+    group("--size", type=whole(1000),
+          help=f"train records of a world (default: {usual.size})")  # fmt: skip
     group("--misled", type=real(most=1.0),
           help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
     group("--meta_types", type=whole(1),
@@ -127,6 +129,7 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     study = Study(setup, work, ROWS, seeds)
     kept = sources.Kept(study, arguments.kept or work / "kept")
     settings = {**asdict(world), "base": base, "iterations": iterations}
+    settings["batch_size"] = sources.BATCH_SIZE
     folders = (work, kept.folder)
     if problem := next(filter(None, (other_settings(f, settings) for f in folders)), None):
         terminal.error(problem)

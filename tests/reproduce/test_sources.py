@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +89,8 @@ def test_the_figures_are_those_that_the_page_shows(results, tmp_path):
 def test_worlds_are_compared_by_what_was_kept_of_them(results, tmp_path, capsys):
     for misled in (0.2, 0.4):
         folder = tmp_path / f"kept_{misled}"
-        settings = {"misled": misled, "meta_types": 10, "meta_chains": 500, "same_quality": False}
-        write_json(folder / "settings.json", settings | {"base": "b", "iterations": 6})
+        settings = asdict(sources.World(misled=misled)) | {"base": "b", "iterations": 6}
+        write_json(folder / "settings.json", settings)
         for row, runs in results.outcomes.items():
             for seed, run in enumerate(runs, 1):
                 write_records(folder / sources.file_name(row, seed), [run])
