@@ -13,6 +13,7 @@ from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
 from ..system.checkpoints.finding import EVALUATIONS_FILE
 from ..system.files import json_line, write_text
+from ..system.processes import Processes
 
 BEST_DIRECTORY = "best"
 
@@ -27,11 +28,18 @@ class Validation:
         every: lower steps between two evaluations.
         directory: of the run; gets ``evaluations.jsonl`` and ``best/``.
         precision: of the computation.
+        processes: that share the questions.
     """
 
     def __init__(
-        self, samples: Sequence[CandidatesSample], every: int, directory: Path, precision: str
+        self,
+        samples: Sequence[CandidatesSample],
+        every: int,
+        directory: Path,
+        precision: str,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.samples = [sample for sample in samples if sample.true_false is not None]
         missing = sum(unreadable(s.candidates, s.choices) for s in self.samples)
         # What the reports of accuracies say beside them; "" where every answer can be read.
@@ -60,19 +68,23 @@ class Validation:
         Returns:
             the share of questions of which a right candidate is chosen.
         """
-        batches = score_candidates(model, self.samples, precision=self.precision)
+        own = self.samples[self.processes.rank :: self.processes.count]
+        batches = score_candidates(model, own, precision=self.precision) if own else []
         log_odds = [question for batch in batches for question in batch]
-        right = [
-            sample.true_false[select(z)] for sample, z in zip(self.samples, log_odds, strict=True)
-        ]
+        chosen = [sample.true_false[select(z)] for sample, z in zip(own, log_odds, strict=True)]
+        right = [found for share in self.processes.gather(chosen) for found in share]
         accuracy = sum(right) / len(right)
         before = self.best
         self.history.append({"iteration": iteration, "accuracy": accuracy, "questions": len(right)})
-        path = self.directory / EVALUATIONS_FILE
-        write_text(path, "".join(map(json_line, self.history)))
-        if before is None or accuracy > before["accuracy"]:
-            self._keep(write)
+        self.processes.together(lambda: self._write(before, write))
         return accuracy
+
+    def _write(self, before: dict | None, write: Callable[[Path], None]) -> None:
+        if self.processes.first:
+            path = self.directory / EVALUATIONS_FILE
+            write_text(path, "".join(map(json_line, self.history)))
+            if before is None or self.history[-1]["accuracy"] > before["accuracy"]:
+                self._keep(write)
 
     def state_dict(self) -> list[dict]:
         """The evaluations so far, for a checkpoint."""

@@ -1,0 +1,111 @@
+"""What tests and benchmarks compare between one process and several.
+
+    torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes PLAN FOLDER
+
+PLAN is a JSON file with ``cycles``, the arguments of runs of which every step is recorded in FOLDER,
+by name, and ``runs``, the arguments of whole runs that are made one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import main as program
+from reweighting.records.dataset import load_data
+from reweighting.system.processes import Processes
+from reweighting.training.arguments import parse_arguments
+from reweighting.training.build import lower_optimization, make_encoder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def recorded(argv: list[str], processes: Processes) -> dict:
+    """The steps of a run: losses, hypergradients, what was communicated, and what was learned."""
+    arguments = parse_arguments(argv)
+    data = load_data(arguments, progress=False)
+    encoder = make_encoder(arguments, data.system)
+    engine = program.make_engine(arguments, data, encoder, processes)
+    lower, upper, progress = engine.lower, engine.upper, engine.progress
+    found: dict = {"hypergradients": []}
+    callback = upper.grad_callback
+
+    def note() -> None:
+        callback()
+        gradients = [p.grad for p in upper.trainable_parameters() if p.grad is not None]
+        found["hypergradients"].append(flat(gradients))
+
+    upper.grad_callback = note
+    engine.train()
+    losses, meta_losses, communicated = [], [], []
+    while not progress.finished:
+        calls, sent, taken = processes.calls, processes.sent, progress.upper_steps
+        engine.train_step()
+        progress.iteration += 1
+        if progress.iteration == progress.cold_steps:
+            lower.end_cold_start(*lower_optimization(arguments, lower.module, progress))
+        communicated.append((processes.calls - calls, processes.sent - sent))
+        losses.append(lower.last_loss)
+        if progress.upper_steps > taken:
+            meta_losses.append(upper.last_loss)
+    lower.batches = upper.batches = None
+    return {
+        **{"losses": torch.tensor(losses), "meta_losses": torch.tensor(meta_losses)},
+        "hypergradients": torch.stack(found["hypergradients"]),
+        "weights": flat(upper.module.parameters()),
+        "parameters": flat(lower.trainable_parameters()),
+        "communicated": communicated,
+        "lost": dict(upper.lost),
+    }
+
+
+def flat(tensors) -> torch.Tensor:
+    """All numbers of ``tensors``, dense or sparse, one after another."""
+    dense = [t.to_dense() if t.is_sparse else t for t in tensors]
+    return torch.cat([t.detach().reshape(-1) for t in dense])
+
+
+def distances(ours: dict, theirs: dict) -> dict[str, float]:
+    """‖ours - theirs‖ / ‖theirs‖ of everything that was recorded."""
+    names = ("losses", "meta_losses", "hypergradients", "weights", "parameters")
+    return {
+        name: float((ours[name] - theirs[name]).double().norm() / theirs[name].double().norm())
+        for name in names
+    }
+
+
+def torchrun(processes: int, *words: str, **options) -> subprocess.Popen:
+    """Start ``words`` in several processes, each with one thread."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.Popen(
+        [*launcher, f"--nproc_per_node={processes}", *words],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        text=True,
+        **options,
+    )
+
+
+def main() -> None:
+    """Do what PLAN asks for, in one of the processes."""
+    plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    for name, argv in plan.get("cycles", {}).items():
+        processes = Processes.of_launcher("cpu")
+        torch.save(recorded(argv, processes), folder / f"{name}-{processes.rank}.pt")
+    for argv in plan.get("runs", []):
+        processes = Processes.of_launcher("cpu")
+        code = program.run(parse_arguments(argv), processes)
+        assert code == 0, code
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main()
