@@ -144,7 +144,8 @@ def _batches(
         return iter(batch_loader(units, encoder, collate, stream, workers, pinned))
     share = Share(stream, processes.rank, processes.count)
     loader = batch_loader(units, encoder, collate, share, workers, pinned)
-    return share.shares(loader, losses)
+    # iter() draws a random number, and must do so when one process does: weights are drawn next.
+    return share.shares(iter(loader), losses)
 
 
 def make_weighting(arguments: argparse.Namespace, data: Data, model: RewardModel) -> Weighting:

@@ -2,12 +2,13 @@
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes PLAN FOLDER
 
-PLAN is a JSON file with ``cycles``, the arguments of runs of which every step is recorded in FOLDER,
-by name, and ``runs``, the arguments of whole runs that are made one after another.
+PLAN is a JSON file with ``cycles``, the arguments of runs of which every step is recorded in FOLDER
+(by name, and whether in float64), and ``runs``, the arguments of whole runs that are made one after another.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 import torch
 
 import main as program
+from benchmarks.hypergradient import as_double
+from reweighting.bilevel.batches import TrainBatch
 from reweighting.records.dataset import load_data
 from reweighting.system.processes import Processes
 from reweighting.training.arguments import parse_arguments
@@ -25,13 +28,22 @@ from reweighting.training.build import lower_optimization, make_encoder
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def recorded(argv: list[str], processes: Processes) -> dict:
-    """The steps of a run: losses, hypergradients, what was communicated, and what was learned."""
+def recorded(argv: list[str], processes: Processes, double: bool = False) -> dict:
+    """The steps of a run: losses, hypergradients, what was communicated, and what was learned.
+
+    Args:
+        double: compute in float64, but for norms, which transformers computes in float32.
+    """
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
     encoder = make_encoder(arguments, data.system)
     engine = program.make_engine(arguments, data, encoder, processes)
     lower, upper, progress = engine.lower, engine.upper, engine.progress
+    if double:
+        lower.module.double()
+        if upper.module.needs is not None:  # a net takes features of the model
+            upper.module.double()
+        lower.batches, upper.batches = (map(in_double, level.batches) for level in (lower, upper))
     found: dict = {"hypergradients": []}
     callback = upper.grad_callback
 
@@ -62,6 +74,13 @@ def recorded(argv: list[str], processes: Processes) -> dict:
         "communicated": communicated,
         "lost": dict(upper.lost),
     }
+
+
+def in_double(batch):
+    """A batch of either level with images and labels in float64."""
+    label = "accuracy" if isinstance(batch, TrainBatch) else "true_false"
+    labels = {label: getattr(batch, label).double()}
+    return dataclasses.replace(batch, prompts=as_double(batch.prompts), **labels)
 
 
 def flat(tensors) -> torch.Tensor:
@@ -97,9 +116,9 @@ def torchrun(processes: int, *words: str, **options) -> subprocess.Popen:
 def main() -> None:
     """Do what PLAN asks for, in one of the processes."""
     plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    for name, argv in plan.get("cycles", {}).items():
+    for name, (argv, double) in plan.get("cycles", {}).items():
         processes = Processes.of_launcher("cpu")
-        torch.save(recorded(argv, processes), folder / f"{name}-{processes.rank}.pt")
+        torch.save(recorded(argv, processes, double), folder / f"{name}-{processes.rank}.pt")
     for argv in plan.get("runs", []):
         processes = Processes.of_launcher("cpu")
         code = program.run(parse_arguments(argv), processes)
