@@ -113,6 +113,9 @@ class MetaBatch(ByValue):
         )
 
 
+AnyBatch = TypeVar("AnyBatch", TrainBatch, MetaBatch)
+
+
 def whole_size(batches: Sequence[TrainBatch]) -> int:
     """The records of a lower step with these micro-batches, on all processes."""
     return sum(len(batch.records) if batch.whole is None else batch.whole for batch in batches)
@@ -291,13 +294,16 @@ class Share(Sampler[list]):
             if (2 * end - size) * self.count // (2 * total) == self.rank
         ]
 
-    def shares(self, batches: Iterable[T], losses: Callable[[list], int]) -> Iterator[T]:
+    def shares(
+        self, batches: Iterator[AnyBatch], losses: Callable[[list], int]
+    ) -> Iterator[AnyBatch]:
         """The loaded ``batches`` of this stream, told what the whole ones are.
 
         Args:
             losses: how many losses the units of a batch have.
         """
-        for batch, units in zip(batches, self.stream, strict=False):
+        whole: Iterable[list] = self.stream
+        for batch, units in zip(batches, whole, strict=False):
             batch.whole = losses(units)
             if isinstance(batch, MetaBatch):
                 batch.idle = not self.part(units)

@@ -93,7 +93,7 @@ class Processes:
             return cls()
         from accelerate import PartialState
 
-        state = PartialState(cpu=device == "cpu")
+        state = PartialState(cpu=device == "cpu", **_store_of_restart())
         return cls(state.process_index, state.num_processes, state.local_process_index, device)
 
     @property
@@ -323,6 +323,21 @@ class StreamedSum:
         parts = flat.split([tensor.numel() for tensor in tensors])
         for number, part, tensor in zip(numbers, parts, tensors, strict=True):
             self._take(number, part.view(tensor.shape))
+
+
+def _store_of_restart() -> dict[str, Any]:
+    """Where processes that were started again find each other, as options of accelerate.
+
+    torchrun keeps its store, in which the addresses of the processes before are still written.
+    """
+    restart = _variable("TORCHELASTIC_RESTART_COUNT", 0)
+    if restart == 0:
+        return {}
+    import torch.distributed as dist
+
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {restart}", store)
+    return {"store": store, "rank": rank, "world_size": count}
 
 
 def _write(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..records.dataset import Data
 from ..system.checkpoints import finding, opening
-from ..system.processes import launched, restarts
+from ..system.processes import launched, launched_here, restarts
 from ..system.terminal import warning
 from .build import SetupError
 
@@ -132,6 +132,9 @@ def _changed_batch(name: str, before: dict, arguments: argparse.Namespace) -> st
 
 
 def resume_command() -> str:
-    """The command line that continues this process's run."""
+    """The command line that continues this process's run, on this machine."""
     resume = [] if "--resume" in sys.argv else ["--resume"]
-    return shlex.join(["python", *sys.argv, *resume])
+    launcher = ["python"]
+    if launched() > 1:
+        launcher = ["torchrun", "--nproc_per_node", str(launched_here())]
+    return shlex.join([*launcher, *sys.argv, *resume])

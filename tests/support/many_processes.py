@@ -2,13 +2,15 @@
 
     torchrun --standalone --nproc_per_node 2 -m tests.support.many_processes PLAN FOLDER
 
-PLAN is a JSON file with ``cycles``, the arguments of runs of which every step is recorded in FOLDER
-(by name, and whether in float64), and ``runs``, the arguments of whole runs that are made one after another.
+PLAN is a JSON file with ``cycles``, the arguments of runs of which every step is recorded in
+FOLDER, by name, each with whether to compute in float64, and ``runs``, the arguments of whole runs
+that are made one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -32,7 +34,7 @@ def recorded(argv: list[str], processes: Processes, double: bool = False) -> dic
     """The steps of a run: losses, hypergradients, what was communicated, and what was learned.
 
     Args:
-        double: compute in float64, but for norms, which transformers computes in float32.
+        double: compute in float64.
     """
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
@@ -41,6 +43,9 @@ def recorded(argv: list[str], processes: Processes, double: bool = False) -> dic
     lower, upper, progress = engine.lower, engine.upper, engine.progress
     if double:
         lower.module.double()
+        for module in lower.module.modules():
+            if hasattr(module, "variance_epsilon"):
+                module.forward = functools.partial(norm, module)
         if upper.module.needs is not None:  # a net takes features of the model
             upper.module.double()
         lower.batches, upper.batches = (map(in_double, level.batches) for level in (lower, upper))
@@ -74,6 +79,12 @@ def recorded(argv: list[str], processes: Processes, double: bool = False) -> dic
         "communicated": communicated,
         "lost": dict(upper.lost),
     }
+
+
+def norm(layer: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """RMSNorm in the precision of what it is given."""
+    mean_square = hidden_states.square().mean(-1, keepdim=True)
+    return layer.weight * hidden_states * torch.rsqrt(mean_square + layer.variance_epsilon)
 
 
 def in_double(batch):
