@@ -50,7 +50,7 @@ def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
     - ``device``: a CUDA device with its number.
     """
     a = argparse.Namespace(**vars(arguments))
-    a.processes = launched() if a.strategy == "distributed" else 1
+    a.processes = processes_of(a)
     a.by_instance = a.reweighting.startswith("instance_")
     a.learn_weights = learns_weights(a)
     if a.cold_start_lr is None:
@@ -68,12 +68,17 @@ def learns_weights(arguments: argparse.Namespace) -> bool:
     return arguments.reweighting != "none" and not given
 
 
+def processes_of(arguments: argparse.Namespace) -> int:
+    """How many processes share the batches of the run."""
+    return launched() if arguments.strategy == "distributed" else 1
+
+
 def cuda_number(arguments: argparse.Namespace) -> int:
     """The number of the CUDA device that ``--device`` or else ``--local_rank`` names.
 
     Every process that a launcher starts has a device of its own.
     """
-    if arguments.strategy == "distributed" and launched() > 1:
+    if processes_of(arguments) > 1:
         return launched_local_rank()
     return int(DEVICE.fullmatch(arguments.device)[1] or arguments.local_rank)
 
@@ -135,7 +140,7 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
                 "--meta_loss rank compares whole chains: it cannot go with --meta_target prefix, "
                 "since prefixes of two chains have no counterparts"
             )
-        if a.meta_batch_size < 2:
+        if a.meta_batch_size * processes_of(a) < 2:
             yield (
                 "--meta_loss rank compares chains of one question: it needs a --meta_batch_size of "
                 "2 or more"
@@ -162,7 +167,7 @@ def _problems_of_device(a: argparse.Namespace) -> Iterator[str]:
             yield "--local_rank numbers CUDA devices and means nothing with --device cpu"
     elif device[1] and a.local_rank:
         yield f"--device {a.device} already names a device: leave out --local_rank"
-    elif a.strategy == "distributed" and launched() > 1 and (device[1] or a.local_rank):
+    elif processes_of(a) > 1 and (device[1] or a.local_rank):
         yield (
             "the launcher gives every process a device of its own: leave out --local_rank and the "
             "number in --device"
