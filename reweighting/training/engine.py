@@ -74,6 +74,7 @@ class ReweightingEngine(Engine):
         )
         self._said: set[str] = set()
         self._interrupted: int | None = None
+        self._communicated = 0.0  # seconds, before the run
         self.monitor: DomainMonitor | InstanceMonitor | None = None
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         lower.on_losses = self._note_losses
@@ -129,7 +130,7 @@ class ReweightingEngine(Engine):
             bar_format=BAR_FORMAT,
             disable=not self.processes.first,
         )
-        started = time.monotonic()
+        started, self._communicated = time.monotonic(), self.processes.seconds()
         try:
             with bar, self.reporter:
                 while not progress.finished and not self._stopping():
@@ -252,6 +253,7 @@ class ReweightingEngine(Engine):
             numbers["best_of_n_accuracy"] = self.validation.history[-1]["accuracy"]
         numbers["parameters_moved"] = self.moved.value()
         numbers["waited"] = sum(problem.waited for problem in self.problems)  # seconds
+        numbers["communicated"] = self.processes.seconds() - self._communicated
         return numbers
 
     # Checkpoints

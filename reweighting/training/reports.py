@@ -21,7 +21,7 @@ BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{post
 LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
 UNCUT = 160  # columns of a progress line that goes to a file
 # Numbers that have their place elsewhere in a line of metrics, or serve the progress line only.
-UNWRITTEN = {"parameters_moved", "waited", "weight_range"}
+UNWRITTEN = {"parameters_moved", "waited", "communicated", "weight_range"}
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -172,7 +172,7 @@ class Reporter:
         line["samples_per_second"] = self._samples / max(seconds, 1e-9)
         line["waiting"] = numbers["waited"] / max(seconds, 1e-9)
         if self.processes.count > 1:
-            line["communicating"] = self.processes.seconds() / max(seconds, 1e-9)
+            line["communicating"] = numbers["communicated"] / max(seconds, 1e-9)
         line["peak_memory_gib"] = peak_memory_gib(self.device)
         line = _finite(line)
         if self._file is not None:

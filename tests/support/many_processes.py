@@ -23,7 +23,8 @@ import main as program
 from benchmarks.hypergradient import as_double
 from reweighting.bilevel.batches import TrainBatch
 from reweighting.records.dataset import load_data
-from reweighting.system.processes import Processes
+from reweighting.system import terminal
+from reweighting.system.processes import Processes, launched_rank
 from reweighting.training.arguments import parse_arguments
 from reweighting.training.build import lower_optimization, make_encoder
 
@@ -126,6 +127,8 @@ def torchrun(processes: int, *words: str, **options) -> subprocess.Popen:
 
 def main() -> None:
     """Do what PLAN asks for, in one of the processes."""
+    if launched_rank() > 0:
+        terminal.mute()
     plan, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     for name, (argv, double) in plan.get("cycles", {}).items():
         processes = Processes.of_launcher("cpu")
