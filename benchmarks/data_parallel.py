@@ -86,9 +86,9 @@ def equality(cycles: int, counts: list[int], double: bool) -> None:
                 shared = torch.load(f"{folder}/{name.replace('/', '-')}-0.pt")
                 found = "".join(f"{d:>16.1e}" for d in distances(shared, alone[name]).values())
                 print(f"{name:<50}{count:>10}{found}")
-                lower, both = sorted(set(shared["communicated"]))[:2]
-                print(f"    a lower step: {lower[0]} collectives, {lower[1]:,} bytes; with an upper "
-                      f"step: {both[0]}, {both[1]:,}", flush=True)  # fmt: skip
+                (few, sent), (more, both) = sorted(set(shared["communicated"]))[:2]
+                print(f"    collectives of a lower step: {few}, {sent:,} bytes; with an upper step: "
+                      f"{more}, {both:,} bytes", flush=True)  # fmt: skip
 
 
 def speed(rounds: int) -> None:
@@ -112,8 +112,9 @@ def speed(rounds: int) -> None:
         before = processes.seconds()
     if processes.first:
         ratios = [one / both for one, both in zip(times["one"], times["all"], strict=True)]
-        print(f"{size} chains a step: {processes.count} processes are {statistics.median(ratios):.2f} "
-              f"times as fast as one, from {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
+        median = statistics.median(ratios)
+        print(f"{size} chains a step: {processes.count} processes are {median:.2f} times as fast "
+              f"as one, from {min(ratios):.2f} to {max(ratios):.2f}")  # fmt: skip
     processes.leave()
 
 
