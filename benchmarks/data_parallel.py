@@ -87,7 +87,7 @@ def equality(cycles: int, counts: list[int], double: bool) -> None:
                 found = "".join(f"{d:>16.1e}" for d in distances(shared, alone[name]).values())
                 print(f"{name:<50}{count:>10}{found}")
                 (few, sent), (more, both) = sorted(set(shared["communicated"]))[:2]
-                print(f"    collectives of a lower step: {few}, {sent:,} bytes; with an upper step: "
+                print(f"    sums of a lower step: {few}, {sent:,} bytes; with an upper step: "
                       f"{more}, {both:,} bytes", flush=True)  # fmt: skip
 
 
