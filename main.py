@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # they import torch, which takes seconds
     from reweighting.records.dataset import Data
     from reweighting.reward_model.encoder import PromptEncoder
     from reweighting.training.engine import ReweightingEngine
+    from reweighting.training.validation import LabelledSteps
 
 BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace, processes: Processes) -> int:
     from reweighting.system.files import DirectoryLock
 
     data = processes.in_turn(lambda: load_data(arguments, progress=processes.first))
-    encoder = processes.together(lambda: check(arguments, data))
+    encoder, steps = processes.together(lambda: check(arguments, data))
     if arguments.dry_run:
         processes.together(lambda: plan(arguments, data, encoder) if processes.first else None)
         return 0
@@ -94,23 +95,25 @@ def run(arguments: argparse.Namespace, processes: Processes) -> int:
         lambda: DirectoryLock(arguments.weights_path) if processes.first else nullcontext()
     )
     with lock:
-        engine = processes.together(lambda: make_engine(arguments, data, encoder, processes))
+        engine = processes.together(lambda: make_engine(arguments, data, encoder, steps, processes))
         return engine.run()
 
 
-def check(arguments: argparse.Namespace, data: Data) -> PromptEncoder:
-    """Look at the model and the checkpoint that the run starts from."""
+def check(arguments: argparse.Namespace, data: Data) -> tuple[PromptEncoder, LabelledSteps | None]:
+    """Look at the model, the checkpoint that the run starts from, and the steps it is judged by."""
     from reweighting.training.build import check_start, make_encoder
     from reweighting.training.dry_run import advice
     from reweighting.training.resume import checkpoint_to_resume
+    from reweighting.training.validation import load_eval_steps
 
+    steps = load_eval_steps(arguments)
     for note in [*data.warnings, *advice(arguments, data)]:
         terminal.warning(note)
     encoder = make_encoder(arguments, data.system)
     checkpoint, _ = checkpoint_to_resume(arguments)
     for note in check_start(arguments, data, checkpoint):
         print(note)
-    return encoder
+    return encoder, steps
 
 
 def plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
@@ -126,6 +129,7 @@ def make_engine(
     arguments: argparse.Namespace,
     data: Data,
     encoder: PromptEncoder,
+    steps: LabelledSteps | None = None,
     processes: Processes | None = None,
 ) -> ReweightingEngine:
     """The two-level problem (DreamPRM, section 3) as a pair of Betty problems, in their engine."""
@@ -165,7 +169,7 @@ def make_engine(
         processes=processes,
     )
     if not a.learn_weights:
-        return ReweightingEngine(a, data, progress, lower, None, state)
+        return ReweightingEngine(a, data, progress, lower, None, state, steps)
 
     # Upper level: α* = argmin_α mean_m ℓ_meta( σ( mean_i z_{m,i}(φ*(α)) ), true_false_m )
     weighting = build.make_weighting(a, data, model)
@@ -184,7 +188,7 @@ def make_engine(
         processes=processes,
     )
     # The two meet here: α weighs the losses of `lower`, and `upper` judges the φ that follows.
-    return ReweightingEngine(a, data, progress, lower, upper, state)
+    return ReweightingEngine(a, data, progress, lower, upper, state, steps)
 
 
 if __name__ == "__main__":

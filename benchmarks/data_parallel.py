@@ -122,7 +122,9 @@ def opened(argv: list[str], processes: Processes):
     """The engine of a run."""
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
-    engine = program.make_engine(arguments, data, make_encoder(arguments, data.system), processes)
+    engine = program.make_engine(
+        arguments, data, make_encoder(arguments, data.system), processes=processes
+    )
     engine.train()
     return engine
 

@@ -5,8 +5,9 @@
 One seed of :mod:`benchmarks.small_world` with fewer steps: a reward model trained on the demo data
 as it is and one with learned domain weights, the choices of both, the figures, and the tables of
 the experiment. Then, in the world of sources and on a base that cannot judge yet, two short runs:
-what do weights follow that are learned by the published meta loss, and by ranking? Each printed
-command can be typed by itself in the repository's folder.
+what do weights follow that are learned by the published meta loss, and by ranking? The last line
+names a page to look at: every question with its candidates, coloured by the reweighted model's
+scores. Each printed command can be typed by itself in the repository's folder.
 """
 
 from __future__ import annotations
@@ -67,6 +68,14 @@ def two_losses(work: Path, iterations: int) -> list[str]:
     return [*lines, f"of the two sound sources, that with mean label {sound} (published / ranking)"]
 
 
+def write_page(run: Path, sets: list[str], path: Path) -> int:
+    """Write the page of a run and its choices, and name it last; returns the exit code."""
+    files = [DEMO.sets.get(name, DEMO.validation) for name in dict.fromkeys([*sets, VALIDATION])]
+    command = ["-m", "reweighting.report", "--selection", str(run / DEMO.selected)]
+    command += ["--candidates", *map(str, files), "--image_root", str(DATA)]
+    return show_and_run([*command, "--weights_path", str(run), "--output", str(path)])
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -98,7 +107,7 @@ def main() -> int:
         terminal.error(error)
         return 1
     print("\n" + "\n".join(seen))
-    return 0
+    return write_page(run, arguments.sets, arguments.work / "report.html")
 
 
 if __name__ == "__main__":

@@ -40,13 +40,14 @@ from data.world.simulated_reasoner import (
     set_trap,
 )
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.journal import Journal
 from reweighting.rollouts.labels import posterior_accuracies
 from reweighting.rollouts.openai_server import Server
 from reweighting.rollouts.reasoner import Query
-from reweighting.rollouts.sampler import Sampler, for_each
+from reweighting.rollouts.sampler import Sampler
 from reweighting.rollouts.schedules import Adaptive, Schedule
 from reweighting.system.files import write_records
+from reweighting.system.journal import Journal
+from reweighting.system.tasks import for_each
 from tests.rollouts.commands import write_questions
 from tests.support.model_server import model_server
 

@@ -7,6 +7,9 @@ chains of two to nine steps, four chains a question, an image a question, about 
 and a meta record for every 32 train records. Every row is a process of its own: the first check of
 both files, the second start, data workers, chains (``--batch_by cot``), and a training run of a
 tiny model with a weight for each record. Memory is resident: VmHWM and smaps_rollup of Linux.
+
+Where there is no time to check millions of records, ``--repeat 32`` opens a table that has the rows
+of the smaller file 32 times, and does what a start does with it apart from recognising the file.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ LINKED = 100  # image files; the others are links to them
 WARM, DRAWN = 50, 400  # batches before and while workers are watched
 MODEL = "weights/tiny-qwen2-vl"
 PARTS = ("first check", "second start", "workers", "chains", "instance table")
+REPEATED = "repeated rows"
+DRAWS = 20_000  # records drawn from the table of repeated rows
 
 
 # ---- the files
@@ -61,22 +66,18 @@ def chains(count: int, seed: int) -> Iterator[tuple[str, str, str, list[str]]]:
 
 def write_files(folder: Path, records: int) -> None:
     """The train and meta files and their images."""
-    images, written = set(), 0
+    images, written, rng = set(), 0, random.Random(2)
     with (folder / "train.jsonl").open("w") as file:
         for text, image, domain, steps in chains(records, 0):
             images.add(image)
-            for count in range(1, len(steps) + 1):
-                record = {
-                    "input": text,
-                    "add": "\n".join(steps[:count]),
-                    "image_path": image,
-                    "dataset": domain,
-                    "accuracy": round(random.Random(written).random(), 4),
-                    "id": f"{domain}-{written}",
-                }
-                if written < records:
-                    file.write(json.dumps(record) + "\n")
-                    written += 1
+            prefix = ""
+            for step in steps[: records - written]:
+                prefix += ("\\n" if prefix else "") + step  # as JSON writes a line feed
+                file.write(
+                    f'{{"input": "{text}", "add": "{prefix}", "image_path": "{image}", '
+                    f'"dataset": "{domain}", "accuracy": {rng.random():.4f}, "id": "{written}"}}\n'
+                )
+                written += 1
             if written == records:
                 break
     with (folder / "meta.json").open("w") as file:
@@ -123,12 +124,16 @@ def flags(folder: Path, part: str) -> list[str]:
     return found
 
 
-def measure(folder: Path, part: str) -> None:
+def measure(folder: Path, part: str, times: int) -> None:
     """Run a row and print what it took as JSON."""
     from reweighting.training.arguments import parse_arguments
 
+    if part == REPEATED:
+        write_repeated(folder, times)
     start, found = time.monotonic(), {}
-    if part == "instance table":
+    if part == REPEATED:
+        found = use_repeated(folder)
+    elif part == "instance table":
         import main as program
 
         code = program.main(flags(folder, part))
@@ -176,6 +181,57 @@ def growth(arguments: argparse.Namespace, data) -> dict:
     return found
 
 
+def write_repeated(folder: Path, times: int) -> None:
+    """The table of the train file with all rows ``times`` times, by another process."""
+    if os.fork():
+        assert os.wait()[1] == 0
+        return
+    import numpy as np
+    import pyarrow as pa
+
+    [entry] = (path for path in (folder / "cache" / "records").iterdir()
+               if names_of(path)["domain"])  # fmt: skip
+    (folder / "repeated").mkdir()
+    for file in ("images.arrow", "about.json"):
+        (folder / "repeated" / file).write_bytes((entry / file).read_bytes())
+    for file, numbers in (("rows.arrow", ("record",)), ("links.arrow", ("text", "extends"))):
+        table = pa.ipc.open_file(str(entry / file)).read_all()
+        size = len(table)
+        with pa.ipc.new_file(str(folder / "repeated" / file), table.schema) as writer:
+            for time_ in range(times):
+                for batch in table.to_batches():
+                    for name in numbers:
+                        old = batch.column(name).to_numpy()
+                        new = np.where(old < 0, old, old + time_ * size).astype(np.int32)
+                        place = batch.schema.get_field_index(name)
+                        batch = batch.set_column(place, name, pa.array(new))
+                    writer.write_batch(batch)
+    os._exit(0)
+
+
+def names_of(entry: Path) -> dict[str, list[str]]:
+    """The names of a kept table."""
+    return json.loads((entry / "about.json").read_text())["names"]
+
+
+def use_repeated(folder: Path) -> dict:
+    """What a start asks of the train records, and memory before and after many are drawn."""
+    from reweighting.records.tables import Table, TrainRecords
+
+    names = names_of(folder / "repeated")
+    train = TrainRecords(Table.open(folder / "repeated", names))
+    domains, _, _ = train.named("domain"), train.mean_labels().mean(), train.counts("images")
+    found = {"rows": len(train), "domains": len(domains), "chains": len(train.chains)}
+    rng = random.Random(0)
+    for when, draws in (("warm", DRAWS // 20), ("late", DRAWS)):
+        for _ in range(draws):
+            assert train[rng.randrange(len(train))].prompts
+        found[when] = {
+            field: memory("self", "smaps_rollup", field) for field in ("Rss", "Private_Dirty")
+        }
+    return found
+
+
 def memory(process: str, file: str, name: str) -> int:
     """Bytes that a line of a file in /proc says."""
     for line in Path("/proc", process, file).read_text().splitlines():
@@ -187,10 +243,11 @@ def memory(process: str, file: str, name: str) -> int:
 # ---- the table
 
 
-def row(folder: Path, part: str, code: Path) -> dict:
+def row(folder: Path, part: str, code: Path, times: int = 1) -> dict:
     """What :func:`measure` finds with the program in ``code``."""
     environment = os.environ | {"PYTHONPATH": str(code), "DREAMPRM_CACHE": str(folder / "cache")}
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
+    command += ["--repeat", str(times)]
     done = subprocess.run(command, cwd=code, env=environment, capture_output=True, text=True)
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1:]}
@@ -214,14 +271,16 @@ def line(records: int, part: str, found: dict) -> str:
         cells[-1] = f"checking processes at most {found['peak_of_children'] / gib:.2f} GiB each"
     elif part == "chains":
         cells[-1] = f"{found['units']:,} chains"
-    elif part == "workers":
+    elif part in ("workers", REPEATED):
         warm, late = found["warm"], found["late"]
         rss, own = (
             f"{warm[name] / mib:.0f} → {late[name] / mib:.0f} MiB"
             for name in ("Rss", "Private_Dirty")
         )
-        batches = f"{WARM} → {WARM + DRAWN} batches"
-        cells[-1] = f"a worker after {batches}: resident {rss}, its own {own}"
+        after = f"a worker after {WARM} → {WARM + DRAWN} batches"
+        if part == REPEATED:
+            after = f"{found['chains']:,} chains; after {DRAWS // 20:,} → {DRAWS:,} records"
+        cells[-1] = f"{after}: resident {rss}, its own {own}"
     return "| " + " | ".join(cells) + " |"
 
 
@@ -232,11 +291,12 @@ def main() -> None:
     add("--records", type=int, nargs="+", default=[100_000], help="sizes of the train file")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="rows to measure")
     add("--code", type=Path, default=Path.cwd(), help="checkout whose program is measured")
-    add("--part", choices=PARTS, help=argparse.SUPPRESS)
+    add("--repeat", type=int, default=0, help="open a table with so many times the rows, too")
+    add("--part", help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        measure(arguments.folder, arguments.part)
+        measure(arguments.folder, arguments.part, arguments.repeat)
         return
     print(
         "| records | part | wall (s) | CPU (s) | peak memory (GiB) | |\n|---|---|---|---|---|---|"
@@ -249,6 +309,9 @@ def main() -> None:
             print(f"| {records:,} | the train file has {size:.2f} GB | | | | |", flush=True)
             for part in arguments.parts:
                 print(line(records, part, row(folder, part, arguments.code)), flush=True)
+            if arguments.repeat:
+                found = row(folder, REPEATED, arguments.code, arguments.repeat)
+                print(line(records * arguments.repeat, REPEATED, found), flush=True)
 
 
 if __name__ == "__main__":

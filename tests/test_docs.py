@@ -34,7 +34,7 @@ PARSED = (
     *("reweighting.selection", "reweighting.rollouts", "reweighting.exchange"),
     "reweighting.evaluate",
     *("reweighting.figures", "reweighting.reproduce", "reweighting.training.signal"),
-    "reweighting.export",
+    *("reweighting.export", "reweighting.report"),
 )
 
 # Why no test runs a command as it is written in the pages.
@@ -42,6 +42,7 @@ NOT_RUN = {
     "python main.py": "takes a GPU and a model from the hub; tests/training run it on a CPU",
     "python -m reweighting.selection": "takes a GPU; tests/selection run it on a CPU",
     "python -m reweighting.export": "needs a trained model; tests/export run it",
+    "python -m reweighting.report": "needs a selection and a run; tests/report write the page",
     "python -m reweighting.evaluate": "takes a GPU and a benchmark; tests/evaluate run it on a CPU",
     "python -m reweighting.training.signal": "takes a GPU; tests/training/signal run it on a CPU",
     "python -m reweighting.training.flags_page": "tests/training/test_arguments.py makes the page",

@@ -105,6 +105,7 @@ def test_the_clone_is_a_package(tmp_path: Path) -> None:
     described = installed / "dreamprm-0.1.0.dist-info"
     assert set(installed.iterdir()) == {installed / "reweighting", described}
     assert (installed / "reweighting" / "py.typed").exists()
+    assert len(list((installed / "reweighting" / "report").glob("page.*"))) == 4
     metadata = (described / "METADATA").read_text()
     needed = [Requirement(text) for text in re.findall(r"^Requires-Dist: (.+)$", metadata, re.M)]
     runtime = {r.name: r.specifier for r in needed if "extra" not in str(r.marker)}

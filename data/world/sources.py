@@ -39,12 +39,16 @@ NAMES = tuple(f"source_{letter}" for letter in "abcdefghij")
 ERRORS = (0.30, 0.42, 0.54, 0.68, 0.84, 1.00, 1.18, 1.38, 1.60, 1.88)
 # Per mille of all questions.
 SIZES = (50, 60, 75, 85, 95, 105, 115, 125, 140, 150)
-# The share of misled questions is WORST * t ** gamma: two sources are sound, one is nearly all bad.
+# The share of misled questions rises from 0 to WORST within RAMP sources, ordered by quality: most
+# sources are sound or nearly all bad, as sets are that were checked or were not.
 WORST = 0.95
-STEEPNESS = (0, 0, *(step / 8 for step in range(1, 9)))
-# Mostly inversion, which misleads most: a shortcut is right half of the time, and a swapped image
-# misleads only where the label is high.
-CORRUPTIONS = ("inverted",) * 6 + ("shortcut", "images swapped")
+RAMP = 3
+# Of the spoiled sources. Mostly inversion, which misleads most: a shortcut is right half of the
+# time, and a swapped image misleads only where the label is high.
+CORRUPTIONS = ("inverted", "inverted", "shortcut", "inverted", "images swapped")
+# The share of questions in the second style. No source has one style alone: the style of a chain
+# would then tell its source, and with it the mean label.
+STYLES = (0.2, 0.8)
 # What may not go along with quality, and how far at most: Spearman's rank correlation.
 APART = ("mean_label", "mean_label_clean", "errors", "questions", "style", "rollouts")
 MAX_CORRELATION = 0.2
@@ -91,9 +95,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Source(Domain):
-    """A training source: a domain that holds all question types, `questions` in all."""
+    """A training source: a domain that holds all question types, `questions` in all.
 
-    style: int = 0
+    Args:
+        style: share of its questions in the second style.
+    """
+
+    style: float = 0.0
     questions: int = 0
 
 
@@ -127,7 +135,7 @@ def sound_sources(settings: Settings) -> list[Source]:
         return rng.sample(list(values), len(NAMES))
 
     errors, blocks = dealt(ERRORS), dealt(blocks)
-    rollouts, styles = dealt((4, 8) * 5), dealt((0, 1) * 5)
+    rollouts, styles = dealt((4, 8) * 5), dealt(STYLES * 5)
     return [
         Source(name, errors=e, rollouts=r, style=s, questions=b * len(TYPES))
         for name, e, b, r, s in zip(NAMES, errors, blocks, rollouts, styles, strict=True)
@@ -141,7 +149,8 @@ def clean_items(settings: Settings) -> list[TrainItem]:
         profile = MIXED.scaled(source.errors)
         for place in range(source.questions):
             rng = stream(settings.key, "train", source.name, place)
-            question = draw_question(rng, TYPES[place % len(TYPES)], style=source.style)
+            style = int(rng.random() < source.style)
+            question = draw_question(rng, TYPES[place % len(TYPES)], style=style)
             chain, clean = labelled_chain(rng, question, profile, source.rollouts)
             items.append(TrainItem(source, question, chain, clean, clean, False, 0))
     stream(settings.key, "order").shuffle(items)
@@ -157,14 +166,16 @@ def mean_label(items: Sequence[TrainItem], clean: bool = False) -> float:
 def misled_questions(sizes: Sequence[int], misled: float) -> list[int]:
     """How many questions of each source are spoiled, the best source first.
 
-    gamma is found by bisection such that `misled` of all questions are.
+    The source at which spoiling begins is found by bisection such that `misled` of all questions
+    are.
     """
     total = sum(sizes)
 
-    def counts(gamma: float) -> list[float]:
-        return [WORST * t**gamma * size for t, size in zip(STEEPNESS, sizes, strict=True)]
+    def counts(start: float) -> list[float]:
+        shares = (min(max((rank - start) / RAMP, 0), 1) for rank in range(len(sizes)))
+        return [WORST * share * size for share, size in zip(shares, sizes, strict=True)]
 
-    low, high = 0.0, 64.0
+    low, high = -float(RAMP), float(len(sizes))
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(counts(middle)) > misled * total else (low, middle)
@@ -214,12 +225,14 @@ def dealt_sources(settings: Settings, sound: Sequence[Source], rng: random.Rando
     else:
         order = rng.sample(sound, len(sound))
         counts = misled_questions([source.questions for source in order], settings.misled)
-        kinds = ["none"] * STEEPNESS.count(0) + rng.sample(CORRUPTIONS, len(CORRUPTIONS))
-    spoiled = [
+        spoiled = sum(count > 0 for count in counts)
+        own = [CORRUPTIONS[number % len(CORRUPTIONS)] for number in range(spoiled)]
+        kinds = ["none"] * (len(order) - spoiled) + rng.sample(own, spoiled)
+    dealt = [
         replace(source, corruption=kind if count else "none", share=count / source.questions)
         for source, count, kind in zip(order, counts, kinds, strict=True)
     ]
-    return sorted(spoiled, key=lambda source: source.name)
+    return sorted(dealt, key=lambda source: source.name)
 
 
 def apart(sources: Sequence[Source], values: Sequence[float]) -> bool:

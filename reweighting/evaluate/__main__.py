@@ -13,19 +13,22 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..selection.command import (
     add_scoring_flags,
     check_scoring_flags,
+    choose_scorer,
     exit_code,
-    fill_in_step_pattern,
 )
-from ..selection.identity import SAMPLES_FILE, claim, identity
+from ..selection.identity import claim, identity
 from ..system import terminal
-from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, FileError, write_json
 from ..system.terminal import Parser, printable, quiet
-from .layouts import LAYOUTS, StepReader, StepRecord, load_steps
+from .layouts import LAYOUTS, StepReader, StepRecord, has_both, load_steps
+
+if TYPE_CHECKING:
+    from ..selection.scorers import Scorer
 
 RESULTS_FILE = "results.json"
 FIGURE_FILE = "evaluation.png"
@@ -47,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threshold_from", type=Path, metavar="FILE",
         help="validation file, in the same layout or our own, on which the threshold between right "
         "and wrong steps is chosen; without one it is 0.5")  # fmt: skip
-    add_scoring_flags(add)
+    add("--threshold_image_root", metavar="DIR",
+        help="directory of the images of --threshold_from, instead of --image_root")  # fmt: skip
+    add_scoring_flags(parser)
     return parser
 
 
@@ -56,33 +61,37 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     quiet()
+    if arguments.threshold_image_root is not None and arguments.threshold_from is None:
+        parser.error("--threshold_image_root is for --threshold_from")
     check_scoring_flags(parser, arguments, "--data", arguments.data)
     return exit_code(lambda: _run(arguments), arguments.output_dir)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     """Read all files, score them, and write what the scores are worth."""
-    fill_in_step_pattern(arguments)
+    scorer = choose_scorer(arguments)
     output = arguments.output_dir
     tests = {output / path.stem: (path, _load(arguments, path)) for path in arguments.data}
     validation = {}
     if (path := arguments.threshold_from) is not None:
-        records = _load(arguments, path, or_candidates=True)
+        records = _load(arguments, path, arguments.threshold_image_root, or_candidates=True)
         _check_validation(path, records, [r for _, own in tests.values() for r in own])
         validation[output / THRESHOLD_FOLDER / path.stem] = (path, records)
-    model_fingerprint = fingerprint(arguments.weights_path)
     with DirectoryLock(output):
         for folder, (path, records) in {**tests, **validation}.items():
             samples = [record.sample for record in records]
-            claim(folder, identity(arguments, path, samples, model_fingerprint))
-        _judge(arguments, tests, validation)
+            claim(folder, identity(arguments, path, samples, scorer.fingerprint))
+        _judge(arguments, scorer, tests, validation)
 
 
 def _load(
-    arguments: argparse.Namespace, path: Path, or_candidates: bool = False
+    arguments: argparse.Namespace,
+    path: Path,
+    image_root: str | None = None,
+    or_candidates: bool = False,
 ) -> list[StepRecord]:
     """The labelled records of a file."""
-    reader = StepReader.of(arguments, path)
+    reader = StepReader.of(arguments, path, image_root)
     records = load_steps(reader, arguments.benchmark, or_candidates)
     if note := reader.left_out():
         terminal.warning(note)
@@ -105,36 +114,24 @@ def _check_validation(
     shared = len({*map(content, records)} & {*map(content, tests)})
     if shared:
         raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
-    known = {label for record in records for labels in record.labels for label in labels}
-    if not {True, False} <= known:
+    if not has_both(records):
         raise FileError(f"--threshold_from {path} needs both right and wrong steps")
 
 
-def _judge(arguments: argparse.Namespace, tests: Files, validation: Files) -> None:
+def _judge(arguments: argparse.Namespace, scorer: Scorer, tests: Files, validation: Files) -> None:
     """Score all records, choose the threshold if there is a file for it, write and print."""
-    from ..reward_model import RewardModel
-    from ..selection.results import score_questions
     from . import results as measured
     from .figure import draw
 
-    model = RewardModel.from_pretrained(
-        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
-    ).eval()
-
     def scored(files: Files) -> tuple[list[StepRecord], list[measured.Scores]]:
-        lines = []
+        kept, log_odds = [], []
         for folder, (_, records) in files.items():
-            lines += score_questions(
-                model,
-                [record.sample for record in records],
-                folder / SAMPLES_FILE,
-                (),  # steps are judged one by one, no chain is chosen
-                arguments.max_tokens_per_batch,
-                arguments.precision,
-                title=folder.name,
-            )
-        records = [record for _, records in files.values() for record in records]
-        return records, measured.scores_of([line["step_log_odds"] for line in lines])
+            # Steps are judged one by one, no chain is chosen.
+            lines = scorer.score([record.sample for record in records], folder, ())
+            by_record = {line["record"]: line["step_log_odds"] for line in lines}
+            kept += [record for record in records if record.record in by_record]
+            log_odds += by_record.values()
+        return kept, measured.scores_of(log_odds)
 
     rules = measured.RULES[arguments.benchmark]
     threshold = measured.DEFAULT_THRESHOLD

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..records.problems import DataError
 from ..records.reader import RecordReader
 from ..records.samples import CandidatesSample
 from ..records.steps import cut_steps
@@ -98,7 +99,8 @@ class StepReader(RecordReader):
         return StepRecord(number, source, question, (), [steps], [labels])
 
     def candidates(self, record: dict, number: int) -> StepRecord | None:
-        """Our own candidates record with ``step_correct``, true or false for every step."""
+        """Our own candidates record with ``step_correct``: true, false, or null (not judged) for
+        every step of every candidate."""
         sample = self.candidates_sample(record, number)
         labels = record.get("step_correct")
         name = "step_correct"
@@ -106,8 +108,8 @@ class StepReader(RecordReader):
             self.problem(number, name, "is missing")
         elif not isinstance(labels, list) or not all(isinstance(chain, list) for chain in labels):
             self.problem(number, name, "must be a list of lists of labels, is {}", shown(labels))
-        elif not all(isinstance(label, bool) for chain in labels for label in chain):
-            self.problem(number, name, "must hold true and false only, is {}", shown(labels))
+        elif not all(label is None or isinstance(label, bool) for c in labels for label in c):
+            self.problem(number, name, "must hold true, false and null only, is {}", shown(labels))
         if number in self.problems:
             return None
         if len(labels) != len(sample.candidates):
@@ -157,6 +159,15 @@ LAYOUTS: dict[str, Callable[[StepReader, dict, int], StepRecord | None]] = {
 }
 
 
+# A field of the first record that tells the layout of a file, the first of them that it has.
+TOLD_BY = {
+    "step_correct": "candidates",
+    "modified_process": "prmbench",
+    "response": "visualprocessbench",
+    "problem": "processbench",
+}
+
+
 def load_steps(reader: StepReader, layout: str, or_candidates: bool = False) -> list[StepRecord]:
     """All usable records of a file.
 
@@ -168,11 +179,41 @@ def load_steps(reader: StepReader, layout: str, or_candidates: bool = False) -> 
         DataError: any record has a problem and is not to be left out, or none is usable.
     """
     items = reader.read()
-    if or_candidates and isinstance(items[0], dict) and "step_correct" in items[0]:
+    if or_candidates and told_layout(items[0]) == "candidates":
         layout = "candidates"
+    return _usable(reader, layout, items)
+
+
+def load_told_steps(reader: StepReader) -> tuple[str, list[StepRecord]]:
+    """The layout that a file has, by its first record, and all its usable records.
+
+    Raises:
+        DataError: as :func:`load_steps`, or no layout is told.
+    """
+    items = reader.read()
+    layout = told_layout(items[0])
+    if layout is None:
+        known = ", ".join(f"'{field}' ({name})" for field, name in TOLD_BY.items())
+        raise DataError([f"{reader.name}: record 1 has no field that tells its layout: {known}"])
+    return layout, _usable(reader, layout, items)
+
+
+def told_layout(record: object) -> str | None:
+    """The layout of a record by :data:`TOLD_BY`."""
+    fields = record if isinstance(record, dict) else {}
+    return next((layout for field, layout in TOLD_BY.items() if field in fields), None)
+
+
+def _usable(reader: StepReader, layout: str, items: list) -> list[StepRecord]:
     records = reader.samples(lambda *record: LAYOUTS[layout](reader, *record), items)
     for record in records:
         if record.source in (ALL, BY_STEPS, BY_SOURCES):
             reader.problem(record.record, None, "its source has a reserved name, {}", record.source)
     reader.check_images(records, progress=True)
     return reader.usable(records)
+
+
+def has_both(records: Sequence[StepRecord]) -> bool:
+    """Whether there are right steps and wrong ones, without which no measure says anything."""
+    known = {label for record in records for labels in record.labels for label in labels}
+    return {True, False} <= known

@@ -259,6 +259,17 @@ def evaluate(
     }
 
 
+def at_a_glance(
+    records: Sequence[StepRecord], scores: Sequence[Scores], rules: Rules
+) -> dict[str, float | None]:
+    """The measures of all steps pooled, at :data:`DEFAULT_THRESHOLD` and without intervals.
+
+    ``steps`` is the number of judged steps; what is not defined is None.
+    """
+    whole = Part(records, scores, DEFAULT_THRESHOLD, rules)
+    return {name: _number(value) for name, value in whole.measures(np.ones(len(records))).items()}
+
+
 def choose_threshold(records: Sequence[StepRecord], scores: Sequence[Scores]) -> float:
     """The threshold that maximises macro-F1 over all judged steps of a validation file.
 

@@ -88,8 +88,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from .recipe import RECIPE_FILE, recipe
 
     run, output = arguments.weights_path, arguments.output
-    model = RewardModel.from_pretrained(run, device="cpu")
-    made = recipe(model.encoder)
+    model = RewardModel.from_pretrained(run, device="cpu").eval()
+    made = recipe(model)
     dtype = getattr(torch, arguments.dtype)
     if arguments.target == "transformers":
         checkpoint.write_for_transformers(model, output, dtype)

@@ -21,12 +21,15 @@ from ..system.checkpoints.finding import (
 from ..system.checkpoints.opening import load_object
 from ..system.checkpoints.weight_tables import read_named_weights
 from ..system.files import complete_lines, is_number
+from ..system.markdown import cell, table
 from .recipe import QUESTION, RECIPE_FILE, STEPS
+from .vllm import request
 
 CARD_FILE = "README.md"
 _TAGS = ["process-reward-model", "reward-model", "multimodal", "dreamprm"]
 # Arguments of the run that name its data, and numbers of its last step.
-_DATA = ("train_json_file", "meta_json_file", "eval_candidates")
+_DATA = ("train_json_file", "meta_json_file", "eval_candidates", "eval_steps")
+_STEP_METRICS = {"auroc": "AUROC", "macro_f1": "macro-F1 at 0.5"}
 _METRICS = ("iteration", "epoch", "loss", "meta_loss", "meta_loss_at_chance")
 _MEANING = "how much each counted in training; 1 is the average"
 
@@ -107,10 +110,11 @@ folder of the run.
 vllm serve RUN/base_model --runner pooling --convert classify --hf-overrides "$(cat {overrides})"
 ```
 
-`POST /pooling` with `"task": "token_classify"` gives a score for every token of a prompt, of which
-the last one counts. With `"use_activation": false` it is z, otherwise V = sigmoid(z). Where
-`min_pixels` and `max_pixels` in `reward.json` are not those of the processor in `RUN/base_model`,
-the server must be told them.
+`POST /pooling` takes the turns of a prompt. In the answer `data` holds z, and with `use_activation`
+true or left out V = sigmoid(z). The score is read at the last token. (A server that is started with
+`--pooler-config.task token_classify` gives a score for every token, of which the last one counts,
+but computes every prompt anew.) Where `min_pixels` and `max_pixels` in `reward.json` are not those
+of the processor in `RUN/base_model`, the server must be told them.
 
 ```json
 {request}
@@ -229,17 +233,11 @@ def use_in_vllm(made: dict[str, Any], version: str, overrides: str) -> str:
         version: of vLLM.
         overrides: the file that holds them, which only ``plus_minus`` needs.
     """
-    messages = json.loads(json.dumps(made["example"]["prompts"][-1]["messages"]))
-    for message in messages:
-        for part in message["content"]:
-            if part["type"] == "image":
-                part.update(type="image_url", image_url={"url": "https://example.org/image.png"})
-    request = {"messages": messages, "add_generation_prompt": True, "use_activation": False}
-    text = _VLLM_LINEAR
-    if made["score_head"] == "plus_minus":
-        request["task"] = "token_classify"
-        text = _VLLM_LABELS
-    request_text = json.dumps(request, indent=2, ensure_ascii=False)
+    turns = made["example"]["prompts"][-1]["messages"]
+    text = _VLLM_LABELS if made["score_head"] == "plus_minus" else _VLLM_LINEAR
+    request_text = json.dumps(
+        request(turns, ["https://example.org/image.png"]), indent=2, ensure_ascii=False
+    )
     return text.format(version=version, overrides=overrides, request=request_text)
 
 
@@ -254,8 +252,8 @@ def _is_hub_name(base: Any) -> bool:
 
 
 def _data(arguments: dict[str, Any]) -> str:
-    rows = [[f"`{name}`", _shown(arguments[name])] for name in _DATA if arguments.get(name)]
-    return _table(["data", "file"], rows) if rows else "The run does not say on which data."
+    rows = [[f"`{name}`", cell(arguments[name])] for name in _DATA if arguments.get(name)]
+    return table(["data", "file"], rows) if rows else "The run does not say on which data."
 
 
 def _weights(folder: Path) -> str:
@@ -265,23 +263,23 @@ def _weights(folder: Path) -> str:
         average = folder / AVERAGE_JSON
         means = read_named_weights(average) if average.is_file() else {}
         rows = [
-            [_shown(name), _number(weight), _number(means.get(name))]
+            [cell(name), _number(weight), _number(means.get(name))]
             for name, weight in sorted(last.items(), key=lambda item: -item[1])
         ]
         head = ["domain", "weight", "average over the last quarter of training"]
-        return f"Of domains: {_MEANING}.\n\n{_table(head, rows)}"
+        return f"Of domains: {_MEANING}.\n\n{table(head, rows)}"
     if (folder / INSTANCE_PARQUET).is_file():
         from pyarrow import parquet
 
         records = parquet.read_table(folder / INSTANCE_PARQUET, columns=["domain", "weight"])
         kinds = ("count", "mean", "min", "max")
-        table = records.group_by("domain").aggregate([("weight", kind) for kind in kinds])
+        grouped = records.group_by("domain").aggregate([("weight", kind) for kind in kinds])
         rows = [
-            [_shown(row["domain"])] + [_number(row[f"weight_{kind}"]) for kind in kinds]
-            for row in sorted(table.to_pylist(), key=lambda row: row["domain"])
+            [cell(row["domain"])] + [_number(row[f"weight_{kind}"]) for kind in kinds]
+            for row in sorted(grouped.to_pylist(), key=lambda row: row["domain"])
         ]
         head = ["domain", "records trained with", "mean weight", "smallest", "largest"]
-        return f"Of records: {_MEANING}.\n\n{_table(head, rows)}"
+        return f"Of records: {_MEANING}.\n\n{table(head, rows)}"
     return "None: every record counted the same, or the run does not say."
 
 
@@ -292,35 +290,24 @@ def _number(value: float | None) -> str:
 
 
 def _metrics(run: Path) -> str:
-    """Those of the last training step, and the last accuracy on validation candidates."""
+    """Those of the last training step, and the last on validation candidates and steps."""
     steps = complete_lines(run / METRICS_FILE)
     evaluations = complete_lines(run / EVALUATIONS_FILE)
     last = steps[-1] if steps else {}
     rows = [[f"`{name}`", f"{last[name]:.4g}"] for name in _METRICS if is_number(last.get(name))]
     if evaluations:
         found = evaluations[-1]
-        share = f"share of right picks on {found['questions']} validation questions"
-        rows.append([share, f"{found['accuracy']:.4g}"])
+        if "accuracy" in found:
+            share = f"share of right picks on {found['questions']} validation questions"
+            rows.append([share, f"{found['accuracy']:.4g}"])
+        for name, value in found.get("steps", {}).items():
+            if name in _STEP_METRICS and is_number(value):
+                rows.append([f"{_STEP_METRICS[name]} of validation steps", f"{value:.4g}"])
     if not rows:
         return "None were recorded."
-    return f"At the end of training, not of a benchmark.\n\n{_table(['metric', 'value'], rows)}"
+    return f"At the end of training, not of a benchmark.\n\n{table(['metric', 'value'], rows)}"
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
-    rows = [[f"`{name}`", _shown(value)] for name, value in arguments.items() if value is not None]
-    return _table(["argument", "value"], rows) if rows else "The run does not say."
-
-
-def _shown(value: Any) -> str:
-    """A value on one line of a table; of a path only its name, as others have other folders."""
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    text = str(value)
-    if isinstance(value, str) and Path(value).is_absolute():
-        text = Path(value).name
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [[f"`{name}`", cell(value)] for name, value in arguments.items() if value is not None]
+    return table(["argument", "value"], rows) if rows else "The run does not say."

@@ -1,1 +1,1 @@
-"""Figures of a training run: ``__main__`` reads what the run wrote, ``drawing`` draws it."""
+"""Figures of a training run: ``reading`` reads what the run wrote, ``drawing`` draws it."""

@@ -11,54 +11,12 @@ and the smallest weights.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ..records.flags import MEGAPIXELS
-from ..records.images import allow_megapixels
-from ..records.reader import RecordReader, load_train
 from ..system import terminal
-from ..system.checkpoints.finding import (
-    ARGUMENTS_FILE,
-    DOMAIN_JSON,
-    INSTANCE_PARQUET,
-    METRICS_FILE,
-    locate,
-)
-from ..system.files import FileError, complete_lines, is_number, read_json
+from ..system.checkpoints.finding import DOMAIN_JSON, INSTANCE_PARQUET, locate
+from ..system.files import FileError
 from ..system.terminal import Parser
-
-
-def read_metrics(directory: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl``. Damaged ones are left out with a warning.
-
-    Raises:
-        FileError: the directory holds no metrics.
-    """
-    path = directory / METRICS_FILE
-    lines = complete_lines(path)
-    metrics = [line for line in lines if _is_metrics(line)]
-    if len(metrics) < len(lines):
-        terminal.warning(
-            f"{path}: {len(lines) - len(metrics):,} of {len(lines):,} lines are left out: they "
-            "hold no iteration with a loss, or a number of them is not finite"
-        )
-    if not metrics:
-        raise FileError(f"{path}: no such file, or no metrics in it; is this a run's directory?")
-    return metrics
-
-
-def _is_metrics(line: Any) -> bool:
-    """Whether everything that the figures show of a line is a finite number."""
-    if not isinstance(line, dict):
-        return False
-    weights = line.get("weights")
-    meta_loss = line.get("meta_loss")
-    return (
-        all(is_number(line.get(name)) for name in ("iteration", "loss"))
-        and (meta_loss is None or is_number(meta_loss))
-        and (weights is None or isinstance(weights, dict))
-        and all(map(is_number, (weights or {}).values()))
-    )
+from .reading import read_metrics, read_train_samples
 
 
 def draw_all(directory: Path, output: Path) -> list[Path]:
@@ -97,17 +55,9 @@ def draw_instances(directory: Path, output: Path) -> list[Path]:
     table = parquet.read_table(directory / INSTANCE_PARQUET).to_pydict()
     drawn = [output / "instance_weights.png"]
     draw_instance_weights(table, drawn[0])
-    arguments = read_json(directory / ARGUMENTS_FILE)
-    if Path(arguments["train_json_file"]).is_file():
-        allow_megapixels(arguments.get("max_image_megapixels", MEGAPIXELS))
-        reader = RecordReader(
-            arguments["train_json_file"],
-            arguments["image_root"],
-            arguments["allow_external_images"],
-            arguments.get("allow_image_urls", False),
-        )
+    if samples := read_train_samples(directory):
         drawn.append(output / "contact_sheet.png")
-        draw_contact_sheet(table, load_train(reader, progress=False), drawn[1])
+        draw_contact_sheet(table, samples, drawn[1])
     return drawn
 
 

@@ -87,6 +87,44 @@ def draw_weight_history(metrics: list[dict], path: Path) -> None:
     save(figure, axes, path)
 
 
+def draw_weights_against(domains: list[dict], path: Path) -> None:
+    """Every domain's weight against its mean label (left) and its number of records (right).
+
+    Args:
+        domains: each with ``name``, ``weight``, ``mean_label`` and ``records``; those of which one
+            is None are left out.
+    """
+    known = [row for row in domains if None not in (row["weight"], row["mean_label"])]
+    known.sort(key=lambda row: row["weight"])
+    height = max(3.2, 0.2 * len(known) + 1.2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, height), sharey=True)
+    weights = [row["weight"] for row in known]
+    for axes, name in ((left, "mean_label"), (right, "records")):
+        axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axes.scatter([row[name] for row in known], weights, 18, color=BLUE)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_xlabel("mean train label of the domain")
+    left.set_ylabel("learned weight")
+    right.set_xlabel("train records of the domain")
+    low, high = left.get_ylim()
+    left.set_ylim(low, high)
+    places = spread(weights, (high - low) * LABEL_POINTS / (72 * 0.75 * height))
+    for number, (row, place) in enumerate(zip(known, places, strict=True)):
+        colour = PALETTE[number % len(PALETTE)]
+        right.annotate(
+            row["name"],
+            (row["records"], row["weight"]),
+            xytext=(1.04, place),
+            textcoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4},
+            annotation_clip=False,
+        )
+    save(figure, left, path)
+
+
 def spread(values: list[float], gap: float) -> list[float]:
     """The places nearest to the ascending ``values`` that are at least ``gap`` apart.
 

@@ -72,6 +72,8 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
         arguments.subset_size,
         arguments.step_length,
         arguments.seed,
+        arguments.subset_share,
+        arguments.upsample_wrong,
     )
     _update_numbers(digest, train)
     meta, readers = MetaRecords.none(), [train_reader]
@@ -90,7 +92,13 @@ def load_data(arguments: argparse.Namespace, progress: bool = True) -> Data:
             found.notes.append(note)
     text_only = [train_reader.text_only(train), *(r.text_only(meta) for r in readers[1:])]
     found.notes += filter(None, text_only)
-    _check_subset(arguments, train_reader.name, read, len(train), found)
+    kept = len(set(train.numbers.tolist()))  # --upsample_wrong repeats some
+    _check_subset(arguments, train_reader.name, read, kept, found)
+    if len(train) > kept:
+        found.notes.append(
+            f"--upsample_wrong {arguments.upsample_wrong}: {len(train):,} records an epoch, "
+            f"not {kept:,}"
+        )
     if arguments.history == "gold":
         train = train.with_labels()
     system = _system_turn(arguments, train_reader.name, train, found)

@@ -11,6 +11,11 @@ from .patterns import compiled
 MEGAPIXELS = 89.0  # million pixels of an image by default: Pillow's own limit
 MEGAPIXELS_FLAG = "--max_image_megapixels"
 
+# Of --train_subset, see :func:`~.subsets.choose`.
+RULES = ("all", "random", "random_chains", "s1", "bis", "car", "outcome")
+SIZED = ("random", "random_chains", "s1", "bis", "car")  # those that need a size or a share
+DEFAULT_SIZE = 2000  # records, where neither a size nor a share is given
+
 
 def step_pattern(text: str) -> str:
     """``text`` as the type of a flag: a regular expression that :func:`.compiled` accepts."""

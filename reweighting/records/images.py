@@ -171,6 +171,13 @@ def source_key(source: str | Path) -> str:
     return source
 
 
+def data_url(image: Image.Image) -> str:
+    """A ``data:`` URI of an image as a PNG, which loses nothing."""
+    buffer = BytesIO()
+    image.save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def is_data_uri(source: str) -> bool:
     """Whether the text is a ``data:`` URI, which holds the image itself."""
     return source[:5].lower() == "data:"

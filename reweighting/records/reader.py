@@ -11,9 +11,10 @@ from typing import Any
 
 from ..system.terminal import printable
 from .answers.comparison import is_right
-from .checking import checked, meta_warnings
+from .checking import checked
 from .conversations import conversation
 from .fields import FieldReader
+from .rows import meta_warnings
 from .samples import CandidatesSample, MetaSample, QuestionSample, TrainSample
 from .steps import Prompt, TooManySteps, chain_prompts, record_prompt, split_question
 from .tables import MetaRecords, TrainRecords

@@ -47,6 +47,8 @@ _LINE_START = rf"(?<![^{_BREAK}])[{_DECORATION}]*"
 # Inside a line a marker counts only where a sentence opens and with a delimiter, so that "as seen
 # in Step 2, ..." does not cut a step in two. Chinese sentences end without a space.
 _SENTENCE_START = rf"(?:(?<=[.!?])[{_SPACE}]+|(?<=[。！？])[{_SPACE}]*)[*_#]*"
+# What stands before both: looked at first, as it rules out nearly every character of a text.
+_START = rf"(?<![^{_BREAK}.!?。！？])"
 _DELIMITER = rf"[*_]*[{_SPACE}]*[:.)\-：．）、]"
 _NUMBER = r"(\d{1,5}(?!\d)|[二三四五六七八九]?十[一二三四五六七八九]?|[一二三四五六七八九])"
 _NUMERALS = "一二三四五六七八九"
@@ -71,10 +73,10 @@ def _name(template: str) -> str:
 _NAME = "(?:" + "|".join(map(_name, STEP_NAMES)) + ")"
 _MARKER = re.compile(
     # "### Step 1:", "**Step 1**", "1) Step 1.", "$\textbf{Step 1}$"
-    rf"{_LINE_START}(?:\d{{1,5}}[.)][{_SPACE}*_]*)?(?:\$?\\text(?:bf|it)?\{{)?{_NAME}"
+    rf"{_START}(?:{_LINE_START}(?:\d{{1,5}}[.)][{_SPACE}*_]*)?(?:\$?\\text(?:bf|it)?\{{)?{_NAME}"
     # "[Step 1]", "<step 1>", '"Step 1"'
     rf"|{_LINE_START}[(\[<{{【（\"“'`]{_NAME}[{_SPACE}*_]*[:.)\]>}}】）\"”'`]"
-    rf"|{_SENTENCE_START}{_NAME}{_DELIMITER}",
+    rf"|{_SENTENCE_START}{_NAME}{_DELIMITER})",
     re.IGNORECASE,
 )
 # "1.", "1)", "(1)", "1、" with what stands before it on its line.
@@ -93,10 +95,10 @@ _COPULA = (
 _THEREFORE = rf"(?:therefore|thus|hence|so|所以|因此)[,，{_SPACE}]*"
 _STATED = rf"(?:(?:the|our|my)[{_SPACE}]+)?{_VERDICT_NAME}{_COPULA}"
 _VERDICT = re.compile(
-    rf"(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
+    rf"{_START}(?:(?:{_LINE_START}|{_SENTENCE_START})(?:{_THEREFORE})?{_STATED}"
+    rf"|{_LINE_START}{_VERDICT_NAME}(?!\w))"
     # "it reads 3, so the final answer is 3": the first part is reasoning.
-    rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}"
-    rf"|{_LINE_START}{_VERDICT_NAME}(?!\w)",
+    rf"|[,，;；][{_SPACE}]*(?:and[{_SPACE}]+)?{_THEREFORE}{_STATED}",
     re.IGNORECASE,
 )
 # After a marker that opens the verdict instead of a step: "Step 3: Final answer: 3",

@@ -1,19 +1,21 @@
-"""Data-selection baselines: train on a part of the records, all weighted 1.
+"""Rivals of reweighting: train on a part of the records, or on some more often, all weighted 1.
 
-They train on the same file and are compared with reweighting (DreamPRM, table 1).
+They train on the same file and are compared with learned weights (DreamPRM, table 1). Each gives
+indices back, so that no sample is built before it is chosen.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from .chains import chains_of
+from .clusters import cluster
 from .samples import TrainSample
 from .tables import TrainRecords
 
@@ -24,44 +26,75 @@ SMOOTHING = 0.05  # α of the balanced-information score
 def choose(
     samples: AnySamples,
     rule: str,
-    size: int,
+    size: int | None,
     step_length: Sequence[float],
     seed: int,
+    share: float | None = None,
+    wrong_times: int = 1,
 ) -> AnySamples:
     """The records that a rule keeps, in the order of the file.
 
     Args:
-        rule: ``all``; ``random``: ``size`` records; ``s1``: see :func:`s1_filter`; ``bis``: the
-            chains with the highest :func:`balanced_information`, the same share of every domain;
-            ``outcome``: the longest prefix of each chain, and the last label of a conversation,
-            which train an outcome reward model.
-        size: records for ``random`` and, about, for ``bis``; records per step index for ``s1``.
+        rule: ``all``; ``random``: single records; ``random_chains`` and ``bis``: chains at random,
+            or those with the highest :func:`balanced_information`, see :func:`best_chains`;
+            ``s1``: see :func:`s1_filter`; ``car``: see :func:`clustered_and_ranked`; ``outcome``:
+            the longest prefix of each chain, and the last label of a conversation, which train an
+            outcome reward model.
+        size: records to keep, exactly for ``random``, about for rules that take whole chains; for
+            ``s1`` records per step index. None: ``share`` says it.
         step_length: least and greatest number of characters per step, for ``s1``.
+        share: part of all records, or for ``s1`` of those with each step index; ``size`` is
+            None then.
+        wrong_times: how often a record counts whose steps went wrong, see :func:`repeated`.
     """
-    rng = random.Random(seed)
-    if rule == "random":
-        kept = set(rng.sample(range(len(samples)), min(size, len(samples))))
-    elif rule == "s1":
-        kept = s1_filter(samples, size, step_length, rng)
-    elif rule == "bis":
-        kept = most_informative(samples, size / len(samples)) if samples else set()
-    elif rule == "outcome":
+    if rule != "all" and len(samples):
+        rng = random.Random(seed)
+        samples = taken(samples, sorted(_kept(samples, rule, size, step_length, rng, share)))
+        if rule == "outcome":
+            samples = last_prompts(samples)
+    return taken(samples, repeated(samples, wrong_times)) if wrong_times > 1 else samples
+
+
+def _kept(
+    samples: Sequence[TrainSample],
+    rule: str,
+    size: int | None,
+    step_length: Sequence[float],
+    rng: random.Random,
+    share: float | None,
+) -> Iterable[int]:
+    """Indices of the records that a rule keeps; there is at least one record."""
+    if rule == "outcome":
         lengths = facts_of(samples).characters()
-        kept = {max(chain, key=lengths.__getitem__) for chain in chains_of(samples)}
-        samples = last_prompts(samples)
-    else:
-        return samples
-    return taken(samples, sorted(kept))
+        return (max(chain, key=lengths.__getitem__) for chain in chains_of(samples))
+    if rule == "s1":
+        return s1_filter(samples, size, step_length, rng, share)
+    wanted = size if share is None else max(1, int(share * len(samples)))
+    if rule == "random":
+        return rng.sample(range(len(samples)), min(wanted, len(samples)))
+    if rule == "car":
+        return clustered_and_ranked(samples, wanted, rng)
+    share = min(1.0, wanted / len(samples)) if share is None else share
+    if rule == "random_chains":
+        return best_chains(samples, share, lambda chain: rng.random())
+    facts = facts_of(samples)
+    return best_chains(samples, share, lambda chain: _information(facts, chain))
 
 
-def most_informative(samples: Sequence[TrainSample], share: float) -> set[int]:
-    """Indices of the records of the best chains of every domain, at least one chain each."""
+def best_chains(
+    samples: Sequence[TrainSample], share: float, score: Callable[[list[int]], float]
+) -> set[int]:
+    """Indices of the records of the chains of every domain with the highest score.
+
+    As in the code of BIS (arXiv 2602.04145) every domain keeps the same share of its chains,
+    rounded down, and at least one chain.
+    """
     chains, facts = chains_of(samples), facts_of(samples)
     by_domain: dict[str, list[int]] = defaultdict(list)  # numbers of chains
     scores = []
     for number, chain in enumerate(chains):
         by_domain[facts.domain(chain[0])].append(number)
-        scores.append(balanced_information([a for index in chain for a in facts.accuracies(index)]))
+        scores.append(score(chain))
     kept: set[int] = set()
     for numbers in by_domain.values():
         best = sorted(numbers, key=scores.__getitem__, reverse=True)
@@ -81,32 +114,74 @@ def balanced_information(accuracies: Sequence[float]) -> float:
     return (p * (1 - p) + SMOOTHING) * mean
 
 
+def _information(facts: TrainRecords | _Facts, chain: list[int]) -> float:
+    return balanced_information([a for index in chain for a in facts.accuracies(index)])
+
+
+def clustered_and_ranked(
+    samples: Sequence[TrainSample], size: int, rng: random.Random
+) -> list[int]:
+    """Indices of the records of diverse and good questions (clustering and ranking).
+
+    After CaR (arXiv 2402.18191), which joins the best of all by a quality score with the best of
+    each of √(n/2) clusters: DreamPRM's CaR-PRM filters questions so. Here n questions are clustered
+    by their words; the best of each cluster comes first, better clusters before others, and then
+    the best of all, while their records fit into ``size``. CaR's quality score is a model trained
+    on instructions that experts have revised, which chains with labels do not have: the quality of
+    a question is the mean :func:`balanced_information` of its chains.
+    """
+    facts = facts_of(samples)
+    chains: dict[tuple, list[list[int]]] = defaultdict(list)
+    texts = {}
+    for chain in chains_of(samples):
+        first = samples[chain[0]]
+        chains[first.chain].append(chain)
+        texts[first.chain] = first.prompts[0].question
+    questions = list(chains.values())
+    quality = [sum(_information(facts, c) for c in own) / len(own) for own in questions]
+    labels = cluster(list(texts.values()), max(1, int((len(texts) / 2) ** 0.5)), rng)
+    ranked = sorted(range(len(questions)), key=quality.__getitem__, reverse=True)
+    first_of = {labels[question]: question for question in reversed(ranked)}  # the best of each
+    order = sorted(ranked, key=lambda question: first_of[labels[question]] != question)
+    kept: list[int] = []
+    for question in order:
+        records = [index for chain in questions[question] for index in chain]
+        if not kept or len(kept) + len(records) <= size:
+            kept += records
+    return kept
+
+
 def s1_filter(
-    samples: Sequence[TrainSample], per_step: int, step_length: Sequence[float], rng: random.Random
+    samples: Sequence[TrainSample],
+    size: int | None,
+    step_length: Sequence[float],
+    rng: random.Random,
+    share: float | None = None,
 ) -> set[int]:
     """Indices of the records that the published s1-style filter keeps (s1-PRM of the paper).
 
     Among prefixes whose mean step length is within ``step_length``, those with an accuracy strictly
     between 0 and 1 come first: the question is neither trivial nor hopeless. Each step index is
-    then filled up to ``per_step`` with prefixes of accuracy 0 or 1, in equal numbers while they
-    last.
+    then filled up with prefixes of accuracy 0 or 1, in equal numbers while they last, to ``size``
+    records, or to ``share`` of all that have it.
     """
     low, high = step_length
     facts = facts_of(samples)
     steps = facts.steps()
-    fitting = (low <= facts.characters() / steps) & (facts.characters() / steps <= high)
+    lengths = facts.characters() / steps
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index in np.flatnonzero(fitting).tolist():
+    for index in np.flatnonzero((low <= lengths) & (lengths <= high)).tolist():
         accuracies = facts.accuracies(index)
         accuracy = sum(accuracies) / len(accuracies)
         kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
         groups[int(steps[index])][kind].append(index)
     kept: set[int] = set()
-    for kinds in groups.values():
+    for number, kinds in groups.items():
+        wanted = size if share is None else max(1, int(share * (steps == number).sum()))
         for indices in kinds.values():
             rng.shuffle(indices)
-        fractional = kinds["fractional"][:per_step]
-        kept.update(fractional, balanced(kinds["1"], kinds["0"], per_step - len(fractional)))
+        fractional = kinds["fractional"][:wanted]
+        kept.update(fractional, balanced(kinds["1"], kinds["0"], wanted - len(fractional)))
     return kept
 
 
@@ -115,6 +190,20 @@ def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     fewer, more = sorted((right, wrong), key=len)
     from_fewer = min(len(fewer), count // 2)
     return fewer[:from_fewer] + more[: count - from_fewer]
+
+
+def repeated(samples: Sequence[TrainSample], times: int) -> list[int]:
+    """Indices of all records, of those that went wrong ``times`` times (up-sampled negatives).
+
+    Steps are seldom wrong by Monte-Carlo labels; Athena (arXiv 2506.09532) up-samples those that
+    are. A record went wrong if one of its labels is 0: no continuation from there ended right.
+    """
+    facts = facts_of(samples)
+    return [
+        index
+        for index in range(len(samples))
+        for _ in range(times if min(facts.accuracies(index)) == 0 else 1)
+    ]
 
 
 class _Facts:

@@ -26,7 +26,7 @@ Sample = TypeVar("Sample", TrainSample, MetaSample)
 AnyRecords = TypeVar("AnyRecords", bound="Records")
 
 ROWS, IMAGES, LINKS = "rows.arrow", "images.arrow", "links.arrow"  # the files of a table
-DRAWN = 1000  # rows that are read before the pages they lie on are given back
+DRAWN = 200  # rows that are read before the pages they lie on are given back
 
 # ``lengths`` are the characters of each step in ``steps``, ``images`` numbers of rows of the table
 # of images, and ``image_field``, ``domain`` and ``system`` numbers of names.
@@ -151,13 +151,17 @@ class Table:
     def column(self, name: str) -> np.ndarray:
         """A column of numbers of the rows or the links, ``[rows]``, as a copy in memory."""
         table = self.rows if name in self._index else self.links
-        return table.column(name).to_numpy()
+        found = table.column(name).to_numpy()
+        self.release()
+        return found
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A column of lists: all values, ``[n]``, and where each list begins, ``[rows + 1]``."""
         column = self.rows.column(name)
         counts = pc.list_value_length(column).to_numpy()
-        return pc.list_flatten(column).to_numpy(), np.concatenate([[0], np.cumsum(counts)])
+        values = pc.list_flatten(column).to_numpy()
+        self.release()
+        return values, np.concatenate([[0], np.cumsum(counts)])
 
 
 def _mapped(path: Path) -> mmap.mmap:

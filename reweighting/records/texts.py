@@ -43,7 +43,7 @@ def text_fault(text: Any) -> tuple[str, ...] | None:
         return f"holds {{}} characters, more than {MAX_CHARACTERS}", str(len(text))
     if control := _CONTROL_TOKEN.search(text):
         return "holds the control token {}", control.group()
-    return json_fault(text)
+    return None if text.isascii() else json_fault(text)
 
 
 def json_fault(value: Any) -> tuple[str, ...] | None:

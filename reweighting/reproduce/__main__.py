@@ -3,6 +3,7 @@
     python -m reweighting.reproduce --out weights/study          # on the demo data, on a CPU
     python -m reweighting.reproduce --config paper --out weights/study   # as in the paper, on a GPU
     python -m reweighting.reproduce --config sources --out weights/study # overlapping sources
+    python -m reweighting.reproduce --config domains_38 --out weights/38 …  # VisualPRM's sources
 
 is run in the repository's folder and writes ``RESULTS.md`` and figures into ``--out``, with the
 paper's numbers beside them. Trainings and scores are kept in ``--work``: an interrupted study goes
@@ -21,15 +22,19 @@ from ..system import terminal
 from ..system.device import unusable
 from ..system.files import FileError, unwritable, write_json, write_text
 from ..system.terminal import Parser, quiet, real, whole
-from . import sources
+from . import domains_38, sources
 from .configs import COMMON, INSTANCE, SANITY, SETUPS, SUBSETS, meta_from_tests
 from .sources import ROWS, VANILLA, World
-from .study import CommandFailed, Setup, Study
+from .study import SETTINGS_FILE, CommandFailed, Setup, Study, other_settings
 from .tables import Results
 
-SOURCES = "sources"
+SOURCES, DOMAINS_38 = "sources", domains_38.NAME
 FIRST_ROWS = list(ROWS)[1:5]
-OF_SOURCES = ("rows", "base", *asdict(World()), "kept", "compare")  # flags
+# Flags that only these configurations have.
+OWN_FLAGS = {
+    SOURCES: ("rows", "base", *asdict(World()), "kept", "compare"),
+    DOMAINS_38: ("base", *domains_38.FLAGS, *domains_38.OPTIONS),
+}
 
 
 def build_parser() -> Parser:
@@ -37,7 +42,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="python -m reweighting.reproduce", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, help="directory for RESULTS.md and figures")
-    add("--config", choices=[*SETUPS, SOURCES], default="demo", help="data, model and settings")
+    add("--config", choices=[*SETUPS, *OWN_FLAGS], default="demo", help="data, model and settings")
     add("--seeds", type=whole(1), default=3, help="number of training seeds (default: 3)")
     add("--work", type=Path, help="directory of the runs (default: weights/study_<config>)")
     add("--iterations", type=whole(1), help="lower steps (default: the configuration's)")
@@ -50,7 +55,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("with --config sources").add_argument
     group("--rows", nargs="+", choices=list(ROWS),
           help=f"rows to train besides vanilla (default: {', '.join(FIRST_ROWS)})")  # fmt: skip
-    group("--base", help=f"the reward model's base (default: {sources.BASE})")
+    group("--base", help=f"the reward model's base (default: {sources.BASE}; with --config "
+          f"{DOMAINS_38}, main.py's)")  # fmt: skip
     group("--misled", type=real(most=1.0),
           help=f"share of questions with misleading labels (default: {usual.misled})")  # fmt: skip
     group("--meta_types", type=whole(1),
@@ -63,16 +69,22 @@ def build_parser() -> Parser:
           "trained again (default: kept/ in --work)")  # fmt: skip
     group("--compare", type=Path, nargs="+", help="directories of --kept, of several worlds: train "
           "nothing, write a table and figures of what the rows gain in each")  # fmt: skip
+    domains_38.add_flags(parser.add_argument_group(f"with --config {DOMAINS_38}").add_argument)
     return parser
 
 
 def misplaced(arguments: argparse.Namespace) -> str | None:
     """A flag that would change nothing with this configuration, if one is given."""
-    given = [flag for flag in OF_SOURCES if getattr(arguments, flag) is not None]
-    if arguments.config != SOURCES:
-        return f"--{given[0]} is for --config sources" if given else None
-    if arguments.leave_out:
-        return "--leave_out is not for --config sources: --rows says what to train"
+    config = arguments.config
+    known = dict.fromkeys(flag for flags in OWN_FLAGS.values() for flag in flags)
+    given = [flag for flag in known if getattr(arguments, flag) is not None]
+    for flag in given:
+        homes = [name for name, flags in OWN_FLAGS.items() if flag in flags]
+        if config not in homes:
+            return f"--{flag} is for --config {' and '.join(homes)}"
+    if arguments.leave_out and config in OWN_FLAGS:
+        rows = ": --rows says what to train" if config == SOURCES else ""
+        return f"--leave_out is not for --config {config}{rows}"
     if arguments.compare and len(given) > 1:
         return f"--compare trains nothing: leave out --{given[0]}"
     return None
@@ -116,7 +128,7 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
     kept = sources.Kept(study, arguments.kept or work / "kept")
     settings = {**asdict(world), "base": base, "iterations": iterations}
     folders = (work, kept.folder)
-    if problem := next(filter(None, (sources.other_settings(f, settings) for f in folders)), None):
+    if problem := next(filter(None, (other_settings(f, settings) for f in folders)), None):
         terminal.error(problem)
         return 2
     outcomes: dict[str, list[dict]] = {row: [] for row in rows}
@@ -125,7 +137,7 @@ def overlapping_sources(arguments: argparse.Namespace, argv: list[str] | None) -
         for seed in seeds:
             sources.make_world(study, world, seed)
             for folder in folders:
-                write_json(folder / sources.SETTINGS_FILE, settings)
+                write_json(folder / SETTINGS_FILE, settings)
             for row in rows:
                 outcomes[row].append(kept.run(row, seed, say))
     except CommandFailed as error:
@@ -159,6 +171,14 @@ def main(argv: list[str] | None = None) -> int:
         return several_worlds(arguments.compare, arguments.out)
     if arguments.config == SOURCES:
         return overlapping_sources(arguments, argv)
+    work = arguments.work or Path("weights", f"study_{arguments.config}")
+    command = "python -m reweighting.reproduce " + shlex.join(argv or sys.argv[1:])
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    if arguments.config == DOMAINS_38:
+        code = domains_38.reproduce(arguments, work, seeds_of(arguments), command, say)
+        if not code:
+            print(f"wrote {arguments.out / 'RESULTS.md'}")
+        return code
     setup = SETUPS[arguments.config]
     if missing := setup.missing():
         files = "".join(f"\n  {path}" for path in missing)
@@ -167,7 +187,6 @@ def main(argv: list[str] | None = None) -> int:
     if unusable(setup.device):
         terminal.error("--config paper needs a CUDA device")
         return 2
-    work = arguments.work or Path("weights", f"study_{arguments.config}")
     every = {**COMMON, **SUBSETS[arguments.config], **INSTANCE}
     every[SANITY] = ["--meta_json_file", str(meta_from_tests(setup, work))]
     more = ["--iteration_num", str(arguments.iterations)] if arguments.iterations else []
@@ -175,7 +194,6 @@ def main(argv: list[str] | None = None) -> int:
         name: [*flags, *more] for name, flags in every.items() if name not in arguments.leave_out
     }
     study = Study(setup, work, variants, seeds_of(arguments))
-    say = lambda text: print(text, flush=True)  # noqa: E731
     try:
         study.train(say)
         study.score(list(setup.sets), say)
@@ -183,7 +201,6 @@ def main(argv: list[str] | None = None) -> int:
         terminal.error(error)
         return 1
     results = Results(study, arguments.config)
-    command = "python -m reweighting.reproduce " + shlex.join(argv or sys.argv[1:])
     write_text(arguments.out / "RESULTS.md", results.text(command))
     results.draw(arguments.out)
     print(f"wrote {arguments.out / 'RESULTS.md'}")

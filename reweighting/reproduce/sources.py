@@ -25,7 +25,6 @@ WORLD = DATA / "sources"
 BASE = "benchmarks/tiny-beginner"
 POOL = 8  # candidates of a question in the validation while training, which must be quick
 LAST, BEST = "last", "best"
-SETTINGS_FILE = "settings.json"
 SIZES = (1, 2, 4, 8, 16, 32)
 
 # What every row of the table is trained with. A row may stand on an earlier one's run.
@@ -64,7 +63,7 @@ ROWS: dict[str, list[str]] = {
         f"{name} {size // 100} %": [
             *("--baseline", "--train_subset", rule, "--subset_size", str(size))
         ]
-        for name, rule in (("random", "random"), ("BIS", "bis"))
+        for name, rule in (("random", "random"), ("BIS", "bis"), ("CaR", "car"))
         for size in (1000, 2500)
     },
     "s1-PRM": [
@@ -116,16 +115,6 @@ def setup(work: Path, model: str, iterations: int) -> Setup:
             *("--eval_image_root", str(DATA)),
         ),
     )
-
-
-def other_settings(folder: Path, settings: dict) -> str | None:
-    """What the runs that a folder holds have in common, where it is not ``settings``."""
-    file = folder / SETTINGS_FILE
-    found = read_json(file) if file.exists() else settings
-    for name, value in settings.items():
-        if found.get(name) != value:
-            return f"{file}: the runs here have {name} {found.get(name)}, not {value}"
-    return None
 
 
 def make_world(study: Study, world: World, seed: int) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from ..selection.best_of_n import interval
 from ..system.files import FileError, read_json
 from . import sources
-from .sources import BEST, ROWS, SETTINGS_FILE, VANILLA, World
+from .sources import BEST, ROWS, VANILLA, World
 from .sources_tables import SourcesResults
+from .study import SETTINGS_FILE
 from .tables import percent, plt, save_figure
 
 

@@ -26,6 +26,7 @@ from ..system.checkpoints import finding
 from ..system.files import complete_lines, read_json, write_json
 
 SECONDS_FILE = "seconds.json"
+SETTINGS_FILE = "settings.json"
 VALIDATION = "validation"
 
 
@@ -93,6 +94,16 @@ def run_quietly(command: Sequence[str]) -> int:
 def folder_name(variant: str, seed: int) -> str:
     """Of a run within its study."""
     return f"{variant.replace(' ', '_').replace('/', '_')}_seed{seed}"
+
+
+def other_settings(folder: Path, settings: dict) -> str | None:
+    """What the runs that a folder holds have in common, where it is not ``settings``."""
+    file = folder / SETTINGS_FILE
+    found = read_json(file) if file.exists() else settings
+    for name, value in settings.items():
+        if found.get(name) != value:
+            return f"{file}: the runs here have {name} {found.get(name)}, not {value}"
+    return None
 
 
 def silent(text: str) -> None:

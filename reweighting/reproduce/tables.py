@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -118,18 +118,11 @@ class Results:
 
     def weights(self) -> list[str]:
         """Learned weights, mean and standard deviation over seeds."""
-        lines = ["| domain | weight |", "|---|---|"]
-        runs = self.study.weights["DreamPRM"]
-        for domain in sorted(runs[0], key=lambda d: -np.mean([w[d] for w in runs])):
-            found = np.array([weights[domain] for weights in runs])
-            spread = f" ± {found.std(ddof=1):.2f}" if len(found) > 1 else ""
-            lines.append(f"| {domain} | {found.mean():.2f}{spread} |")
-        return lines
+        return weight_table(self.study.weights["DreamPRM"])
 
     def text(self, command: str) -> str:
         """RESULTS.md."""
         study = self.study
-        hours = sum(study.seconds(v, s) for v in study.variants for s in study.seeds) / 3600
         published = ["| method | " + " | ".join(PUBLISHED_SETS) + " |", "|---" * 6 + "|"]
         published += [
             f"| {method} | " + " | ".join(map(str, values)) + " |"
@@ -137,9 +130,7 @@ class Results:
         ]
         parts = [
             "# Results of the study",
-            f"`{command}`, {time.strftime('%Y-%m-%d')}: Python {platform.python_version()}, torch "
-            f"{torch.__version__}, transformers {transformers.__version__}, {study.setup.device}; "
-            f"seeds {', '.join(map(str, study.seeds))}; {hours:.1f} hours of training.",
+            origin(study, command),
             "Best of N by the mean of log-odds unless said otherwise; brackets are 95 % bootstrap "
             "intervals over seeds and questions. No checkpoint, subset or aggregation was chosen "
             "by test accuracy.",
@@ -179,6 +170,26 @@ class Results:
         axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
         axes.set_xlabel("learned weight: bar, mean; dots, seeds")
         save_figure(figure, [axes], out / "weights_by_seed.png")
+
+
+def weight_table(runs: Sequence[Mapping[str, float]]) -> list[str]:
+    """Weights by domain, mean and standard deviation over the runs of several seeds."""
+    lines = ["| domain | weight |", "|---|---|"]
+    for domain in sorted(runs[0], key=lambda d: -np.mean([w[d] for w in runs])):
+        found = np.array([weights[domain] for weights in runs])
+        spread = f" ± {found.std(ddof=1):.2f}" if len(found) > 1 else ""
+        lines.append(f"| {domain} | {found.mean():.2f}{spread} |")
+    return lines
+
+
+def origin(study: Study, command: str) -> str:
+    """What a study's numbers come from: command, date, versions, device, seeds, time."""
+    hours = sum(study.seconds(v, s) for v in study.variants for s in study.seeds) / 3600
+    return (
+        f"`{command}`, {time.strftime('%Y-%m-%d')}: Python {platform.python_version()}, torch "
+        f"{torch.__version__}, transformers {transformers.__version__}, {study.setup.device}; "
+        f"seeds {', '.join(map(str, study.seeds))}; {hours:.1f} hours of training."
+    )
 
 
 def percent(values: np.ndarray, sign: str = "") -> str:

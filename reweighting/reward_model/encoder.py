@@ -33,11 +33,12 @@ from ..records.images import (
 )
 from ..records.steps import LABELS, Prompt, chain_prompts, check_count, join, step_prompts
 
-# The system turn of the head plus_minus if the data have none.
+# The system turn of the head plus_minus if the data have none, with images and without.
 INSTRUCTION = (
     "You are given a question about an image and a solution of it, step by step. After each step "
     "say whether the solution is right so far: answer + if it is and - if it is not, nothing else."
 )
+TEXT_INSTRUCTION = INSTRUCTION.replace(" about an image", "")
 # What a processor returns in addition to the inputs of the image.
 _TEXT_INPUTS = ("attention_mask", "mm_token_type_ids")
 _BETWEEN = "#"  # tells the placeholders of several images apart; no processor has it within one
@@ -93,6 +94,59 @@ def response_prompts(
     return step_prompts(question, (*steps[:1], *(f"\n{step}" for step in steps[1:])))
 
 
+def conversation(prompt: Prompt, score_head: str, system: str, images: int = 1) -> list[dict]:
+    """The turns of a prompt, as chat templates take them.
+
+    Args:
+        score_head: see :class:`PromptEncoder`.
+        system: the first turn, with the head ``plus_minus`` only.
+        images: their number.
+    """
+    if score_head == "linear":
+        return [_turn("user", prompt.text, images)]
+    first, *later = [step.strip() for step in prompt.steps] or [""]
+    turns = [
+        _turn("system", system_turn(system, images)),
+        _turn("user", join(prompt.question, first), images),
+    ]
+    # Steps that nobody has labelled count as right.
+    labels = itertools.chain(prompt.labels, itertools.repeat(True))
+    for step, label in zip(later, labels, strict=False):
+        turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
+    return turns
+
+
+def system_turn(system: str, images: int) -> str:
+    """What a ``plus_minus`` prompt opens with: the default speaks of an image only where one is."""
+    return TEXT_INSTRUCTION if not images and system == INSTRUCTION else system
+
+
+def fitted(
+    image: Image.Image,
+    longest_side: int,
+    token_side: int | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+) -> Image.Image:
+    """An image at the size at which the model sees it.
+
+    Args:
+        longest_side: in pixels; larger images are shrunk.
+        token_side: pixels along a visual token, of which the sides then become multiples; None
+            where the processor resizes in a way of its own.
+        min_pixels, max_pixels: bounds of the area in whole visual tokens.
+    """
+    if (size := shrunk_size(image.size, longest_side)) != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    if token_side is None:
+        return image
+    height, width = (
+        max(side, token_side)  # qwen-vl-utils rounds the short side of a long strip down to 0
+        for side in smart_resize(image.height, image.width, token_side, min_pixels, max_pixels)
+    )
+    return image.resize((width, height))
+
+
 class PromptEncoder:
     """Turns images and prompts into the model's inputs, with the checkpoint's own processor.
 
@@ -104,7 +158,8 @@ class PromptEncoder:
         cache_bytes: processed images kept in memory; the least recently used are dropped first.
         score_head: ``linear``, a prompt is one user turn; ``plus_minus``, one turn per step with a
             label after each, up to where the last label would be.
-        system: first turn of every ``plus_minus`` prompt.
+        system: first turn of every ``plus_minus`` prompt; :data:`INSTRUCTION` speaks of no image
+            where there is none.
         step_pattern: what starts a step, see :func:`~..records.steps.layout`; saved with the model,
             because its scores depend on it.
 
@@ -225,10 +280,9 @@ class PromptEncoder:
 
     def _process(self, images: list[Image.Image]) -> EncodedImages:
         """The images of one prompt: some processors cut an image that stands alone into tiles."""
-        images = [self._shrunk(image) for image in images]
+        images = [fitted(image, **self.sizes) for image in images]
         options = {"add_special_tokens": False, "return_tensors": "pt"}
         if self.resizes:
-            images = [self._whole_tokens(image) for image in images]
             options["do_resize"] = False
         # The processor knows how many tokens stand for an image: it is given the placeholder only.
         text = _BETWEEN.join([self.processor.image_token] * len(images))
@@ -242,22 +296,19 @@ class PromptEncoder:
             inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
         return EncodedImages(inputs, placeholders)
 
-    def _shrunk(self, image: Image.Image) -> Image.Image:
-        if (size := shrunk_size(image.size, self.max_image_size)) != image.size:
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        return image
-
-    def _whole_tokens(self, image: Image.Image) -> Image.Image:
-        """The image resized to whole visual tokens within the bounds of the area."""
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """What :func:`fitted` is told of the images."""
+        if not self.resizes:
+            bounds = dict.fromkeys(("token_side", "min_pixels", "max_pixels"))
+            return {"longest_side": self.max_image_size, **bounds}
         processor = self.processor.image_processor
-        token = processor.patch_size * processor.merge_size  # pixels along a visual token
-        height, width = (
-            max(side, token)  # qwen-vl-utils rounds the short side of a long strip down to 0
-            for side in smart_resize(
-                image.height, image.width, token, self.min_pixels, self.max_pixels
-            )
-        )
-        return image.resize((width, height))
+        return {
+            "longest_side": self.max_image_size,
+            "token_side": processor.patch_size * processor.merge_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+        }
 
     def _text(self, prompt: Prompt, placeholders: list[str]) -> str:
         """The conversation of a prompt with the placeholders of its images."""
@@ -271,19 +322,8 @@ class PromptEncoder:
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def turns(self, prompt: Prompt, images: int = 1) -> list[dict]:
-        """The turns of the conversation, as chat templates take them."""
-        if self.score_head == "linear":
-            return [_turn("user", prompt.text, images)]
-        first, *later = [step.strip() for step in prompt.steps] or [""]
-        turns = [
-            _turn("system", self.system),
-            _turn("user", join(prompt.question, first), images),
-        ]
-        # Steps that nobody has labelled count as right.
-        labels = itertools.chain(prompt.labels, itertools.repeat(True))
-        for step, label in zip(later, labels, strict=False):
-            turns += [_turn("assistant", LABELS[not label]), _turn("user", step)]
-        return turns
+        """The turns of the conversation, see :func:`conversation`."""
+        return conversation(prompt, self.score_head, self.system, images)
 
 
 def _turn(role: str, text: str, images: int = 0) -> dict:

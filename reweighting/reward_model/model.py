@@ -182,8 +182,68 @@ class RewardModel(RewardNetwork):
 
         Raises:
             TypeError: an item is no such triple.
-            What :meth:`log_odds` raises.
+            What :meth:`log_odds` raises; the message names the item, counted from 1.
         """
+        return self._scored_many(self._samples(items), max_tokens_per_batch)
+
+    def score_many(
+        self,
+        items: Iterable[tuple[Images, str, Sequence[Response]]],
+        aggregation: str = "mean_log_odds",
+        max_tokens_per_batch: int = 8192,
+    ) -> list[dict]:
+        """:meth:`score`, :meth:`chain_score` and :meth:`select` for many questions at once.
+
+        Arguments and errors are those of :meth:`log_odds_many` and :meth:`chain_score`.
+
+        Returns:
+            One row per response, which ``pandas.DataFrame`` takes: the index of its ``item`` and of
+            the ``response`` in it, the number of ``steps``, their ``scores`` V, the ``chain_score``
+            and whether it is ``chosen`` in its item.
+        """
+        _check_aggregation(aggregation)
+        rows = []
+        for item, log_odds in enumerate(self.log_odds_many(items, max_tokens_per_batch)):
+            chosen = select(log_odds, aggregation) if log_odds else None
+            for response, z in enumerate(log_odds):
+                rows.append(
+                    {
+                        "item": item,
+                        "response": response,
+                        "steps": len(z),
+                        "scores": torch.sigmoid(torch.tensor(z)).tolist(),
+                        "chain_score": aggregate(z, aggregation),
+                        "chosen": response == chosen,
+                    }
+                )
+        return rows
+
+    def steps_many(
+        self,
+        items: Iterable[tuple[Images, str, Sequence[Response]]],
+        max_tokens_per_batch: int = 8192,
+    ) -> list[dict]:
+        """:meth:`steps` for many questions at once.
+
+        Arguments and errors are those of :meth:`log_odds_many`.
+
+        Returns:
+            One row per step, which ``pandas.DataFrame`` takes: the index of its ``item`` and of the
+            ``response`` in it, its ``number`` from 1, and what :meth:`steps` gives.
+        """
+        samples = self._samples(items)
+        scored = self._scored_many(samples, max_tokens_per_batch)
+        return [
+            {"item": item, "response": response, "number": number, **row}
+            for item, (sample, log_odds) in enumerate(zip(samples, scored, strict=True))
+            for response, (text, z) in enumerate(zip(sample.candidates, log_odds, strict=True))
+            for number, row in enumerate(self._rows(sample.question, text, z), start=1)
+        ]
+
+    def _samples(
+        self, items: Iterable[tuple[Images, str, Sequence[Response]]]
+    ) -> list[CandidatesSample]:
+        """The items with their texts checked, numbered from 1."""
         samples = []
         for number, item in enumerate(items, start=1):
             if not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 3:
@@ -201,8 +261,22 @@ class RewardModel(RewardNetwork):
                     dataset=None,
                 )
             )
-        batches = score_candidates(self, samples, max_tokens_per_batch)
+        return samples
+
+    def _scored_many(
+        self, samples: Sequence[CandidatesSample], max_tokens_per_batch: int
+    ) -> list[list[list[float]]]:
+        batches = score_candidates(self, samples, max_tokens_per_batch, called="item")
         return [log_odds for batch in batches for log_odds in batch]
+
+    def _rows(self, question: str, response: Response, log_odds: Sequence[float]) -> list[dict]:
+        """One row per step of a response whose texts are checked and whose z are known."""
+        chain = response_prompts(question, response, self.encoder.step_pattern)
+        scores = torch.sigmoid(torch.tensor(log_odds)).tolist()
+        return [
+            {"step": prompt.steps[-1].strip(), "log_odds": z, "score": score}
+            for prompt, z, score in zip(chain, log_odds, scores, strict=True)
+        ]
 
     def score(self, image: Images, question: str, response: Response) -> list[float]:
         """V of every step prefix of ``response``, shortest first, each in (0, 1).
@@ -217,13 +291,9 @@ class RewardModel(RewardNetwork):
 
         Arguments and errors are those of :meth:`log_odds`.
         """
-        [chain] = self._chains(question, [response])
         [log_odds] = self.log_odds(image, question, [response])
-        scores = torch.sigmoid(torch.tensor(log_odds)).tolist()
-        return [
-            {"step": prompt.steps[-1].strip(), "log_odds": z, "score": score}
-            for prompt, z, score in zip(chain, log_odds, scores, strict=True)
-        ]
+        question, [response] = self._texts(question, [response])
+        return self._rows(question, response, log_odds)
 
     def chain_score(
         self, image: Images, question: str, response: Response, aggregation: str = "mean_log_odds"

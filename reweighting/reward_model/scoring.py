@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from PIL.Image import DecompressionBombError
 
 from ..records.samples import CandidatesSample
 from ..system.device import autocast
@@ -25,6 +27,7 @@ def score_candidates(
     samples: Sequence[CandidatesSample],
     max_tokens_per_batch: int = 8192,
     precision: str = "fp32",
+    called: str = "record",
 ) -> Iterator[list[LogOdds]]:
     """Log-odds of every step prefix of every candidate, one batch of questions at a time.
 
@@ -33,23 +36,40 @@ def score_candidates(
     Args:
         max_tokens_per_batch: questions are packed together up to this many tokens; a question
             whose tree is larger is split into one tree per candidate.
+        called: what a sample is in messages, beside its number.
+
+    Raises:
+        OSError, TypeError, ValueError, PIL.Image.DecompressionBombError: an image cannot be used;
+            the message names the sample.
     """
     batch: list[tuple[EncodedPrompts | None, list[int]]] = []
     tokens = 0
     for sample in samples:
-        encoded, steps, size = _encode(model, sample)
+        with _named(f"{called} {sample.record}"):
+            encoded, steps, size = _encode(model, sample)
         if batch and tokens + size > max_tokens_per_batch:
             yield _forward(model, batch, precision)
             batch, tokens = [], 0
         if size > max_tokens_per_batch and len(steps) > 1:
             alone = [replace(sample, candidates=[c], true_false=None) for c in sample.candidates]
-            pieces = score_candidates(model, alone, max_tokens_per_batch, precision)
+            pieces = score_candidates(model, alone, max_tokens_per_batch, precision, called)
             yield [[scores for piece in pieces for [scores] in piece]]
             continue
         batch.append((encoded, steps))
         tokens += size
     if batch:
         yield _forward(model, batch, precision)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Put ``place`` before the message of an error."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError, DecompressionBombError) as error:
+        kinds = (OSError, TypeError, ValueError, DecompressionBombError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"{place}: {error}") from error
 
 
 def _encode(

@@ -28,14 +28,16 @@ from ..records.problems import DataError
 from ..records.reader import RecordReader, load_candidates, load_questions
 from ..records.samples import QuestionSample
 from ..system import terminal
-from ..system.files import FileError, remove, write_records
+from ..system.files import FileError, remove, write_records, write_text
+from ..system.journal import Journal
+from ..system.server.errors import ItemError, ServerError, UnusableServerError
+from ..system.tasks import Item, Result, for_each
 from ..system.terminal import HelpFormatter, Parser, printable, quiet, real, whole
 from .chains import candidates_records, meta_records
 from .flags import add_sampling_flags, make_reasoner
-from .journal import Journal
 from .labels import Prefix, count_right, limit_per_domain, prefixes_of, train_records
-from .reasoner import ItemError, MissingReasonerError, Query, ReasonerError
-from .sampler import Item, Result, Sampler, for_each
+from .reasoner import MissingReasonerError, Query
+from .sampler import Sampler
 from .schedules import Adaptive, Published, Schedule
 
 MAX_LISTED = 20  # lost items that are listed at the end of a run
@@ -88,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
         "wrong")  # fmt: skip
     add("--seed", type=int, default=1, help="of the choice among equals")
     add("--skip_bad_records", action="store_true", help="leave out records with problems")
+    add("--card", type=Path, help="file for a data card, such as README.md")
+    add("--reasoner", metavar="TEXT",
+        help="who wrote and completed the chains, for the data card")  # fmt: skip
     return parser
 
 
@@ -228,6 +233,10 @@ def limit_prefixes(arguments: argparse.Namespace) -> int:
     for domain, count in Counter(record["dataset"] for record in kept).items():
         print(f"{printable(domain)}: {count} of {counts[domain]} prefixes")
     write_records(arguments.output, kept)
+    if arguments.card:
+        from .card import data_card  # takes a second to import
+
+        write_text(arguments.card, data_card(kept, arguments.output, arguments.reasoner))
     return 0
 
 
@@ -289,13 +298,15 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
+    if arguments.command == "select" and arguments.reasoner and not arguments.card:
+        parser.error("--reasoner is for the data card: give --card too")
     run = {"chains": make_chains, "label": make_labels, "select": limit_prefixes}
     try:
         return run[arguments.command](arguments)
-    except (DataError, FileError, MissingReasonerError) as error:
+    except (DataError, FileError, MissingReasonerError, UnusableServerError) as error:
         terminal.error(error)
         return 2
-    except ReasonerError as error:
+    except ServerError as error:
         terminal.error(f"{error}\nthe same command goes on from the journal")
         return 1
     except KeyboardInterrupt:

@@ -10,7 +10,8 @@ from ..records.answers.extraction import extract
 from ..records.samples import QuestionSample
 from ..records.steps import join, step_starts
 from ..records.texts import holds_control_token
-from .reasoner import ItemError, Rollout
+from ..system.server.errors import ItemError
+from .reasoner import Rollout
 
 
 def usable(response: str, pattern: str | None = None) -> bool:

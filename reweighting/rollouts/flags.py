@@ -8,6 +8,7 @@ from typing import Any
 
 from ..records.flags import add_record_flags
 from ..system.files import parse_json, read_text
+from ..system.server.flags import add_request_flags
 from ..system.terminal import real, whole
 from .reasoner import CHAIN_INSTRUCTION, Reasoner
 
@@ -46,10 +47,7 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
     add("--request_options", type=_json_object, metavar="JSON",
         help='more fields of every request, as \'{"reasoning_effort": "high"}\'; null leaves one '
         "out")  # fmt: skip
-    add("--concurrency", type=whole(1), default=16, help="requests at a time")
-    add("--timeout", type=real(positive=True), default=300.0, help="seconds for an attempt")
-    add("--max_retries", type=whole(0), default=8,
-        help="of a request; 8 outlast an outage of a minute")  # fmt: skip
+    add_request_flags(add)
     add("--requests_per_minute", type=real(positive=True), help="at most")
     add("--tokens_per_minute", type=real(positive=True), help="at most, in and out")
     add("--price_in", type=real(), default=0.0, help="money per million tokens in")
@@ -71,7 +69,8 @@ def make_reasoner(arguments: argparse.Namespace) -> Reasoner:
 
     Raises:
         FileError: the file of the instruction cannot be read.
-        MissingReasonerError: a package, a checkpoint or a device is missing.
+        MissingReasonerError: a checkpoint or a device is missing, or an option is wrong.
+        UnusableServerError: the server's package is missing, or key or address are unusable.
     """
     instruction = CHAIN_INSTRUCTION
     if arguments.instruction:

@@ -14,8 +14,9 @@ from ..records.answers.comparison import is_right
 from ..records.samples import CandidatesSample
 from ..records.steps import split_steps
 from ..records.subsets import balanced
+from ..system.server.errors import ItemError
 from .chains import usable
-from .reasoner import ItemError, Query
+from .reasoner import Query
 from .sampler import Sampler
 from .schedules import Schedule
 

@@ -17,7 +17,6 @@ from typing import Protocol
 from PIL import Image
 
 from ..records.images import not_too_thin, open_image, source_key, to_pixels
-from ..system.terminal import printable
 
 # The paper's structured thinking (DreamPRM, section 3: restate, evidence from the image, background
 # knowledge, reasoning, conclusion) in our own words.
@@ -60,19 +59,8 @@ class Rollout:
     tokens_out: int
 
 
-class ItemError(Exception):
-    """This rollout is lost; others may succeed. The reason is one printable line."""
-
-    def __init__(self, reason: object) -> None:
-        super().__init__(printable(reason))
-
-
-class ReasonerError(Exception):
-    """No rollout will succeed: a wrong key, an unknown model, a server that stays dead."""
-
-
 class MissingReasonerError(Exception):
-    """The reasoner cannot be set up: a package, a checkpoint or a device is missing."""
+    """The reasoner cannot be set up: a checkpoint or a device is missing, or an option is wrong."""
 
 
 class Reasoner(Protocol):
@@ -90,7 +78,7 @@ class Reasoner(Protocol):
 
         Raises:
             ItemError: these rollouts are lost.
-            ReasonerError: no other rollout would succeed either.
+            ServerError: no other rollout would succeed either.
         """
         ...
 

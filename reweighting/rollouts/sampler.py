@@ -1,22 +1,17 @@
-"""Rollouts by index, each sampled only once, and many items worked on concurrently."""
+"""Rollouts by index, each sampled only once."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
-
-from tqdm import tqdm
 
 from ..records.images import source_name
-from .journal import Journal
-from .reasoner import ItemError, Query, Reasoner, Rollout, prepare_image
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from ..system.journal import Journal
+from ..system.server.errors import ItemError
+from .reasoner import Query, Reasoner, Rollout, prepare_image
 
 
 class Sampler:
@@ -52,7 +47,7 @@ class Sampler:
         """The rollouts of ``indices``, or for a lost one the reason.
 
         Raises:
-            ReasonerError: no other rollout would succeed either.
+            ServerError: no other rollout would succeed either.
         """
         try:
             keys = self.keys(query, indices)
@@ -86,36 +81,3 @@ class Sampler:
         finally:
             for key in keys:
                 del self._calls[key]
-
-
-async def for_each(
-    items: Sequence[Item],
-    work: Callable[[Item], Awaitable[Result]],
-    workers: int,
-    bar: tqdm,
-    status: Callable[[], str],
-) -> list[Result]:
-    """The results of ``work`` on all items, begun in order, at most ``workers`` at a time.
-
-    Memory does not grow with the number of items, and the first ones finish early, so that the
-    progress bar can estimate the time left.
-
-    Args:
-        status: what the bar shows after each item.
-    """
-    results: list[Any] = [None] * len(items)
-    queue = iter(enumerate(items))
-
-    async def worker() -> None:
-        for index, item in queue:
-            results[index] = await work(item)
-            bar.set_postfix_str(status(), refresh=False)
-            bar.update()
-
-    tasks = [asyncio.create_task(worker()) for _ in range(min(workers, len(items)))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-    return results

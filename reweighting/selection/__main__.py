@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..records.chains import describe_candidates
 from ..records.reader import RecordReader, load_candidates
 from ..records.samples import CandidatesSample
 from ..system import terminal
-from ..system.checkpoints.fingerprint import fingerprint
 from ..system.files import DirectoryLock, write_json
 from ..system.terminal import Parser, printable, quiet
-from .command import add_scoring_flags, check_scoring_flags, exit_code, fill_in_step_pattern
+from .command import add_scoring_flags, check_scoring_flags, choose_scorer, exit_code
 from .identity import SAMPLES_FILE, claim, identity
+
+if TYPE_CHECKING:
+    from .scorers import Scorer
 
 RESULTS_FILE = "results.json"
 # Those of reward_model.aggregation, which takes seconds to import: --help needs only their names.
@@ -39,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--candidates", required=True, nargs="+", type=Path, help="files of candidates records")
     add("--aggregation", nargs="+", choices=AGGREGATION_NAMES, default=["mean_log_odds", "last"],
         help="from step scores to a chain's score; several use the same scores")  # fmt: skip
-    add_scoring_flags(add)
+    add_scoring_flags(parser)
     return parser
 
 
@@ -54,14 +57,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     """Read all files, then score and choose."""
-    fill_in_step_pattern(arguments)
+    scorer = choose_scorer(arguments)
     sets = _load_sets(arguments)
-    model_fingerprint = fingerprint(arguments.weights_path)
     with DirectoryLock(arguments.output_dir):
         for path in arguments.candidates:
-            wanted = identity(arguments, path, sets[path.stem], model_fingerprint)
+            wanted = identity(arguments, path, sets[path.stem], scorer.fingerprint)
             claim(arguments.output_dir / path.stem, wanted)
-        _score_sets(arguments, sets)
+        _score_sets(arguments, scorer, sets)
 
 
 def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample]]:
@@ -77,25 +79,16 @@ def _load_sets(arguments: argparse.Namespace) -> dict[str, list[CandidatesSample
     return sets
 
 
-def _score_sets(arguments: argparse.Namespace, sets: dict[str, list[CandidatesSample]]) -> None:
+def _score_sets(
+    arguments: argparse.Namespace, scorer: Scorer, sets: dict[str, list[CandidatesSample]]
+) -> None:
     """Score and choose in all sets; write and print the accuracies."""
-    from ..reward_model import RewardModel
-    from .results import accuracies, format_table, score_questions, table_notes
+    from .results import accuracies, format_table, table_notes
 
-    model = RewardModel.from_pretrained(
-        arguments.weights_path, device=arguments.device, step_pattern=arguments.step_pattern
-    ).eval()
     by_set, lines_by_set = {}, {}
     for name, samples in sets.items():
-        lines = lines_by_set[name] = score_questions(
-            model,
-            samples,
-            arguments.output_dir / name / SAMPLES_FILE,
-            arguments.aggregation,
-            arguments.max_tokens_per_batch,
-            arguments.precision,
-            title=name,
-        )
+        folder = arguments.output_dir / name
+        lines = lines_by_set[name] = scorer.score(samples, folder, arguments.aggregation)
         if found := accuracies(lines):
             by_set[name] = found
     write_json(arguments.output_dir / RESULTS_FILE, by_set)

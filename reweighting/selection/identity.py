@@ -13,13 +13,16 @@ from ..records.samples import CandidatesSample
 from ..system.checkpoints.fingerprint import file_fingerprint
 from ..system.files import FileError, read_json, write_json
 from ..system.terminal import printable
+from .command import LOCAL_FLAGS, SERVER_FLAGS
 
 SAMPLES_FILE = "samples.jsonl"
 IDENTITY_FILE = "run.json"
 # Where files are does not matter: their contents do.
 _PLACES = {
     *("weights_path", "candidates", "output_dir", "image_root", "allow_external_images"),
-    *("data", "threshold_from"),  # of reweighting.evaluate; a threshold changes no score
+    # Of reweighting.evaluate; a threshold changes no score.
+    *("data", "threshold_from", "threshold_image_root"),
+    *("server", *SERVER_FLAGS),  # of the recipe, its contents do
 }
 
 
@@ -49,6 +52,8 @@ def identity(
         name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
     }
     settings["device"] = arguments.device.split(":")[0]  # which of several GPUs does not matter
+    if arguments.server is not None:
+        settings = {name: value for name, value in settings.items() if name not in LOCAL_FLAGS}
     found = {
         "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
         "weights": model_fingerprint,

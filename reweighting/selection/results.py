@@ -13,13 +13,20 @@ from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import AGGREGATIONS, LogOdds, aggregate, select
 from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
-from ..system.files import FileError, complete_lines, is_number, json_line, replacing
+from ..system.files import (
+    FileError,
+    complete_lines,
+    is_number,
+    json_line,
+    replacing,
+    write_records,
+)
 from .best_of_n import Pool, evaluate, interval
 
 
 def score_questions(
     model: RewardModel,
-    samples: list[CandidatesSample],
+    samples: Sequence[CandidatesSample],
     path: Path,
     aggregations: Sequence[str],
     max_tokens_per_batch: int,
@@ -62,6 +69,28 @@ def score_questions(
             lines += new
             batch_number += 1
             bar.update(len(new))
+    return lines
+
+
+def write_lines(
+    samples: Sequence[CandidatesSample],
+    log_odds: Sequence[LogOdds],
+    path: Path,
+    aggregations: Sequence[str],
+) -> list[dict]:
+    """Choose among the candidates of all questions, whose scores are there.
+
+    Args:
+        path: gets one JSON line per question, in place of those that it has.
+
+    Returns:
+        All lines of the file.
+    """
+    lines = [
+        {"batch": [number, 1], **line_of(sample, found, aggregations)}
+        for number, (sample, found) in enumerate(zip(samples, log_odds, strict=True))
+    ]
+    write_records(path, lines, lines=True)
     return lines
 
 
@@ -113,8 +142,8 @@ def _is_line_of(line: object, sample: CandidatesSample) -> bool:
     )
 
 
-def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
-    """The lines of all whole batches in ``path``.
+def read_lines(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of ``path``, one for each of the first ``samples``.
 
     Raises:
         FileError: a line is not what was written for its question.
@@ -123,6 +152,12 @@ def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[d
     for number, line in enumerate(lines, start=1):
         if number > len(samples) or not _is_line_of(line, samples[number - 1]):
             raise FileError(f"{path}: line {number} is damaged; delete the file to start anew")
+    return lines
+
+
+def _complete_batches(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
+    """The lines of all whole batches in ``path``; raises what :func:`read_lines` raises."""
+    lines = read_lines(path, samples)
     if lines:
         number, size = lines[-1]["batch"]
         last = [line for line in lines if line["batch"][0] == number]

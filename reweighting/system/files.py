@@ -37,6 +37,9 @@ class BrokenLine(FileError):
         super().__init__(message)
         self.torn = torn
 
+    def __reduce__(self) -> tuple:  # the way from one process to another
+        return BrokenLine, (str(self), self.torn)
+
 
 def parse_json(text: str | bytes, checked: bool = True) -> Any:
     """The value of a JSON text, with limits that the rest of the program relies on.

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 
+from ..records.flags import DEFAULT_SIZE, SIZED
 from ..system.files import unwritable
 from ..system.processes import launched, launched_here, launched_local_rank
 from ..system.terminal import printable
@@ -47,6 +48,7 @@ def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
     - ``learn_weights``: whether there is an upper level;
     - ``cold_start_lr`` and ``cold_start_weight_decay``: without a flag, those of the lower level;
     - ``processes``: how many processes share every batch;
+    - ``subset_size``: without a flag, a default unless there is a ``subset_share``;
     - ``device``: a CUDA device with its number.
     """
     a = argparse.Namespace(**vars(arguments))
@@ -57,6 +59,8 @@ def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
         a.cold_start_lr = a.lr
     if a.cold_start_weight_decay is None:
         a.cold_start_weight_decay = a.weight_decay
+    if a.subset_size is None and a.subset_share is None:
+        a.subset_size = DEFAULT_SIZE
     if a.device != "cpu":
         a.device = f"cuda:{cuda_number(a)}"
     return a
@@ -149,6 +153,10 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
         yield "--history gold needs --score_head plus_minus: the linear head sees no labels"
     if a.min_pixels and a.max_pixels and a.min_pixels > a.max_pixels:
         yield f"--min_pixels {a.min_pixels} is above --max_pixels {a.max_pixels}"
+    if a.subset_size is not None and a.subset_share is not None:
+        yield "--subset_size and --subset_share say the same: give one of them"
+    if a.subset_share is not None and a.train_subset not in SIZED:
+        yield f"--subset_share is for --train_subset {', '.join(SIZED)}"
     if a.step_length[0] > a.step_length[1]:
         yield f"--step_length {a.step_length[0]:g} {a.step_length[1]:g}: LOW is above HIGH"
     if learns_weights(a) and a.unroll_steps > a.iteration_num:

@@ -30,7 +30,7 @@ from .progress import Progress
 from .reports import BAR_FORMAT, Reporter
 from .resume import resume_command
 from .statistics import MovedShare
-from .validation import Validation
+from .validation import LabelledSteps, Validation
 
 
 class ReweightingEngine(Engine):
@@ -43,6 +43,7 @@ class ReweightingEngine(Engine):
         lower: the lower level.
         upper: the upper level; None for a run with fixed weights.
         state: what :meth:`state_dict` gave when the run was interrupted; None for a fresh start.
+        steps: labelled chains that are judged on the way.
 
     Raises:
         CheckpointError: ``state`` does not fit this run.
@@ -56,6 +57,7 @@ class ReweightingEngine(Engine):
         lower: Lower,
         upper: Upper | None,
         state: dict | None,
+        steps: LabelledSteps | None = None,
     ) -> None:
         self.arguments, self.data, self.progress = arguments, data, progress
         self.processes = lower.processes
@@ -70,6 +72,7 @@ class ReweightingEngine(Engine):
             arguments.eval_every,
             self.directory,
             arguments.precision,
+            steps,
             self.processes,
         )
         self._said: set[str] = set()
@@ -144,7 +147,7 @@ class ReweightingEngine(Engine):
             print(
                 outcome(
                     progress, self.directory, self.upper, self.monitor, self.validation,
-                    self.arguments.eval_candidates,
+                    self.arguments.eval_candidates, self.arguments.eval_steps,
                 )
             )  # fmt: skip
             if self._stopping():
@@ -172,10 +175,10 @@ class ReweightingEngine(Engine):
     def _after_step(self, bar: tqdm, seconds: float) -> None:
         arguments, progress = self.arguments, self.progress
         bar.update()
+        if self.validation.due(progress.iteration, progress.finished):
+            self.validation.run(self.lower.module, progress.iteration, self._write_model)
         line = self.reporter.progress_line(self.latest(), progress.total, seconds)
         bar.set_postfix_str(line, refresh=False)
-        if self.data.validation and self.validation.due(progress.iteration, progress.finished):
-            self.validation.run(self.lower.module, progress.iteration, self._write_model)
         if progress.iteration == progress.cold_steps:
             self.lower.end_cold_start(*lower_optimization(arguments, self.lower.module, progress))
         if self.upper is not None:
@@ -236,7 +239,7 @@ class ReweightingEngine(Engine):
     def latest(self) -> dict:
         """The numbers of the progress line, see :meth:`~.reports.Reporter.progress_line`."""
         upper = self.monitor.latest() if self.monitor else {}
-        return {"weighted_loss": self.lower.last_loss, **upper}
+        return {"weighted_loss": self.lower.last_loss, **upper, **self.validation.latest()}
 
     def numbers(self) -> dict:
         """The numbers of a line of metrics, see :meth:`~.reports.Reporter.write`."""
@@ -249,8 +252,7 @@ class ReweightingEngine(Engine):
         }
         if self.monitor is not None:
             numbers |= self.monitor.numbers(progress.upper_steps)
-        if self.validation.history:
-            numbers["best_of_n_accuracy"] = self.validation.history[-1]["accuracy"]
+        numbers |= self.validation.latest()
         numbers["parameters_moved"] = self.moved.value()
         numbers["waited"] = sum(problem.waited for problem in self.problems)  # seconds
         numbers["communicated"] = self.processes.seconds() - self._communicated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..records.flags import add_record_flags
+from ..records.flags import DEFAULT_SIZE, RULES, add_record_flags
 from ..system.terminal import HelpFormatter, Parser, real, whole
 from .presets import PRESETS
 
@@ -64,19 +64,35 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--train_subset",
-        choices=["all", "random", "s1", "bis", "outcome"],
+        choices=RULES,
         default="all",
-        help="which train records to use, for data-selection baselines: all; a random choice; s1, "
-        "which prefers steps of medium length and uncertain accuracy; bis, the chains with the "
-        "most balanced information; or outcome, whole chains only, which trains an outcome reward "
-        "model",
+        help="which train records to use, for data-selection baselines: all; random, single "
+        "records; random_chains, whole chains; s1, steps of medium length and uncertain accuracy "
+        "(arXiv 2501.19393); bis, the chains with the most balanced information (arXiv "
+        "2602.04145); car, the best questions of clusters of similar ones (CaR, arXiv 2402.18191); "
+        "or outcome, whole chains only, which trains an outcome reward model",
     )
     add(
         "--subset_size",
         type=whole(1),
-        default=2000,
-        help="records that --train_subset random keeps, and bis about; s1 keeps this many for each "
-        "step index",
+        help="records that --train_subset keeps, for s1 those of each step index; random_chains "
+        "and bis keep the same share of the chains of every domain, rounded down, but at least one "
+        f"chain of each (default: {DEFAULT_SIZE}, unless --subset_share is given)",
+    )
+    add(
+        "--subset_share",
+        type=real(positive=True, most=1.0),
+        help="part of the records that --train_subset keeps, instead of --subset_size: 0.1 is a "
+        "tenth (of all records; of the chains of every domain; for s1, of each step index)",
+    )
+    add(
+        "--upsample_wrong",
+        type=whole(1),
+        default=1,
+        metavar="TIMES",
+        help="how often an epoch shows a record with a step that no continuation got right "
+        "(accuracy 0), so that wrong steps are less rare (as in Athena, arXiv 2506.09532); it "
+        "applies to what --train_subset keeps",
     )
     add(
         "--step_length",
@@ -460,9 +476,17 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
         "the best checkpoint is kept in best/ beside the last",
     )
     add(
+        "--eval_steps",
+        metavar="FILE",
+        help="validation chains with labelled steps (never a test set), in any layout that "
+        "reweighting.evaluate reads: AUROC and F1 at 0.5 of the steps are logged; without "
+        "--eval_candidates the checkpoint with the best AUROC is kept in best/",
+    )
+    add(
         "--eval_image_root",
         metavar="DIR",
-        help="directory of the candidates' images (default: --image_root)",
+        help="directory of the images of --eval_candidates and --eval_steps (default: "
+        "--image_root)",
     )
     add("--eval_every", type=whole(1), default=1000, help="lower steps between two evaluations")
     add("--logging_steps", type=whole(1), default=10, help="lower steps per line of metrics.jsonl")

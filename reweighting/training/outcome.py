@@ -19,25 +19,34 @@ def outcome(
     monitor: DomainMonitor | InstanceMonitor | None,
     validation: Validation,
     candidates: str | None,
+    steps: str | None,
 ) -> str:
     """The lines that end a run.
 
     Args:
         directory: of the run.
         upper, monitor: None without reweighting.
-        candidates: the file of the validation set, if there is one.
+        candidates, steps: the files of the validation set, as far as there are any.
     """
     lines = [f"{progress.iteration:,} of {progress.total:,} lower steps done, saved in {directory}"]
     if upper is not None:
         lines += ["", *_weight_table(monitor), *_doubts(progress, upper, monitor)]
     if best := validation.best:
-        lines += [
-            "",
-            f"best of N on {candidates}: {100 * best['accuracy']:.1f} % "
-            f"after {best['iteration']:,} steps, kept in {directory / BEST_DIRECTORY}; "
-            f"last {100 * validation.history[-1]['accuracy']:.1f} %"
-            + (f"; {validation.note}" if validation.note else ""),
-        ]
+        last, place = validation.history[-1], directory / BEST_DIRECTORY
+        lines += ["", f"best checkpoint after {best['iteration']:,} steps, kept in {place}"]
+        if "accuracy" in best and "accuracy" in last:
+            lines += [
+                f"best of N on {candidates}: {100 * best['accuracy']:.1f} % there; "
+                f"last {100 * last['accuracy']:.1f} %"
+                + (f"; {validation.note}" if validation.note else "")
+            ]
+        if "steps" in best and "steps" in last:
+            there, now = best["steps"], last["steps"]
+            lines += [
+                f"steps of {steps}: AUROC {there['auroc']:.3f} and macro-F1 "
+                f"{100 * there['macro_f1']:.1f} % there; last {now['auroc']:.3f} and "
+                f"{100 * now['macro_f1']:.1f} %"
+            ]
     return "\n".join(lines)
 
 

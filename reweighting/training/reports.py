@@ -126,6 +126,10 @@ class Reporter:
             parts.append(f"meta {numbers['meta_loss']:.4f}{chance}")
             low, high = numbers["weight_range"]
             parts.append(f"w {low:.2f}..{high:.2f}")
+        if "best_of_n_accuracy" in numbers:
+            parts.append(f"best of N {100 * numbers['best_of_n_accuracy']:.1f} %")
+        if "step_auroc" in numbers:
+            parts.append(f"step AUROC {numbers['step_auroc']:.3f}")
         if math.isfinite(numbers.get("hypergradient_norm", math.nan)):
             parts.append(f"|hypergrad| {numbers['hypergradient_norm']:.1e}")
         parts += [

@@ -33,6 +33,7 @@ FREE_ON_RESUME = {
     "allow_external_images",
     "allow_image_urls",
     "eval_candidates",
+    "eval_steps",
     "eval_image_root",
     "eval_every",
     "strategy",  # the numbers are those of one process with the whole batch

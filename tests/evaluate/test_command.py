@@ -171,6 +171,25 @@ def test_a_threshold_comes_from_the_validation_file_alone(run, tmp_path, capsys)
     assert turned["rows"]["model"]["all steps"]["macro_f1"] != model[own]["macro_f1"]
 
 
+def test_images_of_the_validation_file_may_lie_elsewhere(run, tmp_path, capsys):
+    test = write(tmp_path / "test.jsonl", visual_records(own_records("test_mix", 4)))
+    records = own_records("validation", 3)
+    (tmp_path / "other").mkdir()
+    for record in records:
+        image = (DATA / record["image_path"]).read_bytes()
+        record["image_path"] = record["image_path"].rpartition("/")[2]
+        (tmp_path / "other" / record["image_path"]).write_bytes(image)
+    own = write(tmp_path / "validation.json", records)
+    command = flags(run, "visualprocessbench", test, tmp_path / "out")
+    command += ["--threshold_from", str(own)]
+    assert evaluation.main(command) == 2
+    assert "validation.json: record 1: field 'image_path'" in capsys.readouterr().err
+    assert evaluation.main([*command, "--threshold_image_root", str(tmp_path / "other")]) == 0
+    with pytest.raises(SystemExit):
+        evaluation.main([*command[:-2], "--threshold_image_root", str(tmp_path / "other")])
+    assert "--threshold_image_root is for --threshold_from" in capsys.readouterr().err
+
+
 def test_a_threshold_from_the_test_file_or_from_one_kind_of_step_is_refused(run, tmp_path, capsys):
     records = visual_records(own_records("test_mix", 4))
     test = write(tmp_path / "test.jsonl", records)

@@ -8,7 +8,7 @@ import random
 import pytest
 from PIL import Image
 
-from reweighting.evaluate.layouts import LAYOUTS, StepReader, load_steps
+from reweighting.evaluate.layouts import LAYOUTS, StepReader, has_both, load_steps, load_told_steps
 from reweighting.evaluate.results import sizes
 from reweighting.records.problems import DataError
 from tests.spoiling import spoil_value, to_bytes
@@ -160,7 +160,7 @@ def response(**fields) -> dict:
         ("prmbench", {"classification": 1}, "classification", "must be text"),
         ("candidates", {"step_correct": ...}, "step_correct", "is missing"),
         ("candidates", {"step_correct": [True]}, "step_correct", "must be a list of lists"),
-        ("candidates", {"step_correct": [[1, 0], [], [1]]}, "step_correct", "true and false only"),
+        ("candidates", {"step_correct": [[1, 0], [], [1]]}, "step_correct", "false and null only"),
         ("candidates", {"step_correct": [[True, False]]}, "step_correct", "of 1 chains for 3 cand"),
         ("candidates", {"step_correct": [[True], [], [True]]}, "step_correct",
          "response 1 holds 1 labels for 2 steps"),
@@ -201,6 +201,20 @@ def test_whatever_is_spoiled_is_read_or_refused(folder, layout):
             load_steps(reader, layout)
         except DataError as error:
             assert "test.jsonl" in str(error)
+
+
+@pytest.mark.parametrize("layout", RECORDS)
+def test_the_first_record_tells_the_layout(folder, layout):
+    found, records = load_told_steps(reader_of(folder, [RECORDS[layout]]))
+    assert found == layout and len(records) == 1 and has_both(records)
+    with pytest.raises(DataError, match="record 1 has no field that tells its layout"):
+        load_told_steps(reader_of(folder, [{"question": "Q"}]))
+
+
+def test_own_records_may_leave_steps_unjudged(folder):
+    own = OWN | {"step_correct": [[None, True], [], [None]]}
+    [found] = load_steps(reader_of(folder, [own]), "candidates")
+    assert found.labels == own["step_correct"] and not has_both([found])
 
 
 def test_a_validation_file_may_hold_our_own_records(folder):

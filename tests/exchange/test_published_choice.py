@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from reweighting.evaluate.layouts import StepReader, load_told_steps
 from reweighting.exchange import __main__ as exchange
+from reweighting.exchange.published.chains import Chain, Label, candidates_record, step_correct
 from reweighting.records.reader import RecordReader, load_candidates
 from reweighting.system.record_files import read_records
 from tests.exchange.layouts import STEPS, convert, mmpr, visualprm_raw, write_lines
@@ -144,6 +146,33 @@ def test_validation_can_be_read_as_candidates(tmp_path):
     reader = RecordReader(str(tmp_path / "out" / "train_validation.json"), str(tmp_path))
     [sample] = load_candidates(reader)
     assert sorted(sample.true_false) == [False, True] and sample.answer == "8"
+
+
+def test_validation_says_which_steps_are_right(tmp_path):
+    Image.new("RGB", (28, 28)).save(tmp_path / "7.png")
+    source = write_lines(
+        tmp_path / "a.jsonl",
+        *(visualprm_raw("Sum?", right, image="7.png") for right in ((16, 1, 16), (16, 0, 0))),
+        *(visualprm_raw("Other?", right, image="7.png") for right in ((9, 0, 16), (0, 0, 0))),
+        visualprm_raw("Third?", image="7.png"),
+    )
+    run(source, tmp_path, "--held_out", "2")
+    file = tmp_path / "out" / "train_validation.json"
+    [record] = read_records(file)
+    right = {"Sum?": [[True, False], [True, True]], "Other?": [[False, False], [True, False]]}
+    assert sorted(record["step_correct"]) == right[record["question"]]
+    layout, [found] = load_told_steps(StepReader(str(file), str(tmp_path)))
+    assert layout == "candidates" and found.labels == record["step_correct"]
+
+
+def test_a_step_that_no_label_ends_with_is_not_judged():
+    label = Label(0.5)
+    text = "<think>Well.</think>Step 1: a.\nStep 2: b.\nStep 3: c.\nFinal answer: d"
+    ends = [text.index(mark) for mark in ("\nStep 2", "\nFinal")]
+    prefixes = [(n, text[:end], label) for n, end in enumerate(ends, start=1)]
+    chain = Chain("d", "Q", (), text, prefixes, True)
+    assert step_correct(chain) == [True, None, True]
+    assert "step_correct" not in candidates_record([Chain("d", "Q", (), text, [], True)])
 
 
 @pytest.mark.parametrize("flags", [[], ["--per_domain", "100000", "--held_out", "2"]])

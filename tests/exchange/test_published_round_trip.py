@@ -191,4 +191,4 @@ def test_mmpr_pairs(tmp_path):
     convert("from-mmpr", source, tmp_path / "meta.json")
     wanted, _ = load_meta(RecordReader(str(tmp_path / "wanted.json"), str(DATA)))
     found, _ = load_meta(RecordReader(str(tmp_path / "meta.json"), str(DATA)))
-    assert found == wanted
+    assert list(found) == list(wanted)

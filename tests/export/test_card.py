@@ -36,7 +36,7 @@ def output(lora_run, tmp_path_factory) -> Path:
 
 
 def card_of(run: Path) -> str:
-    made = recipe(open_run(run).encoder)
+    made = recipe(open_run(run))
     return card.model_card(run, made, "transformers", card.use_in_transformers(made))
 
 
@@ -77,6 +77,11 @@ def test_the_card_tells_weights_of_records_and_validation(dataset, tmp_path):
     assert "| domain | records trained with | mean weight | smallest | largest |" in text
     assert all(f"\n| {domain} | " in text for domain in DOMAINS)
     assert "| share of right picks on 8 validation questions | 0.75 |" in text
+    steps = {"steps": 90, "auroc": 0.625, "macro_f1": 0.5}
+    (run / "evaluations.jsonl").write_text(json.dumps({"iteration": 3, "steps": steps}) + "\n")
+    text = card_of(run)
+    assert "| AUROC of validation steps | 0.625 |" in text and "validation questions" not in text
+    assert "| macro-F1 at 0.5 of validation steps | 0.5 |" in text
 
 
 def test_the_card_of_a_bare_model_says_what_is_not_known(lora_run, tmp_path):

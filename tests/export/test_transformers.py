@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from reweighting.export import recipe
+from reweighting.reward_model.encoder import response_prompts
 from tests.export.runs import (
     exported,
     make_run,
@@ -99,6 +100,18 @@ def test_the_folder_describes_itself(exports):
     assert {"chat_template.jinja", "tokenizer.json", "processor_config.json", "README.md"} <= {
         path.name for path in output.iterdir()
     }
+
+
+def test_what_is_read_of_a_recipe_makes_the_prompts_that_it_shows(exports):
+    for case in CASES:
+        _, output, _ = exports[name_of(case)]
+        path = output / recipe.RECIPE_FILE
+        found, example = recipe.read_recipe(path), json.loads(path.read_text())["example"]
+        prompts = response_prompts(found.question, found.steps)
+        for prompt, shown in zip(prompts, example["prompts"], strict=True):
+            assert found.turns(prompt, 1) == shown["messages"]
+        assert found.score_head == case[1] and len(found.log_odds) == len(prompts)
+        assert (found.sizes["token_side"] is None) == (case[0] in ("internvl", "llava_onevision"))
 
 
 def test_bf16_is_stored_as_such(exports):

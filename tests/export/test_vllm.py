@@ -107,7 +107,8 @@ def test_labels_are_read_by_overrides(runs, tmp_path, capsys, backbone):
     }
     assert f"--hf-overrides '{json.dumps(found)}'" in capsys.readouterr().out
     card = (output / "README.md").read_text()
-    assert '"task": "token_classify"' in card and "It was not run there" in card
+    assert "`POST /pooling`" in card and '"use_activation": false' in card
+    assert "It was not run there" in card
 
 
 @pytest.mark.parametrize("score_head", ["linear", "plus_minus"])

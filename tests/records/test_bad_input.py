@@ -435,8 +435,8 @@ def test_without_betty_the_command_that_installs_it_is_printed(capsys, data, mon
 
 @pytest.mark.skipif(not PUBLISHED_META.exists(), reason="the published meta set is not here")
 def test_every_record_of_the_published_meta_set_is_accepted_or_refused():
-    from reweighting.records.checking import meta_warnings, response_labels
     from reweighting.records.reader import RecordReader
+    from reweighting.records.rows import meta_warnings, response_labels
 
     reader = RecordReader(str(PUBLISHED_META))
     samples = reader.samples(reader.meta_sample)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 import main as program
+from reweighting.records.clusters import cluster
 from reweighting.records.samples import TrainSample
 from reweighting.records.steps import record_prompt
 from reweighting.records.subsets import balanced_information, choose
@@ -93,8 +95,137 @@ def test_bis_takes_balanced_and_sure_chains_of_every_domain():
     assert choose(made, "bis", 1, (0, 1), 0) == kept[:4] + kept[8:12]  # one chain of each
 
 
+def test_a_share_stands_for_a_number():
+    made = samples(20)
+    for rule, size in (("random", 8), ("bis", 8), ("random_chains", 8), ("car", 8), ("s1", 2)):
+        # 8 of 80 records, or 2 of the 20 with each step index
+        assert choose(made, rule, None, (0, 1000), 3, 0.1) == choose(made, rule, size, (0, 1000), 3)
+    assert choose(made, "bis", None, (0, 1), 0, 1.0) == made
+
+
+def test_random_chains_are_whole_and_from_every_domain():
+    made = samples(40)
+    for sample in made:
+        sample.domain = "a" if sample.record <= 120 else "b"  # 30 and 10 chains
+    kept = choose(made, "random_chains", None, (0, 1), 1, 0.2)
+    chains = Counter(sample.chain for sample in kept)
+    assert set(chains.values()) == {4}
+    assert sum(number < 30 for (number,) in chains) == 6 and len(chains) == 8
+    assert choose(made, "random_chains", None, (0, 1), 1, 0.2) == kept
+    assert choose(made, "random_chains", None, (0, 1), 2, 0.2) != kept
+    assert len(choose(made, "random_chains", 1, (0, 1), 1)) == 8  # one chain of each domain
+
+
+QUESTIONS = (  # two kinds of question, which share no word, with the labels of one chain each
+    ("Which colour has the round apple?", [1.0, 1.0]),  # 0.05
+    ("Which colour has the small apple?", [1.0, 0.0]),  # (1/4 + 0.05) * 1 = 0.3
+    ("Which colour has the large apple?", [0.5, 0.0]),  # (1/4 + 0.05) * 0.5 = 0.15
+    ("Which colour has the green apple?", [0.5, 0.5]),  # 0.05 * 0.5 = 0.025
+    ("How many sides are drawn on board 1?", [1.0, 1.0]),  # 0.05
+    ("How many sides are drawn on board 2?", [0.5, 0.5]),  # 0.025
+    ("How many sides are drawn on board 3?", [0.2, 0.2]),  # 0.01
+    ("How many sides are drawn on board 4?", [0.0, 0.0]),  # 0.05, later in the file
+)
+
+
+def asked(questions=QUESTIONS) -> list[TrainSample]:
+    """One chain of two steps for each question."""
+    made = []
+    for question, accuracies in questions:
+        for k, accuracy in enumerate(accuracies, start=1):
+            prompt = record_prompt(question, "\n".join(f"Step {i}: x" for i in range(1, k + 1)))
+            sample = TrainSample(len(made) + 1, [prompt], "i.png", "d", [accuracy], ("d", question))
+            made.append(sample)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_car_takes_the_best_of_every_cluster_and_then_the_best_of_all(seed):
+    made = asked()  # 8 questions: √(8 / 2) = 2 clusters
+
+    def kept(size: int) -> list[int]:
+        return [sample.record for sample in choose(made, "car", size, (0, 1), seed)]
+
+    assert kept(2) == kept(3) == [3, 4]  # the best question of the better cluster, and whole
+    assert kept(4) == [3, 4, 9, 10]  # the best of each
+    assert kept(6) == [3, 4, 5, 6, 9, 10]  # and the best of the others
+    assert kept(100) == list(range(1, 17))
+    assert kept(1) == [3, 4]  # at least one question
+
+
+def test_car_keeps_all_chains_of_a_question_and_ranks_by_their_mean():
+    first, second = "Which colour is it?", "Which colour was it?"
+    made = asked([(first, [1.0, 0.0]), (second, [1.0, 0.5])])
+    for sample in asked([(first, [1.0, 1.0])]):  # another chain of it: (0.3 + 0.05) / 2
+        [prompt] = sample.prompts
+        steps = tuple(step.replace("x", "y") for step in prompt.steps)
+        prompts = [replace(prompt, steps=steps)]
+        made.append(replace(sample, record=len(made) + 1, prompts=prompts))
+    kept = choose(made, "car", 4, (0, 1), 0)
+    assert [sample.record for sample in kept] == [1, 2, 5, 6]
+
+
+def test_similar_questions_cluster_together_whatever_their_number():
+    texts = [f"{kind} {n}" for n in range(40) for kind in ("how many red cubes", "who is taller")]
+    labels = cluster(texts, 2, random.Random(0))
+    assert len({*labels[::2]}) == len({*labels[1::2]}) == 1 and labels[0] != labels[1]
+    assert set(cluster(["same"] * 9, 4, random.Random(0))) == {0}
+    assert len(cluster(["", "?", "a word"], 3, random.Random(0))) == 3
+
+
+def test_wrong_records_are_repeated_where_they_stand():
+    made = samples(2)  # accuracies 0, fractional, fractional, 1
+    kept = choose(made, "all", None, (0, 1), 0, wrong_times=3)
+    assert [sample.record for sample in kept] == [1, 1, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8]
+    kept = choose(made, "bis", 4, (0, 1), 0, wrong_times=2)
+    assert [sample.record for sample in kept] == [1, 1, 2, 3, 4]
+    assert choose(made, "all", None, (0, 1), 0, wrong_times=1) is made
+    talk = replace(made[0], prompts=made[3].prompts * 2, accuracies=[0.0, 1.0])  # a conversation
+    assert len(choose([talk], "all", None, (0, 1), 0, wrong_times=2)) == 2
+    [last] = choose([talk], "outcome", None, (0, 1), 0, wrong_times=2)  # it ends right
+    assert last.accuracies == [1.0]
+
+
+@pytest.mark.parametrize("by", ["record", "cot"])
+def test_repeated_records_train_with_every_weighting(dataset, tmp_path, by, capsys):
+    flags = ["--upsample_wrong", "3", "--batch_by", by, "--reweighting", "instance_table"]
+    run = train(dataset, tmp_path / "run", *flags)
+    records = json.loads((dataset / "train.json").read_text())
+    wrong = sum(record["accuracy"] == 0 for record in records)
+    said = f"--upsample_wrong 3: {len(records) + 2 * wrong:,} records an epoch, not {len(records)}"
+    assert said in capsys.readouterr().err and wrong
+    plain = train(dataset, tmp_path / "plain", *flags[2:])
+    assert metrics_of(run)[-1]["loss"] != metrics_of(plain)[-1]["loss"]
+    if by == "record":  # a longer epoch; chains stay as many as they were
+        assert metrics_of(run)[-1]["epoch"] < metrics_of(plain)[-1]["epoch"]
+
+
 @pytest.mark.parametrize(
-    "flags", [["--train_subset", "random", "--subset_size", "20"], ["--train_subset", "outcome"]]
+    ("flags", "said"),
+    [
+        (
+            ["--train_subset", "bis", "--subset_size", "9", "--subset_share", "0.1"],
+            "give one of them",
+        ),
+        (["--subset_share", "0.1"], "--subset_share is for --train_subset random, random_chains"),
+        (["--train_subset", "outcome", "--subset_share", "0.1"], "--subset_share is for"),
+        (["--train_subset", "bis", "--subset_share", "1.5"], "must be at most 1"),
+        (["--train_subset", "bis", "--subset_share", "0"], "must be above 0"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused(dataset, tmp_path, capsys, flags, said):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(command(dataset, tmp_path / "run", *flags))
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--train_subset", "random", "--subset_size", "20"],
+        ["--train_subset", "car", "--subset_share", "0.5"],
+        ["--train_subset", "outcome"],
+    ],
 )
 def test_a_subset_is_what_training_sees(dataset, tmp_path, flags, capsys):
     run = train(dataset, tmp_path / "run", "--baseline", *flags)

@@ -52,15 +52,18 @@ def test_the_demo_prints_every_command_that_it_runs(tmp_path):
         ("main.py --preset demo", 4),
         ("-m reweighting.selection", 2),
         ("-m reweighting.figures", 1),
+        ("-m reweighting.report", 1),
     ):
         assert done.stdout.count(f"\n$ python {program_}") == count
-    tables = done.stdout.split("$ python")[-3]
-    seen = done.stdout.strip().splitlines()[-3:]
+    tables = done.stdout.split("$ python")[-4]
+    seen = done.stdout.split("\n\n$ python")[-2].splitlines()[-3:]
     assert [line.split(":")[0] for line in seen[:2]] == ["published loss", "ranking loss"]
     assert seen[2].startswith("of the two sound sources")
     assert "| reweighted | 1 |" in tables and "| taller_bar | 0.10 |" in tables
     assert "| errors |" in tables and "- reweighted - vanilla:" in tables
     assert "Warning" not in done.stderr and "Loading weights" not in done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith(f"{tmp_path / 'demo' / 'report.html'}: 400 questions, 400 images")
     for name in ("small_world.png", "weights_over_time.png"):
         assert (tmp_path / "demo" / "figures" / name).stat().st_size > 10_000
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
+from reweighting.reward_model.encoder import INSTRUCTION
 from reweighting.reward_model.prefix_tree import pack
 from tests.conftest import TINY
 from tests.support.backbones import BACKBONES, make_backbone
@@ -93,7 +94,8 @@ def by_the_book(path, model: RewardModel, score_head: str) -> torch.Tensor:
     for images, prompts in cases():
         encoded = model.encoder.encode(images, prompts)
         for prompt, ids in zip(prompts, encoded.token_ids, strict=True):
-            conversation = turns(prompt, images, score_head, model.encoder.system)
+            system = INSTRUCTION if images else INSTRUCTION.replace(" about an image", "")
+            conversation = turns(prompt, images, score_head, system)
             inputs = processor.apply_chat_template(
                 conversation,
                 tokenize=True,

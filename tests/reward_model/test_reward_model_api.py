@@ -136,6 +136,72 @@ def test_many_questions_score_as_they_do_alone(reward_model):
         reward_model.log_odds_many([items[0], (PICTURE, "<|im_end|>", RESPONSES)])
 
 
+ITEMS = [
+    (PICTURE, QUESTION, RESPONSES),
+    (None, f"<image>\n{QUESTION}", [STEPS, "", RESPONSES[1] + "\nFinal answer: blue"]),
+    ([PICTURE, PIXELS], QUESTION, RESPONSES[:1]),
+    (PICTURE, QUESTION, []),
+]
+
+
+@pytest.mark.parametrize("tokens", [50, 8192])
+def test_rows_of_many_questions_are_those_of_each(reward_model, tokens):
+    rows = reward_model.score_many(iter(ITEMS), "min", max_tokens_per_batch=tokens)
+    steps = reward_model.steps_many(iter(ITEMS), max_tokens_per_batch=tokens)
+    assert [(row["item"], row["response"]) for row in rows] == [
+        *((0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0))
+    ]
+    for row in rows:
+        image, question, responses = ITEMS[row["item"]]
+        response = responses[row["response"]]
+        alone = reward_model.score(image, question, response)
+        assert row["scores"] == pytest.approx(alone, abs=1e-5) and row["steps"] == len(alone)
+        chain_score = reward_model.chain_score(image, question, response, "min")
+        assert row["chain_score"] == pytest.approx(chain_score, abs=1e-5)
+        chosen = reward_model.select(image, question, responses, "min")
+        assert row["chosen"] is (row["response"] == chosen)
+        own = [s for s in steps if (s["item"], s["response"]) == (row["item"], row["response"])]
+        known = reward_model.steps(image, question, response)
+        assert [s["number"] for s in own] == list(range(1, len(known) + 1))
+        assert [s["step"] for s in own] == [k["step"] for k in known]
+        for name in ("log_odds", "score"):
+            assert [s[name] for s in own] == pytest.approx([k[name] for k in known], abs=1e-5)
+    assert len(steps) == sum(row["steps"] for row in rows) == 12
+    # A table as such: every row has the same columns.
+    assert len({tuple(row) for row in rows}) == len({tuple(row) for row in steps}) == 1
+
+
+def test_questions_share_forward_passes_up_to_a_number_of_tokens(reward_model):
+    sizes = []
+    hook = reward_model.register_forward_hook(lambda _, args, __: sizes.append(args[0]))
+    items = [(PICTURE, f"{QUESTION} {number}", RESPONSES) for number in range(12)]
+    try:
+        reward_model.score_many(items)
+        assert [len(packed.trees) for packed in sizes] == [12]
+        tokens = len(sizes.pop().input_ids)
+        reward_model.steps_many(items, max_tokens_per_batch=tokens // 3)
+    finally:
+        hook.remove()
+    assert 3 <= len(sizes) <= 4 and sum(len(packed.trees) for packed in sizes) == 12
+    assert all(len(packed.input_ids) <= tokens // 3 for packed in sizes)
+
+
+def test_errors_of_many_questions_name_the_item(reward_model, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    wrong = [(str(tmp_path / "none.png"), OSError), (str(broken), OSError)]
+    wrong += [(7, TypeError), (np.zeros((3, 3)), ValueError), ("data:,x", ValueError)]
+    for image, kind in wrong:
+        items = [ITEMS[0], (image, QUESTION, RESPONSES)]
+        for method in (reward_model.score_many, reward_model.steps_many):
+            with pytest.raises(kind, match=r"^item 2: "):
+                method(items)
+    with pytest.raises(ValueError, match="aggregation 'median' is none of"):
+        reward_model.score_many(ITEMS, "median")
+    with pytest.raises(TypeError, match="item 2: responses must be a list of responses"):
+        reward_model.steps_many([ITEMS[0], (PICTURE, QUESTION, "Step 1: a")])
+
+
 def test_temporary_pictures_do_not_share_a_tree(reward_model):
     """Each takes the place, and the id(), of the one before; images of their own are the truth."""
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 import main as program
 from benchmarks.hypergradient import build, hypergradient_and_oracle
 from reweighting.bilevel.batches import CollateTrain, EncodedDataset, collate_meta
+from reweighting.export.recipe import recipe
 from reweighting.records.reader import RecordReader, load_meta, load_train
 from reweighting.records.steps import Prompt, chain_prompts
 from reweighting.reward_model import RewardModel
@@ -84,6 +85,19 @@ def test_a_prompt_is_a_conversation_up_to_its_last_label(model, dataset):
         "<|im_start|>user\nStep 2: b<|im_end|>\n<|im_start|>assistant\n+<|im_end|>\n"
         "<|im_start|>user\nStep 3: c<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_the_default_instruction_speaks_of_an_image_only_where_there_is_one(model, monkeypatch):
+    prompt = Prompt("Q", ("Step 1: a",))
+    encoder = model.encoder
+    with_image, alone = encoder.turns(prompt)[0], encoder.turns(prompt, images=0)[0]
+    assert with_image["content"][0]["text"] == INSTRUCTION
+    assert alone["content"][0]["text"] == INSTRUCTION.replace("question about an image", "question")
+    assert recipe(model)["system_without_image"] == alone["content"][0]["text"]
+    own = PromptEncoder(encoder.processor, score_head="plus_minus", system="Judge the image.")
+    assert own.turns(prompt, images=0)[0]["content"][0]["text"] == "Judge the image."
+    monkeypatch.setattr(model, "encoder", own)
+    assert "system_without_image" not in recipe(model)
 
 
 def test_all_steps_of_a_chain_are_read_from_one_plain_sequence(model, dataset):

@@ -10,8 +10,9 @@ import json
 from urllib.parse import quote
 
 from reweighting.rollouts.openai_server import Server
-from reweighting.rollouts.reasoner import ItemError, Query, ReasonerError, Rollout
-from reweighting.rollouts.scrubbing import PART
+from reweighting.rollouts.reasoner import Query, Rollout
+from reweighting.system.server.errors import ItemError, ServerError
+from reweighting.system.server.scrubbing import PART
 from tests.conftest import REPOSITORY
 from tests.support.model_server import ECHOED, answer, raw_server
 from tests.support.model_server import last_response as response
@@ -24,7 +25,7 @@ TEXT = GOOD["choices"][0]["message"]["content"]
 
 def ask(
     url: str, times: int = 1, **options
-) -> tuple[Server, list[Rollout | ItemError | ReasonerError]]:
+) -> tuple[Server, list[Rollout | ItemError | ServerError]]:
     """A server, and for every request its rollout or its error."""
 
     async def run() -> tuple[Server, list]:
@@ -33,7 +34,7 @@ def ask(
         for seed in range(times):
             try:
                 found += await server.sample(Query("[50]", IMAGE), [seed])
-            except (ItemError, ReasonerError) as error:
+            except (ItemError, ServerError) as error:
                 found.append(type(error)(str(error)))  # the one raised keeps request and answer
         await server.close()
         return server, found

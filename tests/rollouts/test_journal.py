@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.journal import Journal
 from reweighting.system.files import FileError
+from reweighting.system.journal import Journal
 from tests.rollouts.commands import chains, needs_openai, write_questions
 from tests.support.model_server import ECHOED, answer, last_response, raw_server
 

@@ -21,8 +21,9 @@ from data.make_questions import write_questions as make_questions
 from reweighting.records.reader import RecordReader, load_candidates, load_meta, load_train
 from reweighting.records.steps import split_steps
 from reweighting.rollouts import __main__ as rollouts
-from reweighting.rollouts.openai_server import Pace, Server, retry_after
+from reweighting.rollouts.openai_server import Server
 from reweighting.rollouts.reasoner import Query, prepare_image
+from reweighting.system.server.endpoint import Pace, retry_after
 from tests.conftest import REPOSITORY
 from tests.rollouts.commands import chains, label_command, needs_openai, write_questions
 from tests.support.model_server import free_port, model_server, running

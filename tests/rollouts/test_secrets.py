@@ -9,8 +9,8 @@ import time
 import pytest
 
 from reweighting.rollouts.openai_server import Server
-from reweighting.rollouts.reasoner import MissingReasonerError
-from reweighting.rollouts.scrubbing import INSTEAD, scrubber
+from reweighting.system.server.errors import UnusableServerError
+from reweighting.system.server.scrubbing import INSTEAD, scrubber
 from tests.rollouts.commands import chains, write_questions
 from tests.rollouts.server import ECHOES, KEY, TEXT, ask, changed, hides, said
 from tests.support.model_server import last_response as response
@@ -95,7 +95,7 @@ def test_the_password_of_a_proxy_is_a_secret_too(monkeypatch):
 
 def test_an_unusable_proxy_is_said_before_anything_is_sent(monkeypatch):
     monkeypatch.setenv("http_proxy", "http://me:hunter2@a:b")
-    with pytest.raises(MissingReasonerError, match="cannot be used: ") as caught:
+    with pytest.raises(UnusableServerError, match="cannot be used: ") as caught:
         Server("rule", "Think.", "http://a/v1")
     assert "hunter2" not in str(caught.value)
 
@@ -131,7 +131,7 @@ def test_unusable_keys_addresses_and_options_are_said_before_anything_is_sent(
     assert chains(tmp_path, "http://a/v1", output, "--instruction", str(tmp_path / "none")) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2026")
-    with pytest.raises(MissingReasonerError, match="OPENAI_API_KEY"):
+    with pytest.raises(UnusableServerError, match="OPENAI_API_KEY"):
         Server("rule", "Think.", "http://a/v1")
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     with raw_server(lambda headers, _: [response(headers["Authorization"].encode(), "400")]) as url:

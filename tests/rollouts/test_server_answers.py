@@ -18,17 +18,14 @@ from urllib.parse import quote
 
 import pytest
 
-from reweighting.rollouts.completion import MAX_ANSWER_BYTES, MAX_TOKENS, number_of_tokens
-from reweighting.rollouts.journal import Journal
-from reweighting.rollouts.openai_server import Server, retry_after
-from reweighting.rollouts.reasoner import (
-    ItemError,
-    Query,
-    ReasonerError,
-    Rollout,
-)
+from reweighting.rollouts.openai_server import Server
+from reweighting.rollouts.reasoner import Query, Rollout
 from reweighting.rollouts.sampler import Sampler
-from reweighting.rollouts.scrubbing import INSTEAD
+from reweighting.system.journal import Journal
+from reweighting.system.server.body import MAX_ANSWER_BYTES, MAX_TOKENS, number_of_tokens
+from reweighting.system.server.endpoint import retry_after
+from reweighting.system.server.errors import ItemError, ServerError
+from reweighting.system.server.scrubbing import INSTEAD
 from tests.rollouts.commands import chains, write_questions
 from tests.rollouts.server import GOOD, IMAGE, KEY, TEXT, ask, changed, hides, said
 from tests.support.model_server import last_response as response
@@ -336,7 +333,7 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(whole)
 
 
-def check(found: Rollout | ItemError | ReasonerError) -> None:
+def check(found: Rollout | ItemError | ServerError) -> None:
     """A rollout that can be stored, or a reason of one line that can be shown."""
     if isinstance(found, Rollout):
         json.dumps(vars(found), ensure_ascii=False).encode()

@@ -40,7 +40,7 @@ def recorded(argv: list[str], processes: Processes, double: bool = False) -> dic
     arguments = parse_arguments(argv)
     data = load_data(arguments, progress=False)
     encoder = make_encoder(arguments, data.system)
-    engine = program.make_engine(arguments, data, encoder, processes)
+    engine = program.make_engine(arguments, data, encoder, processes=processes)
     lower, upper, progress = engine.lower, engine.upper, engine.progress
     if double:
         lower.module.double()

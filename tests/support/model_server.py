@@ -1,9 +1,9 @@
-"""Servers for the tests and benchmarks of rollouts: one answers by rule, one with any bytes.
+"""Servers for tests and benchmarks: one answers by rule, one with any bytes.
 
     python -m tests.support.model_server --port 8001 [--faults 0.3] [--upstream 8000]
 
 The answers of :class:`ModelServer` are a pure function of the request (including its seed), so that
-two runs can be compared rollout by rollout. With --upstream the answers come from a real server
+two runs can be compared answer by answer. With --upstream the answers come from a real server
 instead. A fault may be drawn for every request: errors with and without Retry-After, hangs, torn
 bodies, bodies that are not JSON, resets. :func:`raw_server` answers with whatever bytes a test
 makes up.
@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,11 +74,36 @@ def answer(body: dict) -> dict:
     }
 
 
+def score_answer(path: str, log_odds: float, tokens: int = 7) -> dict:
+    """What vLLM 0.33.0 answers to a request for one score.
+
+    Its shapes are ``ClassificationResponse`` and ``PoolingResponse`` of
+    vllm/entrypoints/pooling/classify/protocol.py and vllm/entrypoints/pooling/pooling/protocol.py.
+    """
+    found: dict[str, object] = {"index": 0, "object": "pooling", "data": [log_odds]}
+    if path == "/classify":
+        found = {"index": 0, "label": "log-odds", "probs": [log_odds], "num_classes": 1}
+    return {
+        "id": f"{path[1:]}-1",
+        "object": "list",
+        "created": 0,
+        "model": "exported",
+        "data": [found],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0},
+    }
+
+
+def hashed_score(body: dict) -> float:
+    """A score that depends on every byte of a request."""
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**30 - 2
+
+
 ECHOED = {"model": "echo", "messages": [{"content": [{"type": "text", "text": "[50]"}]}]}
 
 
 class ModelServer:
-    """Speaks enough HTTP/1.1 for chat completions.
+    """Speaks enough HTTP/1.1 for chat completions, and for the scores of vLLM.
 
     Args:
         faults: share of requests that go wrong.
@@ -104,12 +129,12 @@ class ModelServer:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = 0
+                length, path = 0, head.split(b" ", 2)[1].decode()
                 for line in head.lower().split(b"\r\n"):
                     if line.startswith(b"content-length:"):
                         length = int(line.split(b":")[1])
                 body = await reader.readexactly(length)
-                if not await self.respond(body, writer):
+                if not await self.respond(path, body, writer):
                     break
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -117,7 +142,7 @@ class ModelServer:
         finally:
             writer.close()
 
-    async def respond(self, body: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def respond(self, path: str, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; returns whether the connection stays open."""
         fault = self.rng.choice(FAULTS) if self.rng.random() < self.faults else None
         if self.echo:
@@ -147,6 +172,8 @@ class ModelServer:
             return True
         if self.upstream:
             reply = await asyncio.to_thread(_forward, self.upstream, body)
+        elif path in ("/classify", "/pooling"):
+            reply = json.dumps(score_answer(path, hashed_score(json.loads(body)))).encode()
         else:
             reply = json.dumps(answer(json.loads(body))).encode()
         if fault == "torn":
@@ -220,21 +247,28 @@ def model_server(
     return running(command, port)
 
 
-@contextmanager
-def raw_server(reply: Callable[[Message, bytes], Iterable[bytes]]) -> Iterator[str]:
+def raw_server(
+    reply: Callable[[Message, bytes], Iterable[bytes]],
+) -> AbstractContextManager[str]:
     """A server in a thread of this process; gives its base URL.
 
     Args:
         reply: gets headers and body of a request and returns the bytes of a whole HTTP response,
             in any number of pieces; the connection is closed after them.
     """
+    return path_server(lambda path, headers, body: reply(headers, body))
+
+
+@contextmanager
+def path_server(reply: Callable[[str, Message, bytes], Iterable[bytes]]) -> Iterator[str]:
+    """As :func:`raw_server`, with the path of the request as the first argument of ``reply``."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             self.close_connection = True
             with suppress(ConnectionError):  # the client may have had enough
-                for piece in reply(self.headers, body):
+                for piece in reply(self.path, self.headers, body):
                     self.wfile.write(piece)
 
         def log_message(self, *arguments: object) -> None:

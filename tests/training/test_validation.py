@@ -1,4 +1,4 @@
-"""Best-of-N accuracy during training, and the checkpoint where it was best."""
+"""Accuracy of best of N and of steps during training, and the checkpoint where it was best."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import main as program
+from reweighting.evaluate import __main__ as evaluation
+from reweighting.evaluate import results as evaluation_results
 from reweighting.records.samples import CandidatesSample
 from reweighting.reward_model import RewardModel
 from reweighting.training import validation
@@ -27,6 +29,125 @@ def candidates(dataset) -> Path:
     path = dataset / "validation.json"
     path.write_text(json.dumps(records))
     return path
+
+
+@pytest.fixture(scope="module")
+def labelled(dataset) -> Path:
+    """Twelve chains of the same questions in the layout of VisualProcessBench."""
+    records = json.loads((REPOSITORY / "data" / "validation.json").read_text())[:6]
+    made = []
+    for number, record in enumerate(records):
+        for chain in (0, 1):
+            text = record["candidates"][chain].partition("\nFinal answer")[0]
+            labels = [1 if right else -1 for right in record["step_correct"][chain]]
+            made.append(
+                {
+                    "image": f"images/validation{number}.png",
+                    "question": record["question"],
+                    "response": {"steps": text.split("\n"), "process_correctness": labels},
+                    "data_source": ("MMMU", "WeMath")[number % 2],
+                }
+            )
+    path = dataset / "labelled.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in made))
+    return path
+
+
+def evaluations_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_steps_are_judged_as_evaluate_does_and_the_best_checkpoint_kept(
+    dataset, candidates, labelled, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluation_results.measure, "__defaults__", (5,))
+    flags = ["--eval_steps", str(labelled), "--eval_every", "2", "--lr", "0.01"]
+    run = train(dataset, tmp_path / "run", *flags)
+    captured = capsys.readouterr()
+    found = evaluations_of(run)
+    assert [entry["iteration"] for entry in found] == [2, 4, 6]
+    assert "accuracy" not in found[0] and len({e["steps"]["auroc"] for e in found}) == 3
+    best = json.loads((run / "best" / "evaluation.json").read_text())
+    assert best == max(found, key=lambda entry: entry["steps"]["auroc"])
+    assert f"steps of {labelled}: AUROC {best['steps']['auroc']:.3f}" in captured.out
+    assert f"step AUROC {found[-1]['steps']['auroc']:.3f}" in captured.err  # the progress line
+    assert metrics_of(run)[-1]["step_auroc"] == found[-1]["steps"]["auroc"]
+    assert metrics_of(run)[-1]["step_macro_f1"] == found[-1]["steps"]["macro_f1"]
+    for folder, entry in ((run, found[-1]), (run / "best", best)):
+        out = tmp_path / f"judged_{folder.name}"
+        assert evaluation.main([
+            *("--weights_path", str(folder), "--benchmark", "visualprocessbench"),
+            *("--data", str(labelled), "--image_root", str(dataset), "--output_dir", str(out)),
+            *("--device", "cpu", "--precision", "fp32"),
+        ]) == 0  # fmt: skip
+        judged = json.loads((out / "results.json").read_text())["rows"]["model"]["all steps"]
+        for name in ("auroc", "average_precision", "macro_f1", "f1_right", "f1_wrong"):
+            assert entry["steps"][name] == pytest.approx(judged[name]["value"], abs=1e-9)
+        assert entry["steps"]["calibration_error"] == pytest.approx(
+            judged["calibration_error"]["value"], abs=1e-6
+        )
+    plain = train(dataset, tmp_path / "plain", *flags[-2:])  # judging changes nothing
+    name = "base_model/model.safetensors"
+    assert (plain / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_candidates_come_first_and_a_resumed_run_judges_the_same(
+    dataset, candidates, labelled, tmp_path
+):
+    flags = ["--eval_candidates", str(candidates), "--eval_steps", str(labelled)]
+    flags += ["--eval_every", "2", "--lr", "0.01"]
+    whole = train(dataset, tmp_path / "whole", *flags)
+    found = evaluations_of(whole)
+    assert {"accuracy", "steps"} <= found[0].keys()
+    best = json.loads((whole / "best" / "evaluation.json").read_text())
+    assert best == max(found, key=lambda entry: entry["accuracy"])
+    run = train(dataset, tmp_path / "run", *flags, "--iteration_num", "4")
+    assert_same_run(train(dataset, run, *flags, "--resume"), whole)
+    for name in ("evaluations.jsonl", "best/evaluation.json"):
+        assert (run / name).read_text() == (whole / name).read_text()
+    # Other files may be given from part to part: what they did not judge does not count.
+    longer = [*flags[:2], *flags[4:], "--iteration_num", "8", "--resume"]
+    assert "steps" not in evaluations_of(train(dataset, run, *longer))[-1]
+    longer = [*flags[2:], "--iteration_num", "10", "--resume"]
+    assert "accuracy" not in evaluations_of(train(dataset, run, *longer))[-1]
+
+
+def spoilt(labelled: Path, path: Path, **fields) -> Path:
+    records = [json.loads(line) for line in labelled.read_text().splitlines()]
+    path.write_text(json.dumps([record | fields for record in records]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"question": ""}, "record 1: field 'question'"),
+        ({"image": "nowhere.png"}, "record 1: field 'image'"),
+        ({"response": {"steps": ["a"], "process_correctness": [1]}}, "both right and wrong"),
+        ({"response": {"steps": ["a"], "process_correctness": []}}, "0 labels for 1 steps"),
+    ],
+)
+def test_steps_that_cannot_be_judged_are_refused_before_training(
+    dataset, candidates, labelled, tmp_path, capsys, fields, said
+):
+    path = spoilt(labelled, tmp_path / "spoilt.json", **fields)
+    flags = command(dataset, tmp_path / "run", "--eval_steps", str(path))
+    assert program.main([*flags, "--dry_run"]) == 2
+    assert program.main(flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_layout_that_nothing_tells_is_refused(dataset, tmp_path, capsys):
+    flags = command(dataset, tmp_path / "run", "--eval_steps", str(dataset / "train.json"))
+    assert program.main(flags) == 2
+    assert "no field that tells its layout: 'step_correct' (candidates)" in capsys.readouterr().err
+
+
+def test_own_candidates_serve_as_steps_too(dataset, candidates, tmp_path):
+    flags = ["--eval_candidates", str(candidates), "--eval_steps", str(candidates)]
+    [entry] = evaluations_of(train(dataset, tmp_path / "run", *flags))
+    assert entry["steps"]["steps"] == 6 * 8 * 5 and entry["questions"] == 6
 
 
 def test_accuracy_is_logged_and_the_best_checkpoint_kept(dataset, candidates, tmp_path, capsys):

@@ -109,16 +109,16 @@ def test_the_share_of_misled_questions_is_exact(misled):
     for item in items:
         by_source[item.domain].append(item.corrupted)
     shares = sorted(source.share for source in by_source)
-    assert shares[:2] == [0, 0] and shares[-1] == pytest.approx(0.95, abs=0.01)
-    # Where few are misled in all, the next sources' shares round to none.
-    assert shares.count(0) == 2 if misled > 0.2 else 2 <= shares.count(0) <= 4
-    assert len(set(shares)) == 11 - shares.count(0)
+    # Most sources are sound or nearly all bad; no more than three lie between.
+    assert shares[:2] == [0, 0] and 0.85 < shares[-1] < sources.WORST + 0.01
+    between = [share for share in shares if 0 < share < sources.WORST - 0.01]
+    assert len(between) <= sources.RAMP and len(set(between)) == len(between)
     for source, bad in by_source.items():
         assert np.mean(bad) == pytest.approx(source.share)
     kinds = Counter(source.corruption for source in by_source)
-    assert kinds["none"] == shares.count(0)
-    if misled > 0.2:
-        assert kinds == {"none": 2, "inverted": 6, "shortcut": 1, "images swapped": 1}
+    assert kinds["none"] == shares.count(0) and kinds["inverted"] >= 2
+    if misled >= 0.4:
+        assert set(kinds) == {"none", "inverted", "shortcut", "images swapped"}
 
 
 def test_corruption_is_of_the_stated_kind(items):
@@ -151,7 +151,7 @@ def test_quality_goes_along_with_nothing_else(cards):
             assert abs(rho) <= 0.2 + 1e-9, key
             found[key].append(rho)
         sound = [row["mean_label"] for row in card if row["quality"] == 1]
-        assert len(sound) == 2 and max(sound) - min(sound) >= 0.35
+        assert len(sound) >= 4 and max(sound) - min(sound) >= 0.35
         clean = [row["mean_label_clean"] for row in card]
         assert min(clean) < 0.38 and max(clean) > 0.8
     assert all(abs(np.mean(values)) < 0.1 for values in found.values()), found

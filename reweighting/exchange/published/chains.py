@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...records.steps import MAX_STEPS, layout
+from ...records.steps import MAX_STEPS, layout, split_steps
 from ..notes import image_path
 from .rows import Row
 
@@ -149,14 +149,26 @@ def meta_record(chain: Chain) -> dict:
     }
 
 
+def step_correct(chain: Chain) -> list[bool | None]:
+    """Whether each of our steps of the response is right: some continuation of it ended right.
+
+    None for a step that ends where the set has no label.
+    """
+    start = layout(chain.response).start
+    known = {text[start:]: label.accuracy > 0 for _, text, label in chain.prefixes}
+    return [known.get(prefix) for prefix in split_steps(chain.response)]
+
+
 def candidates_record(chains: Sequence[Chain]) -> dict:
-    """All these chains of one question as a candidates record."""
+    """All these chains of one question as a candidates record, with the labels of their steps."""
     first = chains[0]
-    record = {
+    record: dict = {
         "question": first.question,
         "image_path": image_path(first.images),
         "candidates": [chain.response for chain in chains],
         "true_false": [bool(chain.right) for chain in chains],
         "dataset": first.domain,
     }
+    if any(chain.prefixes for chain in chains):
+        record["step_correct"] = [step_correct(chain) for chain in chains]
     return record if first.truth is None else record | {"answer": first.truth}

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 
-from .completion import MAX_ANSWER_BYTES
+from .body import MAX_ANSWER_BYTES
 
 
 class BoundedClient(openai.DefaultAioHttpClient):

@@ -1,6 +1,6 @@
-"""Finished rollouts on disk, one JSON line each, so that no rollout is paid for twice.
+"""Finished answers on disk, one JSON line each, so that no answer is paid for twice.
 
-A line is handed to the operating system in one write as soon as its rollout has arrived: a killed
+A line is handed to the operating system in one write as soon as its answer has arrived: a killed
 process loses only what was in flight. (A power failure may cost the last seconds; syncing every
 line would cost more than it saves.)
 """
@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..system.files import BrokenLine, FileError, json_line, parse_json, read_json_lines
+from .files import BrokenLine, FileError, json_line, parse_json, read_json_lines
 
 
 class Journal:
-    """An append-only file of rollouts by key. Memory holds the places of the lines, not the texts.
+    """An append-only file of answers by key. Memory holds the places of the lines, not the texts.
 
     Args:
         path: created if it does not exist. A last line that a kill has torn is cut off.
@@ -34,7 +34,7 @@ class Journal:
             raise FileError(f"{path}: {error.strerror or error}") from error
         self._places: dict[str, tuple[int, int]] = {}  # key -> offset and length of its line
         self._end = 0
-        self.tokens_in = self.tokens_out = 0  # of all rollouts in the file
+        self.tokens_in = self.tokens_out = 0  # of all answers in the file
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
@@ -59,9 +59,9 @@ class Journal:
                 try:
                     key, used = record["key"], (record["tokens_in"], record["tokens_out"])
                 except (TypeError, KeyError) as error:
-                    raise FileError(f"{self.path}: line {number} is no rollout") from error
+                    raise FileError(f"{self.path}: line {number} is no finished answer") from error
                 if not isinstance(key, str) or not all(isinstance(n, int) for n in used):
-                    raise FileError(f"{self.path}: line {number} is no rollout")
+                    raise FileError(f"{self.path}: line {number} is no finished answer")
                 self._add(key, len(line), used)
                 expected += 1
         except BrokenLine as error:
