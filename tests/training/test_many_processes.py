@@ -31,7 +31,6 @@ SCENARIOS = {
 LONGER = {  # with 20 bilevel cycles
     **SCENARIOS,
     "plus_minus": "--score_head plus_minus --loss mse --batch_by cot",
-    "fp16": "--precision fp16",
     "darts": "--hypergradient darts --meta_max_grad_norm 1e-6",
     "own_features": "--reweighting instance_net --no_detach_features --lora_rank 4",
 }
@@ -240,7 +239,6 @@ def test_twenty_cycles_are_those_of_one_process(data, tmp_path, processes):
     cycles = {
         name: (flags_of(data, tmp_path, flags, processes, 4, "--iteration_num", "40"), True)
         for name, flags in LONGER.items()
-        if "fp16" not in flags
     }
     launched(tmp_path, {"cycles": cycles}, processes)
     for name in cycles:
