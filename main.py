@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from reweighting.system import terminal
+from reweighting.system.processes import EndedElsewhere, Processes, ProcessLost, launched_rank
 from reweighting.training.arguments import parse_arguments
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
@@ -30,6 +32,8 @@ BETTY_INSTALL = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, check, train; returns the exit code of the process."""
+    if launched_rank() > 0:  # the first process speaks for all that a launcher has started
+        terminal.mute()
     arguments = parse_arguments(argv)  # torch is imported only after this, so --help is quick
     terminal.quiet()
     try:
@@ -47,8 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     from reweighting.system.files import FileError
     from reweighting.training.build import SetupError
 
+    processes = Processes.of_launcher(arguments.device)
     try:
-        return run(arguments)
+        return run(arguments, processes)
+    except EndedElsewhere as error:
+        return 2 if isinstance(error.__cause__, (DataError, SetupError)) else 1
+    except ProcessLost as error:
+        if processes.first:
+            print(file=sys.stderr)
+            terminal.error(f"{error}; the last checkpoint is left as it was")
+        return 1
     except (DataError, SetupError, FileError) as error:
         for note in getattr(error, "notes", []):
             terminal.warning(note)
@@ -59,21 +71,41 @@ def main(argv: list[str] | None = None) -> int:
         terminal.error(f"{where}{error.strerror or error}; the last checkpoint is left as it was")
         return 1
     except NonFiniteLoss as error:
-        print(file=sys.stderr)  # ends the progress line
-        terminal.error(f"{error}; the last checkpoint is left as it was")
+        if processes.first:
+            print(file=sys.stderr)  # ends the progress line
+            terminal.error(f"{error}; the last checkpoint is left as it was")
         return 1
+    finally:
+        processes.leave()
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, processes: Processes) -> int:
     """Check everything that can be checked before training, then train."""
     from reweighting.records.dataset import load_data
     from reweighting.system.files import DirectoryLock
+
+    data = processes.in_turn(lambda: load_data(arguments, progress=processes.first))
+    encoder, steps = processes.together(lambda: check(arguments, data))
+    if arguments.dry_run:
+        processes.together(lambda: plan(arguments, data, encoder) if processes.first else None)
+        return 0
+    if data.meta:
+        print(f"{terminal.printable(arguments.meta_json_file)}: {data.meta.description()}")
+    lock = processes.together(
+        lambda: DirectoryLock(arguments.weights_path) if processes.first else nullcontext()
+    )
+    with lock:
+        engine = processes.together(lambda: make_engine(arguments, data, encoder, steps, processes))
+        return engine.run()
+
+
+def check(arguments: argparse.Namespace, data: Data) -> tuple[PromptEncoder, LabelledSteps | None]:
+    """Look at the model, the checkpoint that the run starts from, and the steps it is judged by."""
     from reweighting.training.build import check_start, make_encoder
-    from reweighting.training.dry_run import advice, print_plan
-    from reweighting.training.resume import check_resume, checkpoint_to_resume
+    from reweighting.training.dry_run import advice
+    from reweighting.training.resume import checkpoint_to_resume
     from reweighting.training.validation import load_eval_steps
 
-    data = load_data(arguments)
     steps = load_eval_steps(arguments)
     for note in [*data.warnings, *advice(arguments, data)]:
         terminal.warning(note)
@@ -81,14 +113,16 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint, _ = checkpoint_to_resume(arguments)
     for note in check_start(arguments, data, checkpoint):
         print(note)
-    if arguments.dry_run:
-        check_resume(arguments, data)
-        print_plan(arguments, data, encoder)
-        return 0
-    if data.meta:
-        print(f"{terminal.printable(arguments.meta_json_file)}: {data.meta.description()}")
-    with DirectoryLock(arguments.weights_path):
-        return make_engine(arguments, data, encoder, steps).run()
+    return encoder, steps
+
+
+def plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder) -> None:
+    """Print what the run would do and need."""
+    from reweighting.training.dry_run import print_plan
+    from reweighting.training.resume import check_resume
+
+    check_resume(arguments, data)
+    print_plan(arguments, data, encoder)
 
 
 def make_engine(
@@ -96,6 +130,7 @@ def make_engine(
     data: Data,
     encoder: PromptEncoder,
     steps: LabelledSteps | None = None,
+    processes: Processes | None = None,
 ) -> ReweightingEngine:
     """The two-level problem (DreamPRM, section 3) as a pair of Betty problems, in their engine."""
     import torch
@@ -119,7 +154,7 @@ def make_engine(
         name="lower",
         config=Config(type=HYPERGRADIENTS[a.hypergradient], unroll_steps=a.unroll_steps),
         module=model,
-        batches=build.train_batches(a, data, encoder, progress),
+        batches=build.train_batches(a, data, encoder, progress, processes),
         loss=a.loss,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
@@ -131,6 +166,7 @@ def make_engine(
         fixed_weights=build.make_fixed_weights(a, data),
         cold=progress.cold,
         compiled=a.compile,
+        processes=processes,
     )
     if not a.learn_weights:
         return ReweightingEngine(a, data, progress, lower, None, state, steps)
@@ -142,13 +178,14 @@ def make_engine(
         name="upper",
         config=Config(retain_graph=True),  # Betty asks for the direct gradient of α first
         module=weighting,
-        batches=build.meta_batches(a, data, encoder, progress),
+        batches=build.meta_batches(a, data, encoder, progress, processes),
         loss=a.meta_loss,
         target=a.meta_target,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
         max_grad_norm=a.meta_max_grad_norm,
         precision=a.precision,
+        processes=processes,
     )
     # The two meet here: α weighs the losses of `lower`, and `upper` judges the φ that follows.
     return ReweightingEngine(a, data, progress, lower, upper, state, steps)

@@ -61,6 +61,8 @@ NOT_RUN = {
     ". .venv/bin/activate": "belongs to an installation",
     "pre-commit ": "needs another package and git hooks",
     "vllm serve": "needs a GPU",
+    "torchrun ": "takes GPUs; tests/training start two processes on a CPU",
+    "srun ": "takes several machines",
     "export ": "sets a variable of the shell",
 }
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from ..system.processes import Processes, StreamedSum
 
 PIECE = {"cpu": 2**18, "cuda": 2**24}  # numbers that are worked on at a time
 SMALL = {"cpu": 2**14, "cuda": 2**18}  # numbers of a parameter that is worked on with others
@@ -28,6 +30,8 @@ class AdamWStep:
         gradients: g of every parameter, before clipping; :meth:`pull_back` overwrites them.
         clip: the factor ≤ 1 by which gradient clipping multiplied g.
         compiled: let ``torch.compile`` fuse the arithmetic.
+        processes: which together have the meta batch: v is summed over them before it is pulled
+            back, since the step is no linear function of g.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class AdamWStep:
         gradients: list[torch.Tensor],
         clip: float,
         compiled: bool = False,
+        processes: Processes | None = None,
     ) -> None:
         self.gradients: list[torch.Tensor] | None = gradients
         self.compiled = compiled
@@ -47,8 +52,14 @@ class AdamWStep:
             for group in optimizer.param_groups
             for parameter in group["params"]
         ]
+        self._processes = processes or Processes()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._places: dict[int, torch.Tensor] = {}  # where u of a parameter is written to
         self._waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # number, v, u
         self._along: float | torch.Tensor = 0.0  # ⟨g, u⟩ of the parameters pulled back so far
+        self._sums = StreamedSum(self._processes, self.gradients, self._take)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """φ', in the order of the gradients."""
@@ -58,7 +69,7 @@ class AdamWStep:
         """The same step with a copy of g, so that one more vector can be pulled back through it."""
         other = copy.copy(self)
         other.gradients = [gradient.clone() for gradient in self.gradients]
-        other._waiting, other._along = [], 0.0
+        other._begin()
         return other
 
     @functools.cached_property
@@ -121,11 +132,16 @@ class AdamWStep:
         """
         gradient = self.gradients[number]
         found = gradient if self.clip == 1 else torch.empty_like(gradient)
-        self._waiting.append((number, vector, found))
-        # One small parameter between matrix products takes several times as long as among others.
-        if sum(v.numel() for _, v, _ in self._waiting) >= PIECE.get(found.device.type, 0):
-            self._pull_back()
+        self._places[number] = found
+        self._sums.add(number, vector)
         return found
+
+    def _take(self, number: int, vector: torch.Tensor) -> None:
+        """Pull v of a parameter back, now that it is summed, or soon."""
+        self._waiting.append((number, vector, self._places[number]))
+        # One small parameter between matrix products takes several times as long as among others.
+        if sum(v.numel() for _, v, _ in self._waiting) >= PIECE.get(vector.device.type, 0):
+            self._pull_back()
 
     @torch.no_grad()
     def _pull_back(self) -> None:
@@ -142,8 +158,11 @@ class AdamWStep:
             _spread(u, parts)
         self._waiting.clear()
 
-    def finish(self, vector: list[torch.Tensor]) -> float:
+    def finish(self, vector: Sequence[torch.Tensor]) -> float:
         """Complete u in ``vector``, the clipping included; return ⟨g, u⟩ and release g."""
+        for number in self._sums.missing():  # v is zero here, but not on other processes
+            self._places[number] = vector[number]
+        self._sums.finish()
         self._pull_back()
         along = float(self._along)
         if self.clip < 1:
@@ -270,7 +289,7 @@ def _moment(state: torch.Tensor) -> torch.Tensor:
     return state.dequantize() if hasattr(state, "block_size") else state
 
 
-def inner(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+def inner(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> float:
     """⟨left, right⟩ over lists of tensors, summed in float64: terms of both signs cancel."""
     return sum(
         (a * b).sum(dtype=torch.float64)

@@ -29,6 +29,7 @@ class TrainBatch(ByValue):
     records: torch.Tensor  # [B], record number in the file, from 1
     record_of_prompt: torch.Tensor  # [R], which of the B records a prompt belongs to
     features: torch.Tensor | None = None  # [R, F], the instance net's inputs in the lower step
+    whole: int | None = None  # records of the batch on all processes; None: all of it is here
 
     def to(self, device: torch.device | str) -> TrainBatch:
         return replace(
@@ -90,6 +91,8 @@ class MetaBatch(ByValue):
     true_false: torch.Tensor  # [M], 1 right, 0 wrong
     records: torch.Tensor  # [M], record number in the file, from 1
     question: torch.Tensor  # [M], which unit a chain was drawn with: its question, or it alone
+    whole: int | None = None  # losses of the batch on all processes; None: all of it is here
+    idle: bool = False  # it is another process's, and only scored because there is none for this
 
     def to(self, device: torch.device | str) -> MetaBatch:
         return replace(
@@ -108,6 +111,14 @@ class MetaBatch(ByValue):
             true_false=self.true_false.pin_memory(),
             question=self.question.pin_memory(),
         )
+
+
+AnyBatch = TypeVar("AnyBatch", TrainBatch, MetaBatch)
+
+
+def whole_size(batches: Sequence[TrainBatch]) -> int:
+    """The records of a lower step with these micro-batches, on all processes."""
+    return sum(len(batch.records) if batch.whole is None else batch.whole for batch in batches)
 
 
 class EncodedDataset(Dataset):
@@ -252,6 +263,53 @@ class QuestionStream(Sampler[list[tuple[int, ...]]]):
         return tuple(sorted(right[:rights] + wrong[: room - rights]))
 
 
+class Share(Sampler[list]):
+    """The part of every batch of ``stream`` that one of several processes has.
+
+    The parts are successive, whole units in their order, and of nearly equal size. If there are
+    fewer units than processes, one that has none gets the last one, see :attr:`MetaBatch.idle`.
+
+    Args:
+        stream: endless batches of units, the same for all processes.
+        rank: of the process.
+        count: of processes.
+    """
+
+    def __init__(self, stream: ShuffledStream | QuestionStream, rank: int, count: int) -> None:
+        self.stream = stream
+        self.rank = rank
+        self.count = count
+
+    def __iter__(self) -> Iterator[list]:
+        return (self.part(batch) or batch[-1:] for batch in self.stream)
+
+    def part(self, batch: list) -> list:
+        """The units of ``batch`` that are this process's."""
+        sizes = [len(unit) if isinstance(unit, tuple) else 1 for unit in batch]
+        ends, total = itertools.accumulate(sizes), sum(sizes)
+        # A unit belongs to the process on whose part of a line its middle lies.
+        return [
+            unit
+            for unit, size, end in zip(batch, sizes, ends, strict=True)
+            if (2 * end - size) * self.count // (2 * total) == self.rank
+        ]
+
+    def shares(
+        self, batches: Iterator[AnyBatch], losses: Callable[[list], int]
+    ) -> Iterator[AnyBatch]:
+        """The loaded ``batches`` of this stream, told what the whole ones are.
+
+        Args:
+            losses: how many losses the units of a batch have.
+        """
+        whole: Iterable[list] = self.stream
+        for batch, units in zip(batches, whole, strict=False):
+            batch.whole = losses(units)
+            if isinstance(batch, MetaBatch):
+                batch.idle = not self.part(units)
+            yield batch
+
+
 def filled(units: Iterable[T], batch_size: int, size: Callable[[T], int]) -> Iterator[list[T]]:
     """Batches of successive ``units`` whose sizes together are at most ``batch_size``."""
     batch, room = [], batch_size
@@ -271,7 +329,7 @@ def batch_loader(
     units: Sequence[Sequence[TrainSample | MetaSample]],
     encoder: PromptEncoder,
     collate,
-    stream: ShuffledStream | QuestionStream,
+    stream: ShuffledStream | QuestionStream | Share,
     workers: int,
     pin_memory: bool,
 ) -> DataLoader:

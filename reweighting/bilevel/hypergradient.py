@@ -14,6 +14,10 @@ and no finite difference:
   (:func:`inner_products`). φ is recovered from φ' by undoing the optimizer step, which costs no
   memory between steps. Records that share one weight are spared the pass (:mod:`.largest_group`).
 
+Of several processes (:mod:`~reweighting.system.processes`) each has a share of the records of both
+levels. g and v are their sums, B counts the records of all; each process finds s_j of its own
+records, and the upper level sums what follows for α.
+
 Betty's engine calls this function under the name ``unrolled``. The published central difference,
 with its errors mended, is registered as ``finite_difference``.
 """
@@ -33,6 +37,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .adamw_step import AdamWStep, inner
+from .batches import whole_size
 from .largest_group import largest_group, with_remainder
 
 DIFFERENCE_RADIUS = 0.01  # length of the finite difference's step, as in Betty and DARTS
@@ -164,6 +169,7 @@ def finite_differences(lower, vector: list[torch.Tensor]) -> list[Products]:
     in fp32 at perturbed *copies* of the parameters: bf16 would round the perturbation away, and
     nothing has to be restored afterwards.
     """
+    lower.processes.sum_(vector)
     parameters = dict(zip(lower.parameter_names(), lower.trainable_parameters(), strict=True))
     radius = DIFFERENCE_RADIUS / (inner(vector, vector) ** 0.5 + 1e-15)
 
@@ -211,7 +217,7 @@ def _by_batch(
     """
     found = []
     for batches, factor in zip(lower.window, factors, strict=False):
-        records = sum(len(batch.records) for batch in batches)
+        records = whole_size(batches)
         for batch in batches:
             part = products(batch).times(factor)
             values = None if part.values is None else part.values / records

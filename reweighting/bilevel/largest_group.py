@@ -29,8 +29,11 @@ class Group:
 
 
 def largest_group(lower) -> Group | None:
-    """The group with the most tokens; None if every record's s_j is needed."""
-    if len(lower.window) > 1 or not lower.weighting.detached:
+    """The group with the most tokens; None if every record's s_j is needed.
+
+    Other processes would have to spare the same group, and they hold other records.
+    """
+    if len(lower.window) > 1 or not lower.weighting.detached or lower.processes.count > 1:
         return None
     [batches] = lower.window
     groups: dict[int, Group] = {}

@@ -21,8 +21,9 @@ from betty.problems import ImplicitProblem
 from torch.func import functional_call
 
 from ..system.device import autocast
+from ..system.processes import Processes
 from . import hypergradient
-from .batches import MetaBatch, TrainBatch
+from .batches import MetaBatch, TrainBatch, whole_size
 from .objectives import chain_losses, group_means, mean_log_odds, pair_losses, record_losses
 from .weighting import Weighting
 
@@ -52,6 +53,7 @@ class _Problem(ImplicitProblem):
         lr_scheduler: stepped by the problem itself after each of its optimizer steps; Betty would
             step its own after every micro-batch.
         max_grad_norm: larger gradients are scaled down to this norm; 0 turns clipping off.
+        processes: that share every batch; this one alone if not given.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class _Problem(ImplicitProblem):
         precision: str = "fp32",
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         max_grad_norm: float = 0.0,
+        processes: Processes | None = None,
         **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
+        self.processes = processes or Processes()
         self.compute_precision = precision
         self.lr_scheduler = lr_scheduler
         self.max_grad_norm = max_grad_norm
@@ -95,16 +99,17 @@ class _Problem(ImplicitProblem):
         with self.autocast():
             return self.training_step(batch)
 
-    def check_finite(self, loss: torch.Tensor, records: torch.Tensor) -> float:
-        """The value of ``loss``.
+    def check_finite(self, loss: torch.Tensor | float, records: torch.Tensor) -> float:
+        """The value of ``loss``, which is that of all processes.
 
         Raises:
             NonFiniteLoss: it is NaN or infinite.
         """
-        value = loss.item()
+        value = float(loss)
         if not math.isfinite(value):
             raise NonFiniteLoss(
-                f"the {self.name} loss is {value} for records {records.tolist()} "
+                f"the {self.name} loss is {value} for records "
+                f"{self.processes.join(records).tolist()} "
                 f"of the {'train' if self.name == 'lower' else 'meta'} file"
             )
         return value
@@ -221,16 +226,17 @@ class Lower(_Problem):
         self.last_step = None  # frees its gradients before new ones are made
         self.cur_batch = self.get_batch()
         self.window.append(self.cur_batch)
-        records = sum(len(batch.records) for batch in self.cur_batch)
+        records = whole_size(self.cur_batch)
         losses = []
         for micro_batch in self.cur_batch:
             loss = self.training_step_exec(micro_batch) / records
             self.loss_scaler.scale(loss).backward()
             losses.append(loss.detach())
         # Reading a loss waits for a GPU, so all work of the step is handed to it before.
+        values = self.processes.sum_step(self.gradients(), torch.stack(losses))
         self.last_loss = sum(
             self.check_finite(loss, micro_batch.records)
-            for loss, micro_batch in zip(losses, self.cur_batch, strict=True)
+            for loss, micro_batch in zip(values, self.cur_batch, strict=True)
         )
         self.optimizer_step()
         if self.lr_scheduler is not None:
@@ -238,13 +244,17 @@ class Lower(_Problem):
         self.zero_grad()
         return {"loss": self.last_loss}
 
-    def optimizer_step(self) -> None:
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradient of every trainable parameter."""
         parameters = self.trainable_parameters()
         for parameter in parameters:
             if parameter.grad is None:  # this batch does not reach that part of the model
                 parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in parameters]
+
+    def optimizer_step(self) -> None:
         self.loss_scaler.unscale_(self.optimizer)
-        gradients = [parameter.grad for parameter in parameters]
+        parameters, gradients = self.trainable_parameters(), self.gradients()
         clip = 1.0
         if self.max_grad_norm > 0:
             norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -258,7 +268,9 @@ class Lower(_Problem):
         self.loss_scaler.update()
         skipped = self.loss_scaler.get_scale() < scale
         if self.parents and self.keeps_steps and not skipped:
-            self.last_step = hypergradient.AdamWStep(self.optimizer, gradients, clip, self.compiled)
+            self.last_step = hypergradient.AdamWStep(
+                self.optimizer, gradients, clip, self.compiled, self.processes
+            )
 
     @property
     def keeps_steps(self) -> bool:
@@ -274,8 +286,8 @@ class Lower(_Problem):
         step = self.last_step
         if step is None or step.clip == 1 or len(self.window) > 1 or not self.weighting.detached:
             return False
-        numbers = [self.weighting.sharing(batch) for batch in self.cur_batch]
-        return len(torch.cat(numbers).unique()) == 1
+        numbers = torch.cat([self.weighting.sharing(batch) for batch in self.cur_batch])
+        return len(self.processes.join(numbers).unique()) == 1
 
     def end_cold_start(
         self,
@@ -298,13 +310,16 @@ class Lower(_Problem):
         """Read again the batches of the last lower steps, which the next hypergradient needs.
 
         Args:
-            features: those that the weighting saw, ``[R, F]`` for each micro-batch of each step;
-                they depend on parameters that are gone.
+            features: those that the weighting saw, ``[R, F]`` for each micro-batch of each step, on
+                all processes; they depend on parameters that are gone.
         """
         for seen_in_step in features:
             step = self.get_batch()
             for batch, seen in zip(step, seen_in_step, strict=True):
-                batch.features = None if seen is None else seen.to(self.device)
+                if seen is not None:
+                    sizes = self.processes.gather(len(batch.accuracy))
+                    own = seen.split(sizes)[self.processes.rank]
+                    batch.features = own.to(self.device)
             self.window.append(step)
 
 
@@ -329,6 +344,7 @@ class Upper(_Problem):
         super().__init__(*args, **kwargs)
         self.loss = loss
         self.target = target
+        self._loss, self._records = torch.tensor(float("nan")), torch.empty(0)
         self.hypergradient_norm = float("nan")
         self.loss_scale = FP16_LOSS_SCALE if self.compute_precision == "fp16" else 1.0
         self.lost: collections.Counter[str] = collections.Counter()  # upper steps, by reason
@@ -341,13 +357,16 @@ class Upper(_Problem):
         return self.next_batch()
 
     def training_step(self, batch: MetaBatch) -> torch.Tensor:
-        """Aggregation loss of the meta chains under the present parameters of the reward model."""
+        """Aggregation loss of the meta chains under the present parameters of the reward model.
+
+        Of several processes each computes its share of the mean over all losses.
+        """
         log_odds, chains = self.lower.module(batch.prompts), len(batch.true_false)
         self._true_false = batch.true_false
         if self.target == "prefix":
             losses = chain_losses(log_odds, batch.true_false[batch.chain], self.loss)
             self._losses = group_means(losses.detach(), batch.chain, chains)
-            return losses.mean()
+            return self._mean(losses, batch)
         aggregated = mean_log_odds(log_odds, batch.chain, chains)
         if self.loss == "rank":
             losses = pair_losses(aggregated, batch.true_false, batch.question)
@@ -356,18 +375,37 @@ class Upper(_Problem):
         else:
             losses = chain_losses(aggregated, batch.true_false, self.loss)
         self._losses = losses.detach()
-        return losses.mean()
+        return self._mean(losses, batch)
+
+    def _mean(self, losses: torch.Tensor, batch: MetaBatch) -> torch.Tensor:
+        if batch.whole is None:
+            return losses.mean()
+        if batch.idle:
+            self._losses, self._true_false = self._losses[:0], self._true_false[:0]
+            return losses.sum() * 0
+        return losses.sum() / batch.whole
 
     def get_loss(self, batch: MetaBatch) -> tuple[torch.Tensor, dict[str, float]]:
         loss = self.training_step_exec(batch)
-        self.last_loss = self.check_finite(loss, batch.records)
-        self.on_losses(self.last_loss, self._losses, self._true_false)
-        return loss * self.loss_scale, {"loss": self.last_loss}
+        self._loss, self._records = loss.detach(), batch.records
+        return loss * self.loss_scale, {}
 
     def backward(self, *args, **kwargs) -> None:
         """The meta gradient and, by Betty, the hypergradient that follows from it."""
         with hypergradient.pulled_back(self.lower.last_step):
             super().backward(*args, **kwargs)
+        self._sum_over_processes()
+        self.on_losses(self.last_loss, self._losses, self._true_false)
+
+    def _sum_over_processes(self) -> None:
+        """Add up the meta loss and the hypergradient, of which each process has its share."""
+        loss = self._loss.float().reshape(1)
+        reached = [p for p in self.trainable_parameters() if p.grad is not None]
+        self.processes.sum_([loss, *(p.grad for p in reached if not p.grad.is_sparse)])
+        for parameter in reached:
+            if parameter.grad.is_sparse:  # a table, of which a step reaches few rows
+                parameter.grad = self.processes.join_sparse(parameter.grad)
+        self.last_loss = self.check_finite(loss, self._records)
 
     def grad_callback(self) -> None:
         """Called by Betty when the hypergradient is known."""
@@ -397,7 +435,10 @@ class Upper(_Problem):
         return {
             **super().state_dict(),
             "module": self.module.state_dict(),
-            "features": [[b.features for b in step] for step in self.lower.window],
+            "features": [
+                [None if b.features is None else self.processes.join(b.features) for b in step]
+                for step in self.lower.window
+            ],
             "last_loss": self.last_loss,
             "hypergradient_norm": self.hypergradient_norm,
             "loss_scale": self.loss_scale,

@@ -288,7 +288,12 @@ def train_units(arguments: argparse.Namespace, train: Sequence[TrainSample]) -> 
     return Units(train, chains_of(train) if arguments.batch_by == "cot" else None)
 
 
+def step_size(arguments: argparse.Namespace) -> int:
+    """How many units a lower step takes, on all processes."""
+    return arguments.batch_size * arguments.processes * arguments.gradient_accumulation
+
+
 def total_steps(arguments: argparse.Namespace, units: int) -> int:
     """Lower steps of the run: ``--iteration_num`` or ``--max_epoch``, whichever ends first."""
-    per_step = arguments.batch_size * arguments.gradient_accumulation
-    return min(arguments.iteration_num, max(1, arguments.max_epoch * units // per_step))
+    epochs = arguments.max_epoch * units // step_size(arguments)
+    return min(arguments.iteration_num, max(1, epochs))

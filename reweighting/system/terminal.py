@@ -13,6 +13,7 @@ from typing import NoReturn
 
 MAX_SHOWN = 200  # characters of a text that a message quotes
 MAX_LINE = 1000  # characters of a message
+_muted = False  # see mute()
 
 
 def printable(text: object, limit: int = MAX_SHOWN) -> str:
@@ -30,6 +31,13 @@ def _spelled(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
+def mute() -> None:
+    """Print nothing but errors from now on: another process of the same command says the rest."""
+    global _muted
+    _muted = True
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def error(text: object) -> None:
     """Print an error, of one line or several, to standard error."""
     _say("error", text)
@@ -37,7 +45,8 @@ def error(text: object) -> None:
 
 def warning(text: object) -> None:
     """Print a warning to standard error."""
-    _say("warning", text)
+    if not _muted:
+        _say("warning", text)
 
 
 def _say(kind: str, text: object) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from ..records.flags import DEFAULT_SIZE, SIZED
 from ..system.files import unwritable
+from ..system.processes import launched, launched_here, launched_local_rank
 from ..system.terminal import printable
 from .flags import build_parser
 from .presets import PRESETS
@@ -46,10 +47,12 @@ def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
     - ``by_instance``: whether every record has a weight of its own;
     - ``learn_weights``: whether there is an upper level;
     - ``cold_start_lr`` and ``cold_start_weight_decay``: without a flag, those of the lower level;
+    - ``processes``: how many processes share every batch;
     - ``subset_size``: without a flag, a default unless there is a ``subset_share``;
     - ``device``: a CUDA device with its number.
     """
     a = argparse.Namespace(**vars(arguments))
+    a.processes = processes_of(a)
     a.by_instance = a.reweighting.startswith("instance_")
     a.learn_weights = learns_weights(a)
     if a.cold_start_lr is None:
@@ -69,8 +72,18 @@ def learns_weights(arguments: argparse.Namespace) -> bool:
     return arguments.reweighting != "none" and not given
 
 
+def processes_of(arguments: argparse.Namespace) -> int:
+    """How many processes share the batches of the run."""
+    return launched() if arguments.strategy == "distributed" else 1
+
+
 def cuda_number(arguments: argparse.Namespace) -> int:
-    """The number of the CUDA device that ``--device`` or else ``--local_rank`` names."""
+    """The number of the CUDA device that ``--device`` or else ``--local_rank`` names.
+
+    Every process that a launcher starts has a device of its own.
+    """
+    if processes_of(arguments) > 1:
+        return launched_local_rank()
     return int(DEVICE.fullmatch(arguments.device)[1] or arguments.local_rank)
 
 
@@ -79,6 +92,11 @@ def problems(arguments: argparse.Namespace) -> Iterator[str]:
     yield from _problems_of_levels(arguments)
     yield from _problems_of_device(arguments)
     a = arguments
+    if a.strategy == "default" and launched() > 1:
+        yield (
+            f"a launcher has started {launched()} processes: --strategy distributed makes one run "
+            "of them"
+        )
     if not 0 <= a.seed < 2**31:
         yield f"--seed must lie in 0 ... {2**31 - 1}, is {a.seed}"
     if a.optimizer == "adamw_8bit" and a.precision != "bf16":
@@ -126,7 +144,7 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
                 "--meta_loss rank compares whole chains: it cannot go with --meta_target prefix, "
                 "since prefixes of two chains have no counterparts"
             )
-        if a.meta_batch_size < 2:
+        if a.meta_batch_size * processes_of(a) < 2:
             yield (
                 "--meta_loss rank compares chains of one question: it needs a --meta_batch_size of "
                 "2 or more"
@@ -157,8 +175,13 @@ def _problems_of_device(a: argparse.Namespace) -> Iterator[str]:
             yield "--local_rank numbers CUDA devices and means nothing with --device cpu"
     elif device[1] and a.local_rank:
         yield f"--device {a.device} already names a device: leave out --local_rank"
+    elif processes_of(a) > 1 and (device[1] or a.local_rank):
+        yield (
+            "the launcher gives every process a device of its own: leave out --local_rank and the "
+            "number in --device"
+        )
     elif not a.dry_run:  # a dry run plans for a device of another machine
         from ..system.device import unusable  # takes seconds: --help does without it
 
-        if reason := unusable(f"cuda:{cuda_number(a)}"):
+        if reason := unusable(f"cuda:{max(cuda_number(a), launched_here() - 1)}"):
             yield f"--device {a.device}: {reason}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from ..bilevel.batches import (
     CollateTrain,
     MetaBatch,
     QuestionStream,
+    Share,
     ShuffledStream,
     TrainBatch,
     batch_loader,
@@ -33,6 +34,7 @@ from ..records.dataset import Data, Units, total_steps, train_units
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import RewardModel
 from ..system.checkpoints import finding, opening, weight_tables
+from ..system.processes import Processes
 from ..system.terminal import printable, warning
 from .progress import Progress
 
@@ -70,40 +72,80 @@ def window(arguments: argparse.Namespace) -> int:
 
 
 def train_batches(
-    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder, progress: Progress
+    arguments: argparse.Namespace,
+    data: Data,
+    encoder: PromptEncoder,
+    progress: Progress,
+    processes: Processes | None = None,
 ) -> Iterator[TrainBatch]:
     """Endless micro-batches of the lower level, from where the run stands.
 
     A resumed run begins earlier by the steps that the next hypergradient still needs, see
     :meth:`~..bilevel.problems.Lower.replay`.
     """
+    processes = processes or Processes()
     replayed = progress.since_upper_step if window(arguments) > 1 else 0
     units = train_units(arguments, data.train)
     stream = ShuffledStream(
         len(units),
-        arguments.batch_size,
+        arguments.batch_size * processes.count,
         seed=2 * arguments.seed,
         start=(progress.iteration - replayed) * arguments.gradient_accumulation,
     )
-    return _batches(arguments, units, encoder, CollateTrain(data.domains), stream)
+
+    def losses(batch: list[int]) -> int:
+        return sum(len(units.members(unit)) for unit in batch)
+
+    collate = CollateTrain(data.domains)
+    return _batches(arguments, units, encoder, collate, stream, processes, losses)
 
 
 def meta_batches(
-    arguments: argparse.Namespace, data: Data, encoder: PromptEncoder, progress: Progress
+    arguments: argparse.Namespace,
+    data: Data,
+    encoder: PromptEncoder,
+    progress: Progress,
+    processes: Processes | None = None,
 ) -> Iterator[MetaBatch]:
     """Endless batches of the upper level, from where the run stands."""
-    size, seed, start = arguments.meta_batch_size, 2 * arguments.seed + 1, progress.upper_steps
+    processes = processes or Processes()
+    size = arguments.meta_batch_size * processes.count
+    seed, start = 2 * arguments.seed + 1, progress.upper_steps
     stream: QuestionStream | ShuffledStream
     if arguments.meta_loss == "rank":
         stream = QuestionStream(data.meta, size, seed, start)
     else:
         stream = ShuffledStream(len(data.meta), size, seed, start)
-    return _batches(arguments, Units(data.meta), encoder, collate_meta, stream)
+    prefixes = data.meta.counts("lengths")
+
+    def losses(batch: list) -> int:  # of chains, or of whole questions
+        return int(prefixes[batch].sum()) if arguments.meta_target == "prefix" else len(batch)
+
+    units = Units(data.meta)
+    return _batches(arguments, units, encoder, collate_meta, stream, processes, losses)
 
 
-def _batches(arguments, units, encoder, collate, stream) -> Iterator:
-    pinned = torch.device(arguments.device).type == "cuda"
-    return iter(batch_loader(units, encoder, collate, stream, arguments.num_workers, pinned))
+def _batches(
+    arguments: argparse.Namespace,
+    units: Units,
+    encoder: PromptEncoder,
+    collate: Callable,
+    stream: ShuffledStream | QuestionStream,
+    processes: Processes,
+    losses: Callable[[list], int],
+) -> Iterator:
+    """The batches of ``stream``, or the share of each that is this process's.
+
+    Args:
+        losses: how many losses a batch of units has.
+    """
+    pinned, workers = torch.device(arguments.device).type == "cuda", arguments.num_workers
+    if processes.count == 1:
+        return iter(batch_loader(units, encoder, collate, stream, workers, pinned))
+    share = Share(stream, processes.rank, processes.count)
+    loader = batch_loader(units, encoder, collate, share, workers, pinned)
+    # iter() draws a random number, and must do so when one process does: weights are drawn next.
+    return share.shares(iter(loader), losses)
 
 
 def make_weighting(arguments: argparse.Namespace, data: Data, model: RewardModel) -> Weighting:

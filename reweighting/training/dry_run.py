@@ -22,12 +22,13 @@ from ..bilevel.batches import (
 )
 from ..bilevel.weighting import DomainTable, InstanceNet, InstanceTable
 from ..records.chains import questions_of
-from ..records.dataset import Data, Units, total_steps, train_units
+from ..records.dataset import Data, Units, step_size, total_steps, train_units
 from ..records.samples import MetaSample, TrainSample
 from ..reward_model.encoder import PromptEncoder
 from ..reward_model.model import SEPARATE_FORWARDS, must_fit
 from ..reward_model.network import packs_trees
 from ..reward_model.prefix_tree import PackedTrees, pack
+from ..system.processes import BUCKET
 from ..system.terminal import printable, warning
 from .build import make_scheduler
 from .memory import ALLOCATOR_RESERVE, count_parameters, estimate_memory, load_config
@@ -49,7 +50,7 @@ def advice(arguments: argparse.Namespace, data: Data) -> list[str]:
     one_weight = a.batch_by == "record" or not a.by_instance
     one_step = a.unroll_steps == 1 or a.hypergradient_batches == "last"
     exact = a.hypergradient == "unrolled" and a.detach_features
-    one_record = a.batch_size * a.gradient_accumulation == 1
+    one_record = step_size(a) == 1
     if a.max_grad_norm > 0 and one_record and one_weight and one_step and exact:
         found.append(
             f"--max_grad_norm {a.max_grad_norm:g} with one {a.batch_by} a step: where it clips, "
@@ -97,7 +98,7 @@ def weight_reach(arguments: argparse.Namespace, data: Data) -> tuple[float, floa
     if a.reweighting == "instance_table":
         weighting = InstanceTable(1, a.weight_bounds, a.weight_activation)
         window = a.unroll_steps if a.hypergradient_batches == "all" else 1
-        drawn = a.batch_size * a.gradient_accumulation * window
+        drawn = step_size(a) * window
         distance *= min(1.0, drawn / len(train_units(a, data.train)))
     elif a.reweighting == "instance_net":
         weighting = InstanceNet(bounds=a.weight_bounds)
@@ -134,11 +135,13 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     if arguments.batch_by == "cot":
         print(f"train chains               {len(units):,}")
     total = total_steps(arguments, len(units))
-    epochs = total * arguments.batch_size * arguments.gradient_accumulation / len(units)
+    epochs = total * step_size(arguments) / len(units)
+    if arguments.processes > 1:
+        print(_shares(arguments))
     print(f"lower steps                {total:,} ({epochs:.2f} passes over the train records)")
     if data.meta:
         upper = upper_steps(arguments, data)
-        passes = upper * arguments.meta_batch_size / len(data.meta)
+        passes = upper * arguments.meta_batch_size * arguments.processes / len(data.meta)
         print(f"upper steps                {upper:,} ({passes:.2f} passes over the meta chains)")
     if arguments.learn_weights:
         start, reach, _ = weight_reach(arguments, data)
@@ -159,7 +162,21 @@ def print_plan(arguments: argparse.Namespace, data: Data, encoder: PromptEncoder
     with must_fit(arguments.reward_model, Exception):
         print(f"parameters                 {count_parameters(arguments, encoder):,}")
         memory = max(estimate_memory(arguments, encoder, *batches) for batches in largest)
-    print(f"estimated peak memory      {_peak(arguments, memory, process)}")
+        if arguments.processes > 1:
+            memory += 4 * BUCKET
+    of_each = ", of each process" if arguments.processes > 1 else ""
+    print(f"estimated peak memory      {_peak(arguments, memory, process)}{of_each}")
+
+
+def _shares(arguments: argparse.Namespace) -> str:
+    """One line about the batches of all processes together."""
+    a = arguments
+    meta = f" and {a.meta_batch_size * a.processes:,} meta chains" if a.learn_weights else ""
+    counted = "records" if a.batch_by == "record" else "chains"
+    return (
+        f"batches                    {a.batch_size * a.processes:,} train {counted}{meta}, shared "
+        f"by {a.processes} processes"
+    )
 
 
 def _peak(arguments: argparse.Namespace, tensors: float, process: float) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 import torch
@@ -14,10 +15,10 @@ from betty.configs import EngineConfig
 from betty.engine import Engine
 from tqdm import tqdm
 
-from ..bilevel.batches import TrainBatch
+from ..bilevel.batches import TrainBatch, whole_size
 from ..bilevel.problems import ONE_WEIGHT_CLIPPED, Lower, Upper
 from ..bilevel.weighting import DomainTable
-from ..records.dataset import Data
+from ..records.dataset import Data, step_size
 from ..system.checkpoints import finding, saving
 from ..system.checkpoints.finding import CheckpointError
 from ..system.files import write_json
@@ -59,17 +60,24 @@ class ReweightingEngine(Engine):
         steps: LabelledSteps | None = None,
     ) -> None:
         self.arguments, self.data, self.progress = arguments, data, progress
+        self.processes = lower.processes
         self.directory = Path(arguments.weights_path)
         # A run keeps its name when it is resumed: only its own checkpoints are ever deleted.
         self.loaded = finding.current(self.directory) if state else None
         self.name = (finding.run_of(self.loaded) if self.loaded else None) or uuid.uuid4().hex
         self.moved = MovedShare(lower.module)
-        self.reporter = Reporter(arguments, data.domains)
+        self.reporter = Reporter(arguments, data.domains, self.processes)
         self.validation = Validation(
-            data.validation, arguments.eval_every, self.directory, arguments.precision, steps
+            data.validation,
+            arguments.eval_every,
+            self.directory,
+            arguments.precision,
+            steps,
+            self.processes,
         )
         self._said: set[str] = set()
         self._interrupted: int | None = None
+        self._communicated = 0.0  # seconds, before the run
         self.monitor: DomainMonitor | InstanceMonitor | None = None
         problems, dependencies = [lower], {"u2l": {}, "l2u": {}}
         lower.on_losses = self._note_losses
@@ -93,10 +101,14 @@ class ReweightingEngine(Engine):
                 ) from error
 
     def configure_systems(self) -> dict:
-        """One process on the device asked for (Betty would take any CUDA device it finds)."""
+        """One process on the device asked for (Betty would take any CUDA device it finds).
+
+        Betty knows nothing of other processes either: its way of sharing work averages products of
+        each process's own gradients, which is not the product of the averages.
+        """
         self.device = torch.device(self.arguments.device)
         return {
-            "strategy": self.arguments.strategy,
+            "strategy": "default",
             "backend": None,
             "world_size": 1,
             "rank": 0,
@@ -112,23 +124,25 @@ class ReweightingEngine(Engine):
         self.train()
         progress = self.progress
         previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
-        saving.truncate_metrics(self.directory, progress.iteration)
+        if self.processes.first:
+            saving.truncate_metrics(self.directory, progress.iteration)
         bar = tqdm(
             total=progress.total,
             initial=progress.iteration,
             dynamic_ncols=True,
             bar_format=BAR_FORMAT,
+            disable=not self.processes.first,
         )
-        started = time.monotonic()
+        started, self._communicated = time.monotonic(), self.processes.seconds()
         try:
             with bar, self.reporter:
-                while not progress.finished and self._interrupted is None:
+                while not progress.finished and not self._stopping():
                     self.global_step = progress.iteration + 1
                     self.train_step()
                     progress.iteration += 1
                     self._after_step(bar, time.monotonic() - started)
                 if progress.finished:
-                    self.reporter.write(self.numbers(), time.monotonic() - started)
+                    self._report(time.monotonic() - started)
                 self.save()
             print(
                 outcome(
@@ -136,14 +150,20 @@ class ReweightingEngine(Engine):
                     self.arguments.eval_candidates, self.arguments.eval_steps,
                 )
             )  # fmt: skip
-            if self._interrupted is not None:
+            if self._stopping():
                 print(f"\nto go on: {resume_command()}")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             for problem in self.problems:
                 problem.batches = None  # ends the data workers
-        return 0 if self._interrupted is None else 128 + self._interrupted
+        return 128 + (self._interrupted or signal.SIGTERM) if self._stopping() else 0
+
+    def _stopping(self) -> bool:
+        """Whether to stop after this step: of several processes, all stop after the same one."""
+        if self.processes.count > 1:
+            return self.processes.stopping
+        return self._interrupted is not None
 
     def train_step(self) -> None:
         """One lower step, and the upper step if it is due."""
@@ -164,25 +184,33 @@ class ReweightingEngine(Engine):
         if self.upper is not None:
             self._notice_lost_steps()
         if progress.iteration % arguments.logging_steps == 0:
-            self.reporter.write(self.numbers(), seconds)
+            self._report(seconds)
             if self.upper is not None and not progress.cold:
                 self._notice_divergence()
         if progress.iteration % arguments.save_every_iterations == 0 and not progress.finished:
             self.save()
 
+    def _report(self, seconds: float) -> None:
+        """Write a line of metrics."""
+        if self.monitor is not None:
+            self.monitor.collect()
+        self.reporter.write(self.numbers(), seconds)
+
     def _interrupt(self, number: int, frame) -> None:
-        if self._interrupted is not None:  # asked twice: do not wait for the step to end
-            raise KeyboardInterrupt
-        self._interrupted = number
-        print(
-            "\nstopping after this step, then saving; once more ends it at once, without saving",
-            file=sys.stderr,
-        )
+        alone = self.processes.count == 1
+        if self._interrupted is not None:
+            if alone:  # asked twice: do not wait for the step to end
+                raise KeyboardInterrupt
+            return  # from the user or a scheduler, and from the launcher, which passes it on
+        self._interrupted = self.processes.signal = number
+        if self.processes.first:
+            more = "; once more ends it at once, without saving" if alone else ""
+            print(f"\nstopping after this step, then saving{more}", file=sys.stderr)
 
     # What is noticed on the way
 
     def _note_losses(self, batch: TrainBatch, losses: torch.Tensor, weights: torch.Tensor) -> None:
-        self.reporter.note_losses(batch.domains, losses)
+        self.reporter.note_losses(batch.domains, losses, whole_size([batch]))
         if self.monitor is not None and not self.progress.cold:
             self.monitor.trained(batch, weights)
 
@@ -190,7 +218,7 @@ class ReweightingEngine(Engine):
         self, loss: float, losses: torch.Tensor, true_false: torch.Tensor
     ) -> None:
         self.reporter.note_meta_loss(loss)
-        self.monitor.meta_losses.add(losses, true_false)
+        self.monitor.judged(losses, true_false)
 
     def _notice_divergence(self) -> None:
         if problem := self.monitor.divergence():
@@ -204,7 +232,7 @@ class ReweightingEngine(Engine):
 
     def _notice(self, kind: str, text: str) -> None:
         """Warn once of each kind, without breaking the progress line."""
-        if kind not in self._said:
+        if kind not in self._said and self.processes.first:
             self._said.add(kind)
             tqdm.write(f"warning: step {self.progress.iteration:,}: {text}", file=sys.stderr)
 
@@ -218,7 +246,7 @@ class ReweightingEngine(Engine):
         a, progress = self.arguments, self.progress
         numbers = {
             "iteration": progress.iteration,
-            "epoch": progress.iteration * a.batch_size * a.gradient_accumulation / progress.units,
+            "epoch": progress.iteration * step_size(a) / progress.units,
             "weighted_loss": self.lower.last_loss,
             "learning_rate": float(self.lower.optimizer.param_groups[0]["lr"]),
         }
@@ -227,19 +255,39 @@ class ReweightingEngine(Engine):
         numbers |= self.validation.latest()
         numbers["parameters_moved"] = self.moved.value()
         numbers["waited"] = sum(problem.waited for problem in self.problems)  # seconds
+        numbers["communicated"] = self.processes.seconds() - self._communicated
         return numbers
 
     # Checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint of the present state."""
-        self.loaded = saving.save(
-            self.directory, self.progress.iteration, self._write, self.name, self.loaded
-        )
+        """Write a checkpoint of the present state: the first process does it for all."""
+        state = self.state_dict()
 
-    def _write(self, folder: Path) -> None:
-        self._write_model(folder)
-        torch.save(self.state_dict(), folder / finding.STATE_FILE)
+        def write(folder: Path) -> None:
+            self._write_model(folder)
+            torch.save(state, folder / finding.STATE_FILE)
+
+        def save() -> None:
+            if self.processes.first:
+                self.loaded = saving.save(
+                    self.directory, self.progress.iteration, write, self.name, self.loaded
+                )
+
+        self._check_equal()
+        self.processes.together(save)
+
+    def _check_equal(self) -> None:
+        """Make sure that all processes have the same model: none has lost or doubled a step.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        if self.processes.count == 1:
+            return
+        sample = zlib.crc32(self.moved.sample().numpy().tobytes())
+        if len(set(self.processes.gather(sample))) > 1:
+            raise RuntimeError("the processes have come to different parameters")
 
     def _write_model(self, folder: Path) -> None:
         self.lower.module.save_pretrained(folder)
@@ -248,7 +296,12 @@ class ReweightingEngine(Engine):
         write_json(folder / finding.ARGUMENTS_FILE, vars(self.arguments))
 
     def state_dict(self) -> dict:
-        """Everything that resuming needs besides the reward model and the arguments."""
+        """Everything that resuming needs besides the reward model and the arguments.
+
+        It is the same on all processes, which ask for it together.
+        """
+        if self.monitor is not None:
+            self.monitor.collect()
         state = {
             "iteration": self.progress.iteration,
             "data": self.data.fingerprint,

@@ -186,16 +186,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--strategy",
-        choices=["default"],
+        choices=["default", "distributed"],
         default="default",
-        help="one process on one device, the only strategy so far",
+        help="default: one process on one device; distributed: all processes that torchrun or "
+        "accelerate launch starts train one model, each on its share of every batch, with the "
+        "numbers of one process that has the whole batch",
     )
 
 
 def _add_batches(parser: argparse.ArgumentParser) -> None:
     sentence = "How many records are processed together, and who prepares them."
     add = parser.add_argument_group("batches", sentence).add_argument
-    add("--batch_size", type=whole(1), default=1, help="train records (or chains) per forward pass")
+    add(
+        "--batch_size",
+        type=whole(1),
+        default=1,
+        help="train records (or chains) per forward pass, on each process",
+    )
     add(
         "--batch_by",
         choices=["record", "cot"],
@@ -203,7 +210,12 @@ def _add_batches(parser: argparse.ArgumentParser) -> None:
         help="what --batch_size counts: single train records; or cot, all records of a chain of "
         "thought together, which share one prefix tree and cost a fraction of the tokens",
     )
-    add("--meta_batch_size", type=whole(1), default=1, help="meta chains per upper step")
+    add(
+        "--meta_batch_size",
+        type=whole(1),
+        default=1,
+        help="meta chains per upper step, on each process",
+    )
     add(
         "--num_workers",
         type=whole(0),

@@ -7,6 +7,7 @@ methods, so that the engine and its reports need not know which of them is there
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,7 +36,26 @@ class _Monitor:
         self.weighting = upper.module
         share = float(data.meta.truth.mean())
         self.meta_losses = MetaLosses(share, upper.loss)
+        self._noted: list[tuple[Callable, list[torch.Tensor]]] = []
         self.history = WeightHistory()  # stays empty where records are weighed
+
+    def judged(self, losses: torch.Tensor, true_false: torch.Tensor) -> None:
+        """After the meta loss of an upper step, see :meth:`~.statistics.MetaLosses.add`."""
+        self._note(self.meta_losses.add, losses, true_false)
+
+    def _note(self, add: Callable, *tensors: torch.Tensor) -> None:
+        """Call ``add`` with the rows of all processes: now, or at the next :meth:`collect`."""
+        if self.upper.processes.count == 1:
+            add(*tensors)
+        else:
+            self._noted.append((add, [tensor.detach().cpu() for tensor in tensors]))
+
+    def collect(self) -> None:
+        """Let every process know what all have seen since the last time."""
+        shares = self.upper.processes.gather([tensors for _, tensors in self._noted])
+        for (add, _), *rows in zip(self._noted, *shares, strict=True):
+            add(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+        self._noted.clear()
 
     def trained(self, batch: TrainBatch, weights: torch.Tensor) -> None:
         """After a lower step on ``batch`` with ``weights`` ``[B]``."""
@@ -132,15 +152,20 @@ class InstanceMonitor(_Monitor):
         self._recent: collections.deque[tuple[int, float]] = collections.deque(maxlen=RECENT)
 
     def trained(self, batch: TrainBatch, weights: torch.Tensor) -> None:
-        rows = batch.records - 1
-        self.last[rows] = weights.float().cpu()
-        self.visits[rows] += 1
+        self._note(self._visit, batch.records, weights)
+
+    def _visit(self, records: torch.Tensor, weights: torch.Tensor) -> None:
+        self.last[records - 1] = weights.float().cpu()
+        self.visits[records - 1] += 1
 
     def stepped(self, lower: Lower) -> None:
         for batch in (batch for step in lower.window for batch in step):
             weights = lower.weights(batch, batch.features).float().cpu()
-            self.last[batch.records - 1] = weights
-            self._recent.extend(zip(batch.domains.tolist(), weights.tolist(), strict=True))
+            self._note(self._learn, batch.records, batch.domains, weights)
+
+    def _learn(self, records: torch.Tensor, domains: torch.Tensor, weights: torch.Tensor) -> None:
+        self.last[records - 1] = weights
+        self._recent.extend(zip(domains.tolist(), weights.tolist(), strict=True))
 
     def by_domain(self) -> dict[str, float]:
         """{domain: mean weight} of the last records that an upper step learned from."""

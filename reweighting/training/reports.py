@@ -15,12 +15,13 @@ import torch
 
 from ..system.checkpoints.finding import METRICS_FILE
 from ..system.files import json_line
+from ..system.processes import Processes
 
 BAR_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 LENGTH_BEFORE = len("100% / [12:34:56<12:34:56, ]")  # of it, both numbers of steps left out
 UNCUT = 160  # columns of a progress line that goes to a file
 # Numbers that have their place elsewhere in a line of metrics, or serve the progress line only.
-UNWRITTEN = {"parameters_moved", "waited", "weight_range"}
+UNWRITTEN = {"parameters_moved", "waited", "communicated", "weight_range"}
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -36,10 +37,13 @@ class Reporter:
     Args:
         arguments: of the run.
         domains: names of the domains, in the order of their indices.
+        processes: of the run, the first of which reports for all.
     """
 
-    def __init__(self, arguments: argparse.Namespace, domains: list[str]) -> None:
-        self.arguments = arguments
+    def __init__(
+        self, arguments: argparse.Namespace, domains: list[str], processes: Processes
+    ) -> None:
+        self.arguments, self.processes = arguments, processes
         self.domains = domains
         self.device = torch.device(arguments.device)
         self.path = Path(arguments.weights_path) / METRICS_FILE
@@ -48,11 +52,13 @@ class Reporter:
         self._noted: list[tuple[torch.Tensor, torch.Tensor]] = []  # domains and losses, to be added
         self._meta_losses: list[float] = []
         self._at_chance = False  # the meta loss, when last compared
-        self._samples = 0  # seen by this process
+        self._samples = 0  # seen since the run, or its present part, began
         self._file: TextIO | None = None
         self._send: Callable[[dict[str, float], int], Any] | None = None
 
     def __enter__(self) -> Reporter:
+        if not self.processes.first:
+            return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
         if self.arguments.report_to == "tensorboard":
@@ -72,21 +78,32 @@ class Reporter:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._send is not None:
             self._close()
 
-    def note_losses(self, domains: torch.Tensor, losses: torch.Tensor) -> None:
-        """Remember the unweighted losses ``[B]`` of records of ``domains`` ``[B]``."""
+    def note_losses(self, domains: torch.Tensor, losses: torch.Tensor, records: int) -> None:
+        """Remember the unweighted losses ``[B]`` of records of ``domains`` ``[B]``.
+
+        Args:
+            records: how many there are on all processes.
+        """
         # Reading them now would make the processor wait for a GPU in the middle of a step.
         self._noted.append((domains, losses))
-        self._samples += len(losses)
+        self._samples += records
 
-    def _add_noted(self) -> None:
+    def collect(self) -> None:
+        """Add up what all processes have seen since the last time."""
+        sums, counts = torch.zeros_like(self._loss_sums), torch.zeros_like(self._loss_sums)
         for domains, losses in self._noted:
             domains = domains.cpu()
-            self._loss_sums.index_add_(0, domains, losses.double().cpu())
-            self._loss_counts += torch.bincount(domains, minlength=len(self.domains))
+            into = sums if self.processes.count > 1 else self._loss_sums
+            into.index_add_(0, domains, losses.double().cpu())
+            counts += torch.bincount(domains, minlength=len(self.domains))
+        self.processes.sum_([sums, counts])
+        self._loss_sums += sums
+        self._loss_counts += counts.long()
         self._noted.clear()
 
     def note_meta_loss(self, loss: float) -> None:
@@ -130,12 +147,14 @@ class Reporter:
     def write(self, numbers: dict, seconds: float) -> None:
         """Write one line and forget the losses collected so far; nothing if there are none.
 
+        All processes call it, and the first one writes.
+
         Args:
             numbers: what the line says besides the losses collected here, JSON values and floats;
                 those of the upper level are there only if the run has one.
             seconds: since the run, or its present part, began.
         """
-        self._add_noted()
+        self.collect()
         count = int(self._loss_counts.sum())
         if count == 0:
             return
@@ -156,10 +175,13 @@ class Reporter:
         line["parameters_moved"] = numbers["parameters_moved"]
         line["samples_per_second"] = self._samples / max(seconds, 1e-9)
         line["waiting"] = numbers["waited"] / max(seconds, 1e-9)
+        if self.processes.count > 1:
+            line["communicating"] = numbers["communicated"] / max(seconds, 1e-9)
         line["peak_memory_gib"] = peak_memory_gib(self.device)
         line = _finite(line)
-        self._file.write(json_line(line))
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json_line(line))
+            self._file.flush()
         if self._send is not None:
             self._send(_flat(line), numbers["iteration"])
         self._loss_sums.zero_()
@@ -168,7 +190,7 @@ class Reporter:
 
     def state_dict(self) -> dict:
         """Losses collected since the last line, so that a resumed run reports the same means."""
-        self._add_noted()
+        self.collect()
         return {
             "loss_sums": self._loss_sums,
             "loss_counts": self._loss_counts,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..records.dataset import Data
 from ..system.checkpoints import finding, opening
+from ..system.processes import launched, launched_here, restarts
 from ..system.terminal import warning
 from .build import SetupError
 
@@ -35,6 +36,8 @@ FREE_ON_RESUME = {
     "eval_steps",
     "eval_image_root",
     "eval_every",
+    "strategy",  # the numbers are those of one process with the whole batch
+    "processes",
     "train_json_file",  # the records are compared by content
     "meta_json_file",
 }
@@ -57,6 +60,8 @@ def checkpoint_to_resume(arguments: argparse.Namespace) -> tuple[Path | None, li
     folder, damaged = finding.survey(directory)
     if folder is None:
         reason = "holds no checkpoint to resume"
+        if _started_again_by_launcher(directory):
+            return None, []
         if damaged:
             reason = "holds no complete checkpoint: " + "; ".join(damaged)
         elif finding.occupied(directory):
@@ -68,6 +73,14 @@ def checkpoint_to_resume(arguments: argparse.Namespace) -> tuple[Path | None, li
             reason = "does not exist: there is nothing to resume"
         raise SetupError(f"{directory} {reason} (a fresh start is a run without --resume)")
     return folder, damaged
+
+
+def _started_again_by_launcher(directory: Path) -> bool:
+    """Whether ``--resume`` is there for later: a launcher repeats the command of the first start.
+
+    Where there is nothing at all yet, it is the first start, or the next after a very early end.
+    """
+    return launched() > 1 and restarts() > 0 and not finding.occupied(directory)
 
 
 def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
@@ -83,7 +96,7 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
         return None
     directory = Path(arguments.weights_path)
     before = opening.load_arguments(directory)
-    free = FREE_ON_RESUME
+    free = FREE_ON_RESUME | {"batch_size", "meta_batch_size"}  # compared below, on all processes
     if "cosine_with_warmup" in (arguments.scheduler_type, arguments.meta_scheduler_type):
         free = free - {"iteration_num", "max_epoch"}  # the length of the run shapes the cosine
     changed = [
@@ -91,6 +104,10 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
         for name, value in vars(arguments).items()
         if name not in free and name in before and before[name] != value
     ]
+    for name in ("batch_size", "meta_batch_size"):
+        was = before.get(name, 0) * before.get("processes", 1)
+        if name in before and was != getattr(arguments, name) * arguments.processes:
+            changed.append(_changed_batch(name, before, arguments))
     if changed:
         raise SetupError(f"{directory} cannot be resumed: " + "; ".join(changed))
     state = opening.load_state(directory)
@@ -105,7 +122,20 @@ def check_resume(arguments: argparse.Namespace, data: Data) -> dict | None:
     return state
 
 
+def _changed_batch(name: str, before: dict, arguments: argparse.Namespace) -> str:
+    was, processes = before[name], before.get("processes", 1)
+    if processes == arguments.processes == 1:
+        return f"--{name} was {was}, is {getattr(arguments, name)}"
+    return (
+        f"--{name} was {was} on each of {processes} processes, is {getattr(arguments, name)} on "
+        f"each of {arguments.processes}; the product must be the same"
+    )
+
+
 def resume_command() -> str:
-    """The command line that continues this process's run."""
+    """The command line that continues this process's run, on this machine."""
     resume = [] if "--resume" in sys.argv else ["--resume"]
-    return shlex.join(["python", *sys.argv, *resume])
+    launcher = ["python"]
+    if launched() > 1:
+        launcher = ["torchrun", "--nproc_per_node", str(launched_here())]
+    return shlex.join([*launcher, *sys.argv, *resume])

@@ -249,9 +249,10 @@ class MovedShare:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         total = sum(p.numel() for p in self._parameters)
         self._stride = max(1, total // SAMPLED)
-        self.start = self._sample()
+        self.start = self.sample()
 
-    def _sample(self) -> torch.Tensor:
+    def sample(self) -> torch.Tensor:
+        """The sampled parameters, ``[n]`` in fp32."""
         offset, parts = 0, []
         for parameter in self._parameters:
             parts.append(parameter.detach().reshape(-1)[offset :: self._stride].float())
@@ -260,7 +261,7 @@ class MovedShare:
 
     def value(self) -> float:
         """The share, between 0 and 1."""
-        return float((self._sample() != self.start).float().mean())
+        return float((self.sample() != self.start).float().mean())
 
     def state_dict(self) -> torch.Tensor:
         """The sampled parameters at the start of the run, for a checkpoint."""

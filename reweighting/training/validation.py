@@ -21,6 +21,7 @@ from ..reward_model.model import RewardModel
 from ..reward_model.scoring import score_candidates
 from ..system.checkpoints.finding import EVALUATIONS_FILE
 from ..system.files import json_line, write_text
+from ..system.processes import Processes
 from ..system.terminal import warning
 
 BEST_DIRECTORY = "best"
@@ -64,6 +65,7 @@ class Validation:
         directory: of the run; gets ``evaluations.jsonl`` and ``best/``.
         precision: of the computation.
         steps: chains with labelled steps.
+        processes: that share the questions.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class Validation:
         directory: Path,
         precision: str,
         steps: LabelledSteps | None = None,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.samples = [sample for sample in samples if sample.true_false is not None]
         missing = sum(unreadable(s.candidates, s.choices) for s in self.samples)
         # What the reports of accuracies say beside them; "" where every answer can be read.
@@ -130,17 +134,26 @@ class Validation:
             rules = RULES[self.steps.layout]
             entry["steps"] = at_a_glance(records, scores_of(log_odds), rules)
         self.history.append(entry)
-        path = self.directory / EVALUATIONS_FILE
-        write_text(path, "".join(map(json_line, self.history)))
         value = self._value(entry)
-        if before is None or value > self._value(before):
-            self._keep(write)
+        best = before is None or value > self._value(before)
+        self.processes.together(lambda: self._write(best, write))
         return value
 
     def _scored(self, model: RewardModel, samples: Sequence[CandidatesSample]) -> list[LogOdds]:
-        """The log-odds of every step of every candidate, by question."""
-        batches = score_candidates(model, samples, precision=self.precision)
-        return [question for batch in batches for question in batch]
+        """The log-odds of every step of every candidate, by question.
+
+        Every process scores its share of the questions.
+        """
+        rank, count = self.processes.rank, self.processes.count
+        share = samples[rank::count]
+        batches = score_candidates(model, share, precision=self.precision) if share else []
+        own = [question for batch in batches for question in batch]
+        if count == 1:
+            return own
+        found: list[LogOdds] = [[] for _ in samples]
+        for other, scored in enumerate(self.processes.gather(own)):
+            found[other::count] = scored
+        return found
 
     def latest(self) -> dict[str, float]:
         """The numbers of the last evaluation that the reports of a run show."""
@@ -152,6 +165,14 @@ class Validation:
             "step_macro_f1": steps.get("macro_f1"),
         }
         return {name: value for name, value in numbers.items() if value is not None}
+
+    def _write(self, best: bool, write: Callable[[Path], None]) -> None:
+        """Report, and keep the ``best`` model: the first process does it for all."""
+        if self.processes.first:
+            path = self.directory / EVALUATIONS_FILE
+            write_text(path, "".join(map(json_line, self.history)))
+            if best:
+                self._keep(write)
 
     def state_dict(self) -> list[dict]:
         """The evaluations so far, for a checkpoint."""

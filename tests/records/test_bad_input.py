@@ -468,7 +468,9 @@ def test_total_steps_end_at_the_last_epoch():
 
     from reweighting.records.dataset import total_steps
 
-    arguments = Namespace(iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3)
+    arguments = Namespace(
+        iteration_num=100, batch_size=4, gradient_accumulation=2, max_epoch=3, processes=1
+    )
     assert total_steps(arguments, units=40) == 15
     assert total_steps(arguments, units=4000) == 100
 

@@ -54,7 +54,7 @@ def test_what_follows_from_flags_is_resolved_in_a_copy(dataset, tmp_path):
     before = dict(vars(flags))
     resolved = resolve(flags)
     assert vars(flags) == before
-    added = {"by_instance": False, "learn_weights": True, "device": "cuda:0"}
+    added = {"by_instance": False, "learn_weights": True, "device": "cuda:0", "processes": 1}
     added |= {"cold_start_lr": 3, "cold_start_weight_decay": flags.weight_decay}
     added["subset_size"] = 2000
     assert vars(resolved) == before | added
