@@ -172,6 +172,7 @@ class AdamWStep:
                 u.sub_(shift * g).mul_(self.clip)
             along = 0.0
         self.gradients = None
+        self._places.clear()
         return along
 
     @torch.no_grad()

@@ -93,7 +93,7 @@ def _load(
     """The labelled records of a file."""
     reader = StepReader.of(arguments, path, image_root)
     records = load_steps(reader, arguments.benchmark, or_candidates)
-    if note := reader.left_out():
+    for note in filter(None, [reader.left_out(), reader.text_only(records)]):
         terminal.warning(note)
     steps = sum(len(labels) for record in records for labels in record.labels)
     print(f"{printable(path)}: {len(records):,} records with {steps:,} steps")
@@ -108,12 +108,18 @@ def _check_validation(
     A threshold that is chosen on records that it is tested on would flatter the model.
     """
 
-    def content(record: StepRecord) -> str:
-        return json.dumps([record.question, record.images, record.chains])
+    def contents(records: Sequence[StepRecord]) -> set[str]:
+        # Wherever the images are, and however the steps of a chain are given.
+        return {
+            json.dumps([record.question, " ".join(text.split())])
+            for record in records
+            for chain in record.chains
+            for text in [chain if isinstance(chain, str) else "\n".join(chain)]
+        }
 
-    shared = len({*map(content, records)} & {*map(content, tests)})
+    shared = len(contents(records) & contents(tests))
     if shared:
-        raise FileError(f"--threshold_from {path} shares {shared:,} records with --data")
+        raise FileError(f"--threshold_from {path} shares {shared:,} chains with --data")
     if not has_both(records):
         raise FileError(f"--threshold_from {path} needs both right and wrong steps")
 

@@ -55,7 +55,7 @@ def unfinished(key: str) -> Path:
 def keep(folder: Path, key: str) -> Path:
     """Keep an :func:`unfinished` folder under ``key``; returns where it lies now.
 
-    If another process was quicker, what it has written is taken.
+    If another process was quicker, what it has written is taken, unless it is another user's.
     """
     if folder.parent != entry(key).parent:
         return folder
@@ -64,6 +64,9 @@ def keep(folder: Path, key: str) -> Path:
     except OSError:
         if not entry(key).is_dir():
             raise
+        if not os.access(entry(key), os.R_OK | os.X_OK):
+            atexit.register(_discard_in, os.getpid(), folder)
+            return folder
         discard(folder)
     return entry(key)
 

@@ -156,7 +156,15 @@ def _kept(reader: RecordReader, key: str, progress: bool) -> tuple[Table, Findin
             findings.problems.setdefault(number, []).append(problem)
         if still_holds := _images_hold(reader, table, set(findings.bad_images), progress):
             return table, findings
-    except (FileError, OSError, ValueError, LookupError, TypeError, pa.ArrowException):
+    except (
+        FileError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pa.ArrowException,
+    ):
         still_holds = False
     if not still_holds:
         cache.discard(folder)

@@ -69,7 +69,7 @@ def _kept(
         return (max(chain, key=lengths.__getitem__) for chain in chains_of(samples))
     if rule == "s1":
         return s1_filter(samples, size, step_length, rng, share)
-    wanted = size if share is None else max(1, int(share * len(samples)))
+    wanted = size if share is None else part(share, len(samples))
     if rule == "random":
         return rng.sample(range(len(samples)), min(wanted, len(samples)))
     if rule == "car":
@@ -98,7 +98,7 @@ def best_chains(
     kept: set[int] = set()
     for numbers in by_domain.values():
         best = sorted(numbers, key=scores.__getitem__, reverse=True)
-        kept.update(*(chains[number] for number in best[: max(1, int(share * len(numbers)))]))
+        kept.update(*(chains[number] for number in best[: part(share, len(numbers))]))
     return kept
 
 
@@ -177,12 +177,17 @@ def s1_filter(
         groups[int(steps[index])][kind].append(index)
     kept: set[int] = set()
     for number, kinds in groups.items():
-        wanted = size if share is None else max(1, int(share * (steps == number).sum()))
+        wanted = size if share is None else part(share, int((steps == number).sum()))
         for indices in kinds.values():
             rng.shuffle(indices)
         fractional = kinds["fractional"][:wanted]
         kept.update(fractional, balanced(kinds["1"], kinds["0"], wanted - len(fractional)))
     return kept
+
+
+def part(share: float, count: int) -> int:
+    """``share`` of ``count``, rounded down, but at least 1; 0.29 of 200 is 58, not 57.99…"""
+    return max(1, int(share * count + 1e-9))
 
 
 def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:

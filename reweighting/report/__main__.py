@@ -49,6 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give --selection, --weights_path or both")
     if bool(arguments.selection) != bool(arguments.candidates):
         parser.error("--selection and --candidates belong together")
+    if arguments.output.is_dir():
+        parser.error(f"--output {printable(arguments.output)} is a directory")
+    if arguments.output.is_file() and arguments.output.read_bytes()[:9].lower() != b"<!doctype":
+        parser.error(f"--output {printable(arguments.output)} is there and is no page")
     quiet()
     try:
         print(_write(arguments))
@@ -96,6 +100,12 @@ def _choices(arguments: argparse.Namespace, pictures: Any) -> dict[str, Any]:
             terminal.warning(note)
         for question in set_of_choices(folder, samples, pattern, pictures):
             questions.append({"set": number, **question})
+    # The page chooses among the ways to choose that all files were scored with.
+    ways = set.intersection(*(set(question["chosen"]) for question in questions))
+    if not ways:
+        raise FileError("--candidates: the files were scored with different --aggregation")
+    for question in questions:
+        question["chosen"] = {k: v for k, v in question["chosen"].items() if k in ways}
     return {"sets": [shown(path.stem) for path in arguments.candidates], "questions": questions}
 
 

@@ -15,7 +15,7 @@ from ..reward_model.encoder import response_prompts
 from ..selection.identity import IDENTITY_FILE, SAMPLES_FILE
 from ..selection.results import read_lines
 from ..system import terminal
-from ..system.files import FileError, read_json
+from ..system.files import FileError, complete_lines, read_json
 from .page import Pictures, shown
 
 DIGITS = 4  # of scores, after the point
@@ -49,14 +49,18 @@ def set_of_choices(
         FileError: the results are damaged or belong to other candidates.
     """
     path = folder / SAMPLES_FILE
-    lines = read_lines(path, samples)
+    # Questions whose scores were lost have no line.
+    by_record = {sample.record: sample for sample in samples}
+    scored = [line.get("record") for line in complete_lines(path) if isinstance(line, dict)]
+    kept = [by_record[record] for record in scored if record in by_record]
+    lines = read_lines(path, kept)
     if not lines:
         raise FileError(f"{path}: no such file, or no results in it")
     if len(lines) < len(samples):
         terminal.warning(f"{path}: {len(lines):,} of {len(samples):,} questions are scored so far")
     return [
         _question(line, sample, pattern, pictures, f"{path}: line {number}")
-        for number, (line, sample) in enumerate(zip(lines, samples, strict=False), start=1)
+        for number, (line, sample) in enumerate(zip(lines, kept, strict=True), start=1)
     ]
 
 

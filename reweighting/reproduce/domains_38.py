@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ..evaluate.__main__ import RESULTS_FILE
-from ..evaluate.layouts import ALL, BY_SOURCES, BY_STEPS
+from ..evaluate.layouts import ALL, BY_SOURCES, BY_STEPS, StepReader, load_steps
+from ..records.problems import DataError
 from ..system import terminal
 from ..system.device import unusable
 from ..system.files import FileError, read_json, write_json, write_text
@@ -168,6 +169,11 @@ def reproduce(
         terminal.error(problem)
         return 2
     found: dict[str, list[dict]] = {row: [] for row in ROWS}
+    try:  # hours before it is needed
+        load_steps(StepReader(str(arguments.benchmark), str(arguments.benchmark_images)), BENCHMARK)
+    except DataError as error:
+        terminal.error(error)
+        return 2
     try:
         write_json(work / SETTINGS_FILE, settings)
         convert(study, arguments, say)

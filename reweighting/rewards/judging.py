@@ -29,14 +29,14 @@ class Asked:
     Args:
         images: shown before the question, see :data:`~..records.images.ACCEPTED`, or as the
             ``{"bytes": …, "path": …}`` of :mod:`datasets`.
-        answer: the right one, if known.
+        answer: the right one, see :func:`right_answers`.
         choices: texts of the question's options, if it has any.
     """
 
     images: Sequence[Any]
     question: str
     response: str
-    answer: str | None = None
+    answer: Any = None
     choices: Sequence[str] | None = None
 
 
@@ -162,7 +162,30 @@ def _one_by_one(
 
 
 def _right(one: Asked) -> bool | None:
-    return None if one.answer is None else is_right(one.response, one.answer, one.choices)
+    answers = right_answers(one.answer)
+    known = [is_right(one.response, answer, one.choices) for answer in answers]
+    return any(known) if known else None
+
+
+def right_answers(value: Any) -> list[str]:
+    """The answers that count as right, as a data set holds them; none if they are not known.
+
+    Args:
+        value: a text, a number, a list or array of these, of which any is right; ``None`` or "" if
+            nothing is known.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if value is None or (isinstance(value, str) and not value):
+        return []
+    if isinstance(value, (str, int, float)):
+        return [str(value)]
+    if hasattr(value, "tolist"):  # of numpy
+        return right_answers(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [answer for each in value for answer in right_answers(each)]
+    raise TypeError(f"an answer is a text, a number or a list of these, not {type(value).__name__}")
 
 
 def _source(image: Any) -> Any:

@@ -50,8 +50,8 @@ def trl_reward(
         asked = [
             Asked(
                 _images(columns, row, prompt),
-                _cell(columns, "question", row) or _text(_last_turn(prompt)),
-                _text(_last_turn(completion)),
+                _cell(columns, "question", row) or _said(prompt, "user"),
+                _said(completion, "assistant"),
                 _cell(columns, "answer", row),
                 _cell(columns, "choices", row),
             )
@@ -76,24 +76,45 @@ def _cell(columns: dict[str, Any], name: str, row: int) -> Any:
 
 
 def _images(columns: dict[str, Any], row: int, prompt: Any) -> list[Any]:
-    """Those of the columns, or without such columns those that stand in the prompt."""
+    """Those of the columns, or without such columns those that stand in the prompt.
+
+    Raises:
+        ValueError: the prompt shows an image that is not there.
+    """
     if "images" in columns:
-        return list(columns["images"][row] or ())
+        images = columns["images"][row]
+        return [] if images is None else list(images)
     if "image" in columns:
         image = columns["image"][row]
         return [] if image is None else [image]
-    turns = [] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
-    parts = [part for content in turns if not isinstance(content, str) for part in content]
-    return [part["image"] for part in parts if part["type"] == "image"]
+    turns = [] if isinstance(prompt, str) else [turn.get("content") for turn in prompt]
+    parts = [part for content in turns if isinstance(content, list) for part in content]
+    found = [_image(part) for part in parts if part["type"] in ("image", "image_url")]
+    if None in [image if image is None else "" for image in found]:
+        raise ValueError("a prompt shows an image, but there is no column 'images' or 'image'")
+    return found
 
 
-def _last_turn(said: Any) -> Any:
-    """A text as it is, of a conversation the content of its last turn."""
-    return said if isinstance(said, str) else said[-1]["content"]
+def _image(part: dict[str, Any]) -> Any:
+    """The image of a part of a turn, in any of the ways in which chat templates take it."""
+    if part["type"] == "image_url":
+        url = part.get("image_url")
+        return url.get("url") if isinstance(url, dict) else url
+    return next(
+        (part[name] for name in ("image", "url", "path") if part.get(name) is not None), None
+    )
+
+
+def _said(said: Any, role: str) -> str:
+    """A text as it is; of a conversation the text of the last turn of ``role``, or ""."""
+    if isinstance(said, str):
+        return said
+    contents = [turn.get("content") for turn in said or () if turn.get("role", role) == role]
+    return _text(contents[-1]) if contents else ""
 
 
 def _text(content: Any) -> str:
-    """The text of a turn, which may be a list of images and texts."""
-    if isinstance(content, str):
-        return content
+    """The text of a turn, which may be a list of images and texts, or calls of tools alone."""
+    if content is None or isinstance(content, str):
+        return content or ""
     return "".join(part.get("text") or "" for part in content if part["type"] == "text")

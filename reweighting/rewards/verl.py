@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..reward_model import RewardModel
-from .judging import DROP, Asked, Rule, judge, open_model
+from .judging import DROP, Asked, Rule, judge, open_model, right_answers
 
 _one_at_a_time = threading.Lock()  # the model, and is_right's own worker
 
@@ -44,7 +44,7 @@ def compute_score(
     Args:
         data_source: is not looked at.
         solution_str: the response as text.
-        ground_truth: the right answer; ``None`` or "" if it is not known.
+        ground_truth: the right answer, see :func:`~.judging.right_answers`.
         extra_info: holds ``question`` and, if there are any, ``images`` (paths, URLs, or bytes as
             :mod:`datasets` keeps them) and ``choices``. verl has the prompt and the images as
             tokens and pixels only, so the data set must repeat them here.
@@ -66,8 +66,7 @@ def compute_score(
     about = extra_info or {}
     if not about.get("question"):
         raise ValueError("extra_info needs the 'question' that the response answers")
-    answer = None if ground_truth in (None, "") else str(ground_truth)
-    if rule == "ps_grpo" and answer is None:
+    if rule == "ps_grpo" and not right_answers(ground_truth):
         raise ValueError("rule 'ps_grpo' needs the right answer as 'ground_truth'")
     images = about.get("images")
     choices = about.get("choices")
@@ -75,7 +74,7 @@ def compute_score(
         [] if images is None else list(images),
         about["question"],
         solution_str,
-        answer,
+        ground_truth,
         None if choices is None else list(choices),
     )
     settings = Rule(rule, aggregation, drop)

@@ -298,6 +298,10 @@ def main(argv: list[str] | None = None) -> int:
     quiet()
     if arguments.command == "label" and arguments.min_rollouts > arguments.max_rollouts:
         parser.error("--min_rollouts is larger than --max_rollouts")
+    if arguments.command == "select" and arguments.card:
+        files = map(Path, [*arguments.labelled, arguments.output])
+        if arguments.card.resolve() in [file.resolve() for file in files]:
+            parser.error("--card would be written over --labelled or --output")
     if arguments.command == "select" and arguments.reasoner and not arguments.card:
         parser.error("--reasoner is for the data card: give --card too")
     run = {"chains": make_chains, "label": make_labels, "select": limit_prefixes}

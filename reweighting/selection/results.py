@@ -151,7 +151,10 @@ def read_lines(path: Path, samples: Sequence[CandidatesSample]) -> list[dict]:
     lines = complete_lines(path)
     for number, line in enumerate(lines, start=1):
         if number > len(samples) or not _is_line_of(line, samples[number - 1]):
-            raise FileError(f"{path}: line {number} is damaged; delete the file to start anew")
+            raise FileError(
+                f"{path}: line {number} is damaged or belongs to other candidates; if it is "
+                "damaged, delete the file to start anew"
+            )
     return lines
 
 

@@ -314,6 +314,7 @@ class StreamedSum:
                 if number not in self._held:
                     self._held[number] = torch.zeros_like(self._like[number])
             self._send()
+        self._like = ()  # they are not kept alive
 
     def _send(self) -> None:
         numbers = self._buckets.pop(0)

@@ -157,6 +157,8 @@ def _problems_of_levels(a: argparse.Namespace) -> Iterator[str]:
         yield "--subset_size and --subset_share say the same: give one of them"
     if a.subset_share is not None and a.train_subset not in SIZED:
         yield f"--subset_share is for --train_subset {', '.join(SIZED)}"
+    if a.upsample_wrong > 1 and a.reweighting == "instance_table":
+        yield "--upsample_wrong is not for instance_table: a record would have several weights"
     if a.step_length[0] > a.step_length[1]:
         yield f"--step_length {a.step_length[0]:g} {a.step_length[1]:g}: LOW is above HIGH"
     if learns_weights(a) and a.unroll_steps > a.iteration_num:

@@ -94,6 +94,8 @@ class Validation:
 
         A resumed run may have evaluated something else before; such entries do not count.
         """
+        if not self.samples and self.steps is None:
+            return None
         known = [entry for entry in self.history if self._value(entry) is not None]
         return max(known, key=self._value, default=None)
 

@@ -198,7 +198,7 @@ def test_a_threshold_from_the_test_file_or_from_one_kind_of_step_is_refused(run,
     command = flags(run, "visualprocessbench", test, tmp_path / "out", "--threshold_from")
     for same, shared in ((test, 4), (part, 2)):
         assert evaluation.main([*command, str(same)]) == 2
-        expected = f"--threshold_from {same} shares {shared} records with --data"
+        expected = f"--threshold_from {same} shares {shared} chains with --data"
         assert expected in capsys.readouterr().err
     records = more
     for record in records:

@@ -187,8 +187,8 @@ def test_wrong_records_are_repeated_where_they_stand():
 
 
 @pytest.mark.parametrize("by", ["record", "cot"])
-def test_repeated_records_train_with_every_weighting(dataset, tmp_path, by, capsys):
-    flags = ["--upsample_wrong", "3", "--batch_by", by, "--reweighting", "instance_table"]
+def test_repeated_records_train(dataset, tmp_path, by, capsys):
+    flags = ["--upsample_wrong", "3", "--batch_by", by]
     run = train(dataset, tmp_path / "run", *flags)
     records = json.loads((dataset / "train.json").read_text())
     wrong = sum(record["accuracy"] == 0 for record in records)
@@ -198,6 +198,10 @@ def test_repeated_records_train_with_every_weighting(dataset, tmp_path, by, caps
     assert metrics_of(run)[-1]["loss"] != metrics_of(plain)[-1]["loss"]
     if by == "record":  # a longer epoch; chains stay as many as they were
         assert metrics_of(run)[-1]["epoch"] < metrics_of(plain)[-1]["epoch"]
+    argv = command(dataset, tmp_path / "table", *flags, "--reweighting", "instance_table")
+    with pytest.raises(SystemExit):  # a record would have several weights
+        program.main(argv)
+    assert "--upsample_wrong is not for instance_table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

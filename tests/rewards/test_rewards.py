@@ -19,7 +19,8 @@ from PIL import Image
 from reweighting.reward_model import RewardModel
 from reweighting.reward_model.aggregation import AGGREGATIONS
 from reweighting.rewards import trl_reward
-from reweighting.rewards.judging import Asked, Rule, drops, judge, ps_grpo
+from reweighting.rewards.judging import Asked, Rule, drops, judge, ps_grpo, right_answers
+from reweighting.rewards.trl import _images, _said
 from tests.conftest import REPOSITORY
 
 # What a real GRPOTrainer of TRL 1.16.0 passed for two questions with two completions each, with
@@ -269,3 +270,37 @@ def test_a_real_trainer_calls_it(reward_model, tmp_path, monkeypatch):
     assert line["rewards/process_ps_grpo/mean"] == pytest.approx(line["reward"])
     moved = [not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True)]
     assert any(moved) or line["reward_std"] == 0
+
+
+@pytest.mark.parametrize(
+    ("held", "known"),
+    [
+        ("green", ["green"]),
+        (5, ["5"]),
+        (["green", "verde"], ["green", "verde"]),
+        (np.array(["green"]), ["green"]),
+        (None, []),
+        ("", []),
+        ([""], []),
+    ],
+)
+def test_a_data_set_may_hold_right_answers_in_any_of_these_ways(held, known):
+    assert right_answers(held) == known
+
+
+def test_an_answer_of_another_kind_is_named():
+    with pytest.raises(TypeError, match="not dict"):
+        right_answers({"target": "green"})
+
+
+def test_only_what_the_policy_said_is_judged():
+    said = [{"role": "assistant", "content": "Step 1: a"}, {"role": "tool", "content": "42"}]
+    assert _said(said, "assistant") == "Step 1: a"
+    assert _said([{"role": "assistant", "content": None}], "assistant") == _said([], "user") == ""
+
+
+def test_images_of_a_prompt_are_found_or_missed_aloud():
+    turn = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}]}
+    assert _images({}, 0, [turn]) == ["a.png"]
+    with pytest.raises(ValueError, match="no column 'images'"):
+        _images({}, 0, [{"role": "user", "content": [{"type": "image"}]}])

@@ -61,6 +61,7 @@ def test_steps_are_judged_as_evaluate_does_and_the_best_checkpoint_kept(
     dataset, candidates, labelled, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(evaluation_results.measure, "__defaults__", (5,))
+    monkeypatch.setenv("COLUMNS", "300")  # room for the whole progress line
     flags = ["--eval_steps", str(labelled), "--eval_every", "2", "--lr", "0.01"]
     run = train(dataset, tmp_path / "run", *flags)
     captured = capsys.readouterr()

@@ -112,7 +112,10 @@ def _headed(response: str, ends: Sequence[int]) -> tuple[str, list[int]]:
         # A last step that is nothing but the final answer does not count.
         if body and (index < len(ends) or layout(body).verdict):
             number += 1
-            piece = f"{piece[: len(piece) - len(body)]}Step {number}: {body}"
+            gap = piece[: len(piece) - len(body)]
+            if number > 1 and "\n" not in gap:  # a heading opens a line
+                gap += "\n"
+            piece = f"{gap}Step {number}: {body}"
         pieces.append(piece)
         length += len(piece)
         moved.append(length)

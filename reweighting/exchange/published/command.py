@@ -109,6 +109,8 @@ class Conversion:
         self.layout = LAYOUTS[arguments.direction]
         root = arguments.image_dir if self.layout.images else None
         self.sources: list[Source] = sources(arguments.source, root)
+        if arguments.output.resolve() in {source.path.resolve() for source in self.sources}:
+            raise FileError(f"{arguments.output}: would be written over its own source")
         self.wanted = set(arguments.domains or ())
         self.written: Counter[str] = Counter()  # rows of each domain
         self.rows = self.records = 0  # rows that were wanted and not refused

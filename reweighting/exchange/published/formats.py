@@ -184,7 +184,7 @@ def _first_incorrect(row: Row, steps: int) -> int:
     if isinstance(value, str) and len(value) < 100:
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):  # a list as a key, for one
             row.refuse(name, "must be a section and an index, is {}", shown(value))
     if not isinstance(value, (list, tuple)) or len(value) != 2 or value[0] not in _SECTIONS:
         row.refuse(name, "must be a section and an index, is {}", shown(row.value[name]))
