@@ -11,6 +11,7 @@ allocation of a tensor; on a CUDA device the allocator counts.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def estimated_and_measured(argv: list[str], steps: int) -> tuple[float, float]:
             engine.train_step()
 
     loaded = sum(p.nbytes for p in engine.lower.module.parameters())
+    gc.collect()  # what an earlier run left behind would be freed while this one is measured
     return estimate, loaded + allocated(arguments.device, steps_taken)[0]
 
 
