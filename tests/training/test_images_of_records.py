@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import main as program
-from benchmarks.memory import estimated_and_measured
+from benchmarks.bilevel import in_a_process
+from benchmarks.memory import run
 from reweighting.records.dataset import load_data
 from reweighting.reward_model import RewardModel
 from reweighting.selection import __main__ as selection
@@ -127,7 +128,7 @@ def test_the_largest_batches_are_sought_by_tokens_and_by_pixels(mixed, dataset, 
 )
 def test_estimated_memory_is_the_measured_peak(mixed, tmp_path, texts, flags):
     folder = texts_of(mixed, tmp_path) if texts else mixed
-    estimate, measured = estimated_and_measured(command(folder, tmp_path / "run", *flags), 4)
+    estimate, measured = in_a_process(run, command(folder, tmp_path / "run", *flags), 4)
     assert estimate == pytest.approx(measured, rel=0.15)
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import main as program
-from benchmarks.memory import estimated_and_measured
+from benchmarks.bilevel import in_a_process
+from benchmarks.memory import run
 from reweighting.bilevel import hypergradient
 from reweighting.records.dataset import load_data
 from reweighting.records.reader import RecordReader
@@ -235,5 +236,5 @@ def test_scores_of_the_saved_model_are_those_of_the_adapted_one(dataset, tmp_pat
     ids=["batch-1", "chains", "accumulated", "checkpointed", "adapters", "clipped", "darts"],
 )
 def test_estimated_memory_is_the_measured_peak(dataset, tmp_path, flags):
-    estimate, measured = estimated_and_measured(command(dataset, tmp_path / "run", *flags), 4)
+    estimate, measured = in_a_process(run, command(dataset, tmp_path / "run", *flags), 4)
     assert estimate == pytest.approx(measured, rel=0.15)
