@@ -66,24 +66,8 @@ def draw_weight_history(metrics: list[dict], path: Path) -> None:
     axes.margins(x=0.01)
     axes.set_xlabel("lower steps")
     axes.set_ylabel("domain weight")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    gap = (high - low) * LABEL_POINTS / (72 * 0.75 * height)  # axes take 3/4 of the figure
-    places = spread([final[name] for name in names], gap)
-    for name, place in zip(names, places, strict=True):
-        # A thin line leads from the end of the curve to a name that had to move.
-        axes.annotate(
-            name,
-            (1.0, final[name]),
-            xytext=(1.04, place),
-            xycoords=("axes fraction", "data"),
-            textcoords=("axes fraction", "data"),
-            color=looks[name][0],
-            fontsize=8,
-            va="center",
-            arrowprops={"arrowstyle": "-", "color": looks[name][0], "linewidth": 0.6},
-            annotation_clip=False,
-        )
+    ends = [(1.0, final[name]) for name in names]
+    name_points(axes, names, ends, [looks[name][0] for name in names], "axes fraction")
     save(figure, axes, path)
 
 
@@ -106,23 +90,45 @@ def draw_weights_against(domains: list[dict], path: Path) -> None:
     left.set_xlabel("mean train label of the domain")
     left.set_ylabel("learned weight")
     right.set_xlabel("train records of the domain")
-    low, high = left.get_ylim()
-    left.set_ylim(low, high)
-    places = spread(weights, (high - low) * LABEL_POINTS / (72 * 0.75 * height))
-    for number, (row, place) in enumerate(zip(known, places, strict=True)):
-        colour = PALETTE[number % len(PALETTE)]
-        right.annotate(
-            row["name"],
-            (row["records"], row["weight"]),
+    points = [(row["records"], row["weight"]) for row in known]
+    name_points(right, [row["name"] for row in known], points)
+    save(figure, left, path)
+
+
+def name_points(
+    axes: plt.Axes,
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    colours: Sequence[str] = (),
+    x_in: str = "data",
+) -> None:
+    """Write names to the right of the axes, each level with its point if there is room.
+
+    Thin lines lead from the points to the names.
+
+    Args:
+        points: x and y, by rising y.
+        colours: of the names; those of the palette in turn if not given.
+        x_in: coordinates of x, as matplotlib names them.
+    """
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    height = axes.bbox.height * 72 / axes.figure.dpi  # in points
+    places = spread([y for _, y in points], (high - low) * LABEL_POINTS / height)
+    for number, (name, point, place) in enumerate(zip(names, points, places, strict=True)):
+        colour = colours[number] if colours else PALETTE[number % len(PALETTE)]
+        axes.annotate(
+            name,
+            point,
             xytext=(1.04, place),
+            xycoords=(x_in, "data"),
             textcoords=("axes fraction", "data"),
             color=colour,
             fontsize=8,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5},
             annotation_clip=False,
         )
-    save(figure, left, path)
 
 
 def spread(values: list[float], gap: float) -> list[float]:

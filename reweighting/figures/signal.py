@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .drawing import BLUE, PALETTE, plt, save, spread
-
-NAME_POINTS = 9  # height of a domain's name
+from .drawing import BLUE, name_points, plt, save
 
 
 def draw_signal(moment: dict, path: Path) -> None:
@@ -26,22 +24,7 @@ def draw_signal(moment: dict, path: Path) -> None:
         errors = [domain[loss]["pull_error"] for domain in ordered]
         labels = [domain["mean_label"] for domain in ordered]
         axes.errorbar(labels, pulls, errors, fmt="o", color=BLUE, markersize=4, capsize=2)
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high)
-        places = spread(pulls, (high - low) * NAME_POINTS / (72 * 0.75 * height))
-        for number, (domain, place) in enumerate(zip(ordered, places, strict=True)):
-            colour = PALETTE[number % len(PALETTE)]
-            axes.annotate(
-                domain["domain"],
-                (domain["mean_label"], domain[loss]["pull"]),
-                xytext=(1.04, place),
-                textcoords=("axes fraction", "data"),
-                color=colour,
-                fontsize=8,
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4},
-                annotation_clip=False,
-            )
+        name_points(axes, [d["domain"] for d in ordered], list(zip(labels, pulls, strict=True)))
         explained = moment["losses"][loss]["r2_of_mean_label"]
         share = "" if explained is None else f", R² of the mean label {explained:.2f}"
         axes.set_title(f"{loss} loss{share}", fontsize=10)
