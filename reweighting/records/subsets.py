@@ -9,29 +9,24 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
 
 import numpy as np
 
-from .chains import chains_of
 from .clusters import cluster
-from .samples import TrainSample
 from .tables import TrainRecords
 
-AnySamples = TypeVar("AnySamples", list[TrainSample], TrainRecords)
 SMOOTHING = 0.05  # α of the balanced-information score
 
 
 def choose(
-    samples: AnySamples,
+    records: TrainRecords,
     rule: str,
     size: int | None,
     step_length: Sequence[float],
     seed: int,
     share: float | None = None,
     wrong_times: int = 1,
-) -> AnySamples:
+) -> TrainRecords:
     """The records that a rule keeps, in the order of the file.
 
     Args:
@@ -47,16 +42,16 @@ def choose(
             None then.
         wrong_times: how often a record counts whose steps went wrong, see :func:`repeated`.
     """
-    if rule != "all" and len(samples):
+    if rule != "all" and records:
         rng = random.Random(seed)
-        samples = taken(samples, sorted(_kept(samples, rule, size, step_length, rng, share)))
+        records = records.take(sorted(_kept(records, rule, size, step_length, rng, share)))
         if rule == "outcome":
-            samples = last_prompts(samples)
-    return taken(samples, repeated(samples, wrong_times)) if wrong_times > 1 else samples
+            records = records.last_prompts()
+    return records.take(repeated(records, wrong_times)) if wrong_times > 1 else records
 
 
 def _kept(
-    samples: Sequence[TrainSample],
+    records: TrainRecords,
     rule: str,
     size: int | None,
     step_length: Sequence[float],
@@ -65,35 +60,34 @@ def _kept(
 ) -> Iterable[int]:
     """Indices of the records that a rule keeps; there is at least one record."""
     if rule == "outcome":
-        lengths = facts_of(samples).characters()
-        return (max(chain, key=lengths.__getitem__) for chain in chains_of(samples))
+        lengths = records.characters()
+        return (max(chain, key=lengths.__getitem__) for chain in records.chains)
     if rule == "s1":
-        return s1_filter(samples, size, step_length, rng, share)
-    wanted = size if share is None else part(share, len(samples))
+        return s1_filter(records, size, step_length, rng, share)
+    wanted = size if share is None else part(share, len(records))
     if rule == "random":
-        return rng.sample(range(len(samples)), min(wanted, len(samples)))
+        return rng.sample(range(len(records)), min(wanted, len(records)))
     if rule == "car":
-        return clustered_and_ranked(samples, wanted, rng)
-    share = min(1.0, wanted / len(samples)) if share is None else share
+        return clustered_and_ranked(records, wanted, rng)
+    share = min(1.0, wanted / len(records)) if share is None else share
     if rule == "random_chains":
-        return best_chains(samples, share, lambda chain: rng.random())
-    facts = facts_of(samples)
-    return best_chains(samples, share, lambda chain: _information(facts, chain))
+        return best_chains(records, share, lambda chain: rng.random())
+    return best_chains(records, share, lambda chain: _information(records, chain))
 
 
 def best_chains(
-    samples: Sequence[TrainSample], share: float, score: Callable[[list[int]], float]
+    records: TrainRecords, share: float, score: Callable[[list[int]], float]
 ) -> set[int]:
     """Indices of the records of the chains of every domain with the highest score.
 
     As in the code of BIS (arXiv 2602.04145) every domain keeps the same share of its chains,
     rounded down, and at least one chain.
     """
-    chains, facts = chains_of(samples), facts_of(samples)
+    chains = records.chains
     by_domain: dict[str, list[int]] = defaultdict(list)  # numbers of chains
     scores = []
     for number, chain in enumerate(chains):
-        by_domain[facts.domain(chain[0])].append(number)
+        by_domain[records.domain(chain[0])].append(number)
         scores.append(score(chain))
     kept: set[int] = set()
     for numbers in by_domain.values():
@@ -114,13 +108,11 @@ def balanced_information(accuracies: Sequence[float]) -> float:
     return (p * (1 - p) + SMOOTHING) * mean
 
 
-def _information(facts: TrainRecords | _Facts, chain: list[int]) -> float:
-    return balanced_information([a for index in chain for a in facts.accuracies(index)])
+def _information(records: TrainRecords, chain: list[int]) -> float:
+    return balanced_information([a for index in chain for a in records.accuracies(index)])
 
 
-def clustered_and_ranked(
-    samples: Sequence[TrainSample], size: int, rng: random.Random
-) -> list[int]:
+def clustered_and_ranked(records: TrainRecords, size: int, rng: random.Random) -> list[int]:
     """Indices of the records of diverse and good questions (clustering and ranking).
 
     After CaR (arXiv 2402.18191), which joins the best of all by a quality score with the best of
@@ -130,29 +122,28 @@ def clustered_and_ranked(
     on instructions that experts have revised, which chains with labels do not have: the quality of
     a question is the mean :func:`balanced_information` of its chains.
     """
-    facts = facts_of(samples)
     chains: dict[tuple, list[list[int]]] = defaultdict(list)
     texts = {}
-    for chain in chains_of(samples):
-        first = samples[chain[0]]
+    for chain in records.chains:
+        first = records[chain[0]]
         chains[first.chain].append(chain)
         texts[first.chain] = first.prompts[0].question
     questions = list(chains.values())
-    quality = [sum(_information(facts, c) for c in own) / len(own) for own in questions]
+    quality = [sum(_information(records, c) for c in own) / len(own) for own in questions]
     labels = cluster(list(texts.values()), max(1, int((len(texts) / 2) ** 0.5)), rng)
     ranked = sorted(range(len(questions)), key=quality.__getitem__, reverse=True)
     first_of = {labels[question]: question for question in reversed(ranked)}  # the best of each
     order = sorted(ranked, key=lambda question: first_of[labels[question]] != question)
     kept: list[int] = []
     for question in order:
-        records = [index for chain in questions[question] for index in chain]
-        if not kept or len(kept) + len(records) <= size:
-            kept += records
+        indices = [index for chain in questions[question] for index in chain]
+        if not kept or len(kept) + len(indices) <= size:
+            kept += indices
     return kept
 
 
 def s1_filter(
-    samples: Sequence[TrainSample],
+    records: TrainRecords,
     size: int | None,
     step_length: Sequence[float],
     rng: random.Random,
@@ -166,12 +157,11 @@ def s1_filter(
     records, or to ``share`` of all that have it.
     """
     low, high = step_length
-    facts = facts_of(samples)
-    steps = facts.steps()
-    lengths = facts.characters() / steps
+    steps = records.steps()
+    lengths = records.characters() / steps
     groups: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index in np.flatnonzero((low <= lengths) & (lengths <= high)).tolist():
-        accuracies = facts.accuracies(index)
+        accuracies = records.accuracies(index)
         accuracy = sum(accuracies) / len(accuracies)
         kind = "fractional" if 0 < accuracy < 1 else str(round(accuracy))
         groups[int(steps[index])][kind].append(index)
@@ -197,56 +187,14 @@ def balanced(right: list[int], wrong: list[int], count: int) -> list[int]:
     return fewer[:from_fewer] + more[: count - from_fewer]
 
 
-def repeated(samples: Sequence[TrainSample], times: int) -> list[int]:
+def repeated(records: TrainRecords, times: int) -> list[int]:
     """Indices of all records, of those that went wrong ``times`` times (up-sampled negatives).
 
     Steps are seldom wrong by Monte-Carlo labels; Athena (arXiv 2506.09532) up-samples those that
     are. A record went wrong if one of its labels is 0: no continuation from there ended right.
     """
-    facts = facts_of(samples)
     return [
         index
-        for index in range(len(samples))
-        for _ in range(times if min(facts.accuracies(index)) == 0 else 1)
-    ]
-
-
-class _Facts:
-    """What rules ask of a list of samples, as :class:`~.tables.TrainRecords` answer it."""
-
-    def __init__(self, samples: Sequence[TrainSample]) -> None:
-        self.samples = samples
-
-    def domain(self, index: int) -> str:
-        return self.samples[index].domain
-
-    def accuracies(self, index: int) -> list[float]:
-        return self.samples[index].accuracies
-
-    def steps(self) -> np.ndarray:
-        return np.array([len(sample.prompts[-1].steps) for sample in self.samples])
-
-    def characters(self) -> np.ndarray:
-        return np.array([sum(map(len, sample.prompts[-1].steps)) for sample in self.samples])
-
-
-def facts_of(samples: Sequence[TrainSample]) -> TrainRecords | _Facts:
-    """What rules ask of samples, without building each sample of a table."""
-    return samples if isinstance(samples, TrainRecords) else _Facts(samples)
-
-
-def taken(samples: Sequence[TrainSample], indices: Sequence[int]) -> Any:
-    """These of the samples, in the order of ``indices``."""
-    if isinstance(samples, TrainRecords):
-        return samples.take(indices)
-    return [samples[index] for index in indices]
-
-
-def last_prompts(samples: Sequence[TrainSample]) -> Any:
-    """The samples with their last prompt and label only."""
-    if isinstance(samples, TrainRecords):
-        return samples.last_prompts()
-    return [
-        replace(sample, prompts=sample.prompts[-1:], accuracies=sample.accuracies[-1:])
-        for sample in samples
+        for index in range(len(records))
+        for _ in range(times if min(records.accuracies(index)) == 0 else 1)
     ]
