@@ -56,6 +56,8 @@ def read_score(body: bytes) -> tuple[float, int]:
         raise Unreadable("the answer holds no scores")
     if len(items) != 1 or not isinstance(items[0], dict) or items[0].get("index") != 0:
         raise Unreadable(f"the answer holds {len(items)} scores, not that of the one prompt")
+    if ("probs" in items[0]) == ("data" in items[0]):
+        raise Unreadable("the answer must hold either 'probs' or 'data'")
     values = items[0].get("probs", items[0].get("data"))
     if isinstance(values, list) and values and isinstance(values[-1], list):
         values = values[-1]  # of every token; the last one counts

@@ -87,17 +87,18 @@ def _write(arguments: argparse.Namespace) -> str:
 def _choices(arguments: argparse.Namespace, pictures: Any) -> dict[str, Any]:
     """The questions of all files of candidates."""
     from ..records.reader import RecordReader, load_candidates
-    from .choices import scored_pattern, set_of_choices
+    from .choices import check_scored, set_of_choices, settings_of
     from .page import shown
 
     given, questions = arguments.step_pattern, []
     for number, path in enumerate(arguments.candidates):
         folder = arguments.selection / path.stem
-        arguments.step_pattern = pattern = given or scored_pattern(folder)
+        arguments.step_pattern = pattern = given or settings_of(folder).get("step_pattern")
         reader = RecordReader.of(arguments, path)
         samples = load_candidates(reader)
         if note := reader.left_out():
             terminal.warning(note)
+        check_scored(folder, path, samples)
         for question in set_of_choices(folder, samples, pattern, pictures):
             questions.append({"set": number, **question})
     # The page chooses among the ways to choose that all files were scored with.

@@ -12,7 +12,7 @@ from ..records.answers.extraction import extract
 from ..records.samples import CandidatesSample
 from ..reward_model.aggregation import aggregate
 from ..reward_model.encoder import response_prompts
-from ..selection.identity import IDENTITY_FILE, SAMPLES_FILE
+from ..selection.identity import IDENTITY_FILE, SAMPLES_FILE, contents
 from ..selection.results import read_lines
 from ..system import terminal
 from ..system.files import FileError, complete_lines, read_json
@@ -21,8 +21,8 @@ from .page import Pictures, shown
 DIGITS = 4  # of scores, after the point
 
 
-def scored_pattern(folder: Path) -> str | None:
-    """The ``--step_pattern`` with which the results in ``folder`` were made.
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the results in ``folder`` belong to, see :mod:`..selection.identity`.
 
     Raises:
         FileError: ``folder`` holds no results of a selection.
@@ -31,7 +31,19 @@ def scored_pattern(folder: Path) -> str | None:
     if not known.is_file():
         raise FileError(f"{folder}: holds no results of a selection ({IDENTITY_FILE} is missing)")
     settings = read_json(known)
-    return settings.get("step_pattern") if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
+
+
+def check_scored(folder: Path, file: Path, samples: Sequence[CandidatesSample]) -> None:
+    """Make sure that the results in ``folder`` are of these candidates and images.
+
+    Raises:
+        FileError: they are of others.
+    """
+    settings = settings_of(folder)
+    for name, value in contents(file, samples).items():
+        if settings.get(name, value) != value:
+            raise FileError(f"{folder} holds the results of other {name} than those of {file}")
 
 
 def set_of_choices(
@@ -42,7 +54,7 @@ def set_of_choices(
     Args:
         folder: with the results.
         samples: the questions.
-        pattern: see :func:`scored_pattern`.
+        pattern: with which the results were made.
         pictures: get the images.
 
     Raises:

@@ -26,13 +26,8 @@ _PLACES = {
 }
 
 
-def identity(
-    arguments: argparse.Namespace,
-    path: Path,
-    samples: Sequence[CandidatesSample],
-    model_fingerprint: str,
-) -> dict:
-    """What must be the same for results to be continued: every weight, image and setting.
+def contents(path: Path, samples: Sequence[CandidatesSample]) -> dict[str, str]:
+    """What a file of candidates and its images hold, as hashes.
 
     Images are compared by size and by blocks spread over the file: compressed images that differ do
     so nearly everywhere. Thousands of images take well below a second.
@@ -48,18 +43,30 @@ def identity(
                 # What is not a file (a URL) is compared by its address.
                 known[image] = file_fingerprint(image) if os.path.isfile(image) else image
             images.update(f"{sample.record} {known[image]}\n".encode())
+    return {
+        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "images": images.hexdigest(),
+    }
+
+
+def identity(
+    arguments: argparse.Namespace,
+    path: Path,
+    samples: Sequence[CandidatesSample],
+    model_fingerprint: str,
+) -> dict:
+    """What must be the same for results to be continued: every weight, image and setting.
+
+    Args:
+        path: the file that ``samples`` come from.
+    """
     settings = {
         name: value for name, value in sorted(vars(arguments).items()) if name not in _PLACES
     }
     settings["device"] = arguments.device.split(":")[0]  # which of several GPUs does not matter
     if arguments.server is not None:
         settings = {name: value for name, value in settings.items() if name not in LOCAL_FLAGS}
-    found = {
-        "candidates": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "weights": model_fingerprint,
-        "images": images.hexdigest(),
-        **settings,
-    }
+    found = {**contents(path, samples), "weights": model_fingerprint, **settings}
     return json.loads(json.dumps(found, default=str))  # as it is read back
 
 

@@ -6,6 +6,7 @@ import base64
 import json
 import random
 import re
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -204,7 +205,12 @@ def test_results_of_something_else_are_refused(chosen, tmp_path, capsys):
     records[1]["candidates"].reverse()
     other.write_text(json.dumps(records))
     assert report.main(words_for(chosen, "--candidates", other)) == 2
-    assert "samples.jsonl: line 2 is damaged" in capsys.readouterr().err
+    assert "holds the results of other candidates than those of" in capsys.readouterr().err
+    elsewhere = shutil.copytree(chosen / "data", tmp_path / "data")
+    for image in elsewhere.rglob("*.png"):
+        Image.new("RGB", (60, 40)).save(image)
+    assert report.main(words_for(chosen, "--image_root", elsewhere)) == 2
+    assert "holds the results of other images than those of" in capsys.readouterr().err
     assert report.main(words_for(chosen, "--selection", tmp_path)) == 2
     assert "holds no results of a selection" in capsys.readouterr().err
     pattern = ["--step_pattern", "^Step [12]"]

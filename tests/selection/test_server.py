@@ -175,6 +175,7 @@ LIES = {
     "infinity": json.dumps({"data": [{**ITEM, "probs": [float("-inf")]}]}).encode(),
     "out of range": {"data": [{**ITEM, "probs": [2 * LARGEST]}]},
     "a text": {"data": [{**ITEM, "probs": ["0.5"]}]},
+    "two kinds of score": {"data": [{**ITEM, "data": [0.5]}]},
     "a truth": {"data": [{**ITEM, "probs": [True]}]},
 }
 
